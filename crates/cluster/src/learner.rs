@@ -1,0 +1,180 @@
+//! How a seed node that lost its history gets it back from the others.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::tally::Tally;
+use crate::{
+    Action, Answer, Ask, Attempt, Declined, Life, NodeName, Request, Response, Seeds, Slot, Voter,
+    WorkloadName,
+};
+
+/// What a wiped seed node was taught by a majority of the others: enough to stand by every vote of its that any
+/// proposer may have counted. For [`Acceptor::take_lesson`](crate::Acceptor::take_lesson).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lesson {
+    seeds: Seeds,
+    me: NodeName,
+    lives: Vec<(Life, Attempt)>,
+    slots: BTreeMap<WorkloadName, Slot>,
+}
+
+impl Lesson {
+    pub(crate) fn seeds(&self) -> &Seeds {
+        &self.seeds
+    }
+
+    pub(crate) fn me(&self) -> &NodeName {
+        &self.me
+    }
+
+    pub(crate) fn lives(&self) -> &[(Life, Attempt)] {
+        &self.lives
+    }
+
+    pub(crate) fn into_slots(self) -> BTreeMap<WorkloadName, Slot> {
+        self.slots
+    }
+}
+
+/// The pages that one teacher has given so far.
+#[derive(Clone, Debug, Default)]
+struct Pages {
+    life: Option<Life>,
+    after: Option<WorkloadName>,
+    slots: BTreeMap<WorkloadName, Slot>,
+    done: bool,
+}
+
+/// Asks all other seed nodes, page by page, until a majority of the seed nodes, without this one, has taught
+/// everything it knows. It never gives up: until it succeeds this node has no vote, which is safe.
+pub struct Learner {
+    seeds: Seeds,
+    me: NodeName,
+    attempt: Attempt,
+    life: Life,
+    pages: Vec<Pages>,
+    /// Whose pages are complete. Teaching is a vote like any other: that of a teacher which was itself wiped
+    /// meanwhile must not count beside one that knows.
+    taught: Tally<()>,
+    resend: Duration,
+    next_send: Duration,
+    /// No further life is left to begin.
+    exhausted: bool,
+}
+
+impl Learner {
+    /// `attempt` is [random](Attempt::random) and never used again; a request without an answer is repeated every
+    /// `resend`.
+    pub fn new(seeds: Seeds, me: NodeName, attempt: Attempt, now: Duration, resend: Duration) -> Self {
+        let pages = vec![Pages::default(); seeds.members().len()];
+        let taught = Tally::new(&seeds);
+        let life = Life(1);
+        Self { seeds, me, attempt, life, pages, taught, resend, next_send: now, exhausted: false }
+    }
+
+    /// What to send now.
+    pub fn poll(&mut self, now: Duration) -> Vec<Action> {
+        if now < self.next_send || self.exhausted {
+            return Vec::new();
+        }
+        self.next_send = now.saturating_add(self.resend);
+        let mut actions = Vec::new();
+        for (node, pages) in self.seeds.members().iter().zip(&self.pages) {
+            if *node != self.me && !pages.done {
+                actions.push(Action::Send { to: node.clone(), request: self.ask(pages) });
+            }
+        }
+        actions
+    }
+
+    fn ask(&self, pages: &Pages) -> Request {
+        Request {
+            cluster: self.seeds.cluster(),
+            seeds_version: self.seeds.version(),
+            attempt: self.attempt,
+            ask: Ask::Teach { life: self.life, after: pages.after.clone() },
+        }
+    }
+
+    /// Takes an answer from the node that the transport authenticated as `from`.
+    pub fn on_response(&mut self, from: &NodeName, response: &Response, now: Duration) {
+        if response.cluster != self.seeds.cluster() || response.attempt != self.attempt || *from == self.me {
+            return;
+        }
+        let Some(place) = self.seeds.place(from) else { return };
+        match &response.answer {
+            Answer::Taught { life, after, voter, slots, more } if *life == self.life => {
+                self.take_page(place, after, voter, slots, *more);
+                if *more {
+                    self.next_send = now;
+                }
+            }
+            Answer::LifeTaken { life } if *life >= self.life => match life.0.checked_add(1) {
+                Some(next) => {
+                    self.life = Life(next);
+                    self.forget();
+                    self.next_send = now;
+                }
+                None => self.exhausted = true,
+            },
+            // A teacher that was wiped has to start over, once it can teach.
+            Answer::Declined(Declined::Blank | Declined::Learning) => self.pages[place] = Pages::default(),
+            _ => {}
+        }
+    }
+
+    fn take_page(
+        &mut self,
+        place: usize,
+        after: &Option<WorkloadName>,
+        voter: &Voter,
+        slots: &[(WorkloadName, Slot)],
+        more: bool,
+    ) {
+        let pages = &mut self.pages[place];
+        if pages.life.is_some_and(|life| life != voter.life) {
+            *pages = Pages::default();
+        }
+        if pages.done || pages.after != *after {
+            return;
+        }
+        pages.life = Some(voter.life);
+        pages.slots.extend(slots.iter().cloned());
+        match slots.last() {
+            Some((last, _)) if more && pages.after.as_ref() < Some(last) => pages.after = Some(last.clone()),
+            // A teacher that says more follows but does not get on would be asked for ever.
+            _ if more => *pages = Pages::default(),
+            _ => {
+                pages.done = true;
+                self.taught.cast(place, voter.clone(), ());
+            }
+        }
+    }
+
+    fn forget(&mut self) {
+        self.pages.fill(Pages::default());
+        self.taught = Tally::new(&self.seeds);
+    }
+
+    /// Everything, once a majority without this node has taught it.
+    pub fn lesson(&self) -> Option<Lesson> {
+        let teachers: Vec<usize> = self.taught.counted().map(|(place, ..)| place).collect();
+        if teachers.len() < self.seeds.majority() {
+            return None;
+        }
+        let mut slots = BTreeMap::<WorkloadName, Slot>::new();
+        for (workload, slot) in teachers.iter().flat_map(|place| &self.pages[*place].slots) {
+            let known = slots.entry(workload.clone()).or_default();
+            known.promised = known.promised.max(slot.promised);
+            let ballot = |slot: &Slot| slot.accepted.as_ref().map(|accepted| accepted.ballot);
+            if ballot(known) < ballot(slot) {
+                known.accepted = slot.accepted.clone();
+            }
+        }
+        // Who began the others' lives matters only to those who taught them.
+        let mut lives: Vec<_> = self.taught.lives().into_iter().map(|life| (life, Attempt(0))).collect();
+        lives[self.seeds.place(&self.me)?] = (self.life, self.attempt);
+        Some(Lesson { seeds: self.seeds.clone(), me: self.me.clone(), lives, slots })
+    }
+}
