@@ -96,7 +96,7 @@ pub struct Reader {
     ciphertext: Box<[u8]>,
     start: usize,
     end: usize,
-    wait: Wait,
+    deadline: Option<Instant>,
     spin: Duration,
 }
 
@@ -113,14 +113,6 @@ struct Shared {
     peer: Arc<str>,
     peer_address: SocketAddr,
     shut_down: AtomicBool,
-}
-
-/// How long to wait for bytes.
-#[derive(Clone, Copy, Debug)]
-enum Wait {
-    /// For this long at every receive; `None` is for ever. The socket knows it already (`SO_RCVTIMEO`).
-    Each(Option<Duration>),
-    Until(Instant),
 }
 
 impl Connection {
@@ -152,7 +144,7 @@ impl Connection {
                 ciphertext: vec![0; RECEIVE_BUFFER].into_boxed_slice(),
                 start: 0,
                 end: 0,
-                wait: Wait::Each(None),
+                deadline: None,
                 spin: Duration::ZERO,
             },
         })
@@ -386,17 +378,14 @@ impl Reader {
 
     /// How long each receive waits for the first byte; `None` (as at the start) is for ever.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.shared.socket.set_read_timeout(timeout)?;
-        self.wait = Wait::Each(timeout);
-        Ok(())
+        self.deadline = None;
+        self.shared.socket.set_read_timeout(timeout)
     }
 
     /// Until when receives wait, all together; `None` is for ever. Replaces the timeout.
     pub fn set_deadline(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        match deadline {
-            Some(deadline) => self.wait = Wait::Until(deadline),
-            None => self.set_timeout(None)?,
-        }
+        self.set_timeout(None)?;
+        self.deadline = deadline;
         Ok(())
     }
 
@@ -477,7 +466,7 @@ impl Reader {
 
     fn wait_for_bytes(&mut self) -> Result<usize, ReceiveError> {
         loop {
-            if let Wait::Until(deadline) = self.wait {
+            if let Some(deadline) = self.deadline {
                 let left = remaining(deadline).ok_or_else(|| self.timed_out())?;
                 self.shared.socket.set_read_timeout(Some(left)).map_err(|source| self.io_error(source))?;
             }
@@ -552,3 +541,6 @@ impl ByteSink for Vec<u8> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
