@@ -1,0 +1,153 @@
+//! Looks functions and structures up in the kernel's type information (BTF).
+//!
+//! A call of a kernel function is encoded with the function's BTF id, which differs from kernel build to kernel
+//! build, so it is looked up when the program is assembled. Format: Documentation/bpf/btf.rst.
+
+use std::fs;
+use std::io;
+
+/// Where the running kernel publishes its types (needs CONFIG_DEBUG_INFO_BTF).
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+const MAGIC: u16 = 0xeb9f;
+
+// BTF_KIND_*, include/uapi/linux/btf.h.
+const KIND_STRUCT: u32 = 4;
+const KIND_FUNC: u32 = 12;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BtfError {
+    #[error("could not read the kernel's type information from {VMLINUX} (needs CONFIG_DEBUG_INFO_BTF)")]
+    Read(#[source] io::Error),
+    #[error("the kernel's type information in {VMLINUX} is malformed at byte {offset}")]
+    Malformed { offset: usize },
+    #[error("the kernel's type information uses kind {kind}, which is newer than this program")]
+    UnknownKind { kind: u32 },
+}
+
+/// The types of the running kernel.
+#[derive(Debug)]
+pub struct Btf {
+    bytes: Vec<u8>,
+    types: std::ops::Range<usize>,
+    strings: std::ops::Range<usize>,
+}
+
+/// What a program needs to know of the kernel; found in one pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// The id by which a kernel function is called.
+    pub function: Option<u32>,
+    /// The size of a structure that it takes.
+    pub structure_size: Option<u32>,
+}
+
+impl Btf {
+    pub fn of_running_kernel() -> Result<Self, BtfError> {
+        Self::parse(fs::read(VMLINUX).map_err(BtfError::Read)?)
+    }
+
+    fn parse(bytes: Vec<u8>) -> Result<Self, BtfError> {
+        // struct btf_header: magic, version, flags, hdr_len, type_off, type_len, str_off, str_len.
+        let magic = bytes.get(..2).ok_or(BtfError::Malformed { offset: 0 })?;
+        if u16::from_ne_bytes([magic[0], magic[1]]) != MAGIC {
+            return Err(BtfError::Malformed { offset: 0 });
+        }
+        let header = u64::from(word(&bytes, 4)?);
+        let section = |offset_at: usize| -> Result<std::ops::Range<usize>, BtfError> {
+            let start = header + u64::from(word(&bytes, offset_at)?);
+            let end = start + u64::from(word(&bytes, offset_at + 4)?);
+            if end > bytes.len() as u64 {
+                return Err(BtfError::Malformed { offset: offset_at });
+            }
+            Ok(start as usize..end as usize)
+        };
+        let (types, strings) = (section(8)?, section(16)?);
+        Ok(Self { bytes, types, strings })
+    }
+
+    /// Looks up the function and the structure with these names.
+    pub fn find(&self, function: &str, structure: &str) -> Result<Found, BtfError> {
+        let mut found = Found { function: None, structure_size: None };
+        let mut at = self.types.start;
+        let mut id = 0;
+        while at < self.types.end {
+            id += 1; // Id 0 is `void` and has no record.
+            // struct btf_type: name_off, info (vlen in bits 0-15, kind in bits 24-28), size or type.
+            let name = word(&self.bytes, at)? as usize;
+            let info = word(&self.bytes, at + 4)?;
+            let size = word(&self.bytes, at + 8)?;
+            let (kind, members) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
+            if kind == KIND_FUNC && self.is_named(name, function) {
+                found.function = Some(id);
+            } else if kind == KIND_STRUCT && self.is_named(name, structure) {
+                found.structure_size = Some(size);
+            }
+            at += 12 + trailing_bytes(kind, members)?;
+        }
+        Ok(found)
+    }
+
+    fn is_named(&self, offset: usize, name: &str) -> bool {
+        let strings = &self.bytes[self.strings.clone()];
+        strings
+            .get(offset..)
+            .and_then(|rest| rest.strip_prefix(name.as_bytes()))
+            .is_some_and(|rest| rest.first() == Some(&0))
+    }
+}
+
+fn word(bytes: &[u8], offset: usize) -> Result<u32, BtfError> {
+    let word = bytes.get(offset..).and_then(|rest| rest.first_chunk::<4>());
+    word.map(|word| u32::from_ne_bytes(*word)).ok_or(BtfError::Malformed { offset })
+}
+
+/// How many bytes follow the common part of a type record (Documentation/bpf/btf.rst, "Type Encoding").
+fn trailing_bytes(kind: u32, members: usize) -> Result<usize, BtfError> {
+    Ok(match kind {
+        1 => 4,                    // INT
+        2 | 7..=12 | 16 | 18 => 0, // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT, TYPE_TAG
+        3 => 12,                   // ARRAY
+        4 | 5 => 12 * members,     // STRUCT, UNION
+        6 | 13 => 8 * members,     // ENUM, FUNC_PROTO
+        14 | 17 => 4,              // VAR, DECL_TAG
+        15 | 19 => 12 * members,   // DATASEC, ENUM64
+        kind => return Err(BtfError::UnknownKind { kind }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn finds_what_every_kernel_with_btf_has() {
+        let btf = Btf::of_running_kernel().expect("read");
+        let found = btf.find("tcp_v4_rcv", "list_head").expect("find");
+        assert!(found.function.is_some());
+        assert_eq!(found.structure_size, Some(16));
+    }
+
+    #[test]
+    fn finds_no_prefix_of_a_name() {
+        let btf = Btf::of_running_kernel().expect("read");
+        let found = btf.find("tcp_v4_rc", "list_hea").expect("find");
+        assert_eq!(found, Found { function: None, structure_size: None });
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_on_garbage(mut bytes in proptest::collection::vec(any::<u8>(), 0..256), sound_header: bool) {
+            if sound_header && bytes.len() >= 24 {
+                let body = (bytes.len() - 24) as u32;
+                bytes[..2].copy_from_slice(&MAGIC.to_ne_bytes());
+                for (index, value) in [24, 0, body / 2, body / 2, body - body / 2].into_iter().enumerate() {
+                    bytes[4 + 4 * index..8 + 4 * index].copy_from_slice(&value.to_ne_bytes());
+                }
+            }
+            if let Ok(btf) = Btf::parse(bytes) {
+                let _ = btf.find("a", "b");
+            }
+        }
+    }
+}
