@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, recv};
 
+use crate::portions::{Portions, total};
+
 /// How much plaintext is encrypted under one hold of the lock, and given to the kernel in one call: four full TLS records.
 /// Larger sends are cut into such portions, so that the other end decrypts one while this end encrypts the next.
 pub(crate) const PORTION: usize = 64 * 1024;
@@ -268,12 +270,12 @@ impl Writer {
         Ok(())
     }
 
-    fn encrypt(&mut self, portion: &[IoSlice<'_>]) -> Result<(), SendError> {
-        let mut left: usize = portion.iter().map(|part| part.len()).sum();
+    fn encrypt(&mut self, portion: &[&[u8]]) -> Result<(), SendError> {
+        let slices: Vec<_> = portion.iter().map(|part| IoSlice::new(part)).collect();
         let shared = Arc::clone(&self.shared);
         let Some(mut tls) = shared.lock() else { return Err(self.encrypt_error(half_panicked())) };
-        let taken = tls.writer().write_vectored(portion).map_err(|source| self.encrypt_error(source))?;
-        left -= taken;
+        let taken = tls.writer().write_vectored(&slices).map_err(|source| self.encrypt_error(source))?;
+        let left = total(portion) - taken;
         if left != 0 {
             // Unbounded buffering is set at the handshake, so the TLS state has run out of sequence numbers.
             let source =
@@ -327,7 +329,7 @@ impl Writer {
 impl ByteSink for Writer {
     fn send(&mut self, parts: &[&[u8]]) -> Result<(), SendError> {
         self.check_usable()?;
-        let mut portions = Portions { parts, offset: 0 };
+        let mut portions = Portions::new(parts);
         while let Some(portion) = portions.next(PORTION) {
             if let Err(error) = self.encrypt(&portion).and_then(|()| self.flush()) {
                 self.failed = true;
@@ -335,34 +337,6 @@ impl ByteSink for Writer {
             }
         }
         Ok(())
-    }
-}
-
-/// Walks over slices in portions of bounded size, without copying.
-struct Portions<'a> {
-    parts: &'a [&'a [u8]],
-    /// How much of `parts[0]` has been handed out.
-    offset: usize,
-}
-
-impl<'a> Portions<'a> {
-    fn next(&mut self, limit: usize) -> Option<Vec<IoSlice<'a>>> {
-        let mut portion = Vec::with_capacity(self.parts.len().min(64));
-        let mut room = limit;
-        while let Some((first, rest)) = self.parts.split_first() {
-            let part = &first[self.offset..];
-            let taken = part.len().min(room);
-            if taken > 0 {
-                portion.push(IoSlice::new(&part[..taken]));
-                room -= taken;
-            }
-            if taken < part.len() {
-                self.offset += taken;
-                break;
-            }
-            (self.parts, self.offset) = (rest, 0);
-        }
-        (!portion.is_empty()).then_some(portion)
     }
 }
 

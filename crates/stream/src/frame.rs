@@ -22,6 +22,7 @@ use std::fmt;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 use crate::connection::{ByteSink, ByteSource, PORTION, ReceiveError, SendError};
+use crate::portions::total;
 use crate::wire::Fields;
 
 /// The longest payload. Larger data are sent as several frames; a receiver never allocates more than this for one.
@@ -372,10 +373,6 @@ impl<R: ByteSource> FrameReader<R> {
     fn corrupt(&self, what: &'static str) -> FrameError {
         FrameError::Corrupt { sequence: self.sequence, what }
     }
-}
-
-fn total(parts: &[&[u8]]) -> usize {
-    parts.iter().map(|part| part.len()).sum()
 }
 
 fn check_of(header: &[u8; HEADER_LENGTH], end: End) -> [u8; HASHED - CHECKED] {

@@ -25,6 +25,7 @@ pub mod epoch_reader;
 pub mod epoch_writer;
 pub mod frame;
 pub mod hello;
+mod portions;
 pub mod rpc;
 pub mod tls;
 mod tls_refusal;
@@ -33,4 +34,4 @@ mod wire;
 #[cfg(test)]
 mod testing;
 
-//pub use compression::Compression;
+pub use compression::Compression;

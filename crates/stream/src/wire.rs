@@ -3,13 +3,7 @@
 /// Bytes being taken apart from the front; `None` when they do not suffice.
 pub(crate) struct Fields<'a>(pub &'a [u8]);
 
-impl<'a> Fields<'a> {
-    pub fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
+impl Fields<'_> {
     pub fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (taken, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;

@@ -50,22 +50,6 @@ fn bytes_arrive_in_order_however_they_are_cut() {
 }
 
 #[test]
-fn portions_cover_everything_once() {
-    let parts: Vec<Vec<u8>> = [0, 1, 7, 0, 64, 3, 200].map(|length| pattern(length, length)).to_vec();
-    let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-    for limit in 1..300 {
-        let mut portions = Portions { parts: &slices, offset: 0 };
-        let mut joined = Vec::new();
-        while let Some(portion) = portions.next(limit) {
-            let length: usize = portion.iter().map(|part| part.len()).sum();
-            assert!((1..=limit).contains(&length));
-            portion.iter().for_each(|part| joined.extend_from_slice(part));
-        }
-        assert_eq!(joined, parts.concat());
-    }
-}
-
-#[test]
 fn both_directions_saturated_do_not_wait_for_each_other() {
     const ROUNDS: usize = 300;
     let [a, b] = patient_pair();
