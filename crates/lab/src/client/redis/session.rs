@@ -20,6 +20,8 @@ struct Text {
     known: u64,
     /// The last one sent: what lies between was not acknowledged and may be there or not.
     sent: u64,
+    /// The last one sent has not been asked for since.
+    unread: bool,
 }
 
 /// A key that is only incremented.
@@ -84,7 +86,7 @@ impl Session {
         let text = |key: usize| {
             // The last one is the large one.
             let length = if key == TEXTS { load.large_bytes } else { 24 + 16 * key };
-            Text { name: format!("lab:{id}:text:{key}"), length, known: 0, sent: 0 }
+            Text { name: format!("lab:{id}:text:{key}"), length, known: 0, sent: 0, unread: false }
         };
         let counter = |key| Counter { name: format!("lab:{id}:counter:{key}"), known: 0, unsure: 0 };
         Session {
@@ -122,8 +124,9 @@ impl Session {
     fn ask_small(&mut self, out: &mut Vec<u8>) {
         let key = self.choices.below(TEXTS as u64) as usize;
         match self.choices.below(10) {
-            0..4 => self.set(key, out),
-            4..8 => self.get(key, out),
+            // Never over one that was not read: a lost write would be lost from view as well.
+            0..5 if !self.texts[key].unread => self.set(key, out),
+            0..8 => self.get(key, out),
             _ => {
                 let counter = key % COUNTERS;
                 resp::command(out, &[b"INCR", self.counters[counter].name.as_bytes()]);
@@ -135,6 +138,7 @@ impl Session {
     fn set(&mut self, key: usize, out: &mut Vec<u8>) {
         let text = &mut self.texts[key];
         text.sent += 1;
+        text.unread = true;
         let number = text.sent;
         let value = value(self.id, key, number, text.length);
         resp::command(out, &[b"SET", text.name.as_bytes(), &value]);
@@ -142,7 +146,8 @@ impl Session {
     }
 
     fn get(&mut self, key: usize, out: &mut Vec<u8>) {
-        let text = &self.texts[key];
+        let text = &mut self.texts[key];
+        text.unread = false;
         resp::command(out, &[b"GET", text.name.as_bytes()]);
         self.awaited.push_back(Awaited::Get { key, sent: text.sent });
     }
@@ -161,8 +166,10 @@ impl Session {
     /// The connection is gone: what was asked and not answered may have happened or not.
     pub(crate) fn dropped(&mut self) {
         for awaited in self.awaited.drain(..) {
-            if let Awaited::Increment { counter } = awaited {
-                self.counters[counter].unsure += 1;
+            match awaited {
+                Awaited::Increment { counter } => self.counters[counter].unsure += 1,
+                Awaited::Set { key, .. } | Awaited::Get { key, .. } => self.texts[key].unread = true,
+                Awaited::ReadCounter { .. } => {}
             }
         }
     }
@@ -329,6 +336,21 @@ mod tests {
             let reply = if found == 0 { Reply::Nil } else { bulk(found, 0, &session) };
             assert_eq!(matches!(get(&mut session, 0, reply), Verdict::Right { .. }), right, "found {found}");
         }
+    }
+
+    #[test]
+    fn every_write_is_read_before_the_next_one_to_its_key() {
+        let mut session = session();
+        (0..2000).for_each(|_| session.ask(&mut Vec::new()));
+        let mut unread = [false; TEXTS + 1];
+        for awaited in &session.awaited {
+            match *awaited {
+                Awaited::Set { key, .. } => assert!(!std::mem::replace(&mut unread[key], true)),
+                Awaited::Get { key, .. } => unread[key] = false,
+                _ => {}
+            }
+        }
+        assert!(session.texts.iter().all(|text| text.sent > 5) && session.awaited.len() > 2000);
     }
 
     #[test]
