@@ -1,0 +1,5 @@
+//! The kernel's interfaces, each behind safe and typed functions. Nothing above this module has `unsafe`.
+
+pub mod netlink;
+pub mod tap;
+pub mod thread;
