@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use program::{Missing, supported};
 pub use restore::{Answer, RestoreError, Restorer, Restoring};
-pub use segment::{FourTuple, Path};
+pub use segment::{FourTuple, Path, TapFrame};
 pub use tracker::{Bounds, Refused, RequestTracker, Snapshot, Verdict, Why};
 
 /// A connection that a client has opened to the workload and the workload has not accepted.
@@ -29,6 +29,8 @@ pub struct PendingConnection {
     pub server_isn: u32,
     pub client_mss: u16,
     pub server_mss: u16,
+    /// The window that the SYN-ACK offered, which is never scaled.
+    pub server_window: u16,
     /// If agreed.
     pub window_scale: Option<WindowScale>,
     pub sack: bool,

@@ -1,21 +1,22 @@
 //! Rebuilds connections that have no descriptor, on the backup.
 //!
-//! 1. [`Restorer::load`], when the backup is set up: it takes milliseconds, which a failover does not have.
+//! 1. [`Restorer::attach`], when the backup is set up: it takes tens of milliseconds, which a failover does not have.
 //! 2. [`Restorer::restore`], once the listeners are restored and before any frame is let in.
 //! 3. [`Restoring::frames_to_inject`] into the workload's TAP, in order; then [`Restoring::settle`].
 //! 4. Once the address has been taken over: [`Restoring::frames_to_send`] outward; every incoming frame shown to
 //!    [`Restoring::observe_in`] first, and [`Restoring::tick`] when [`Restoring::next_tick`] says, until
 //!    [`Restoring::is_done`]. Only clients that had not answered their SYN-ACK are waited for.
+//! 5. [`Restoring::finish`], when there is time for it: detaching takes milliseconds too.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::sys::bpf::{BpfError, Classifier, IngressLink};
+use crate::sys::bpf::{BpfError, IngressLink};
 
 use super::program::{self, Missing, RequestMap, SYN_COOKIES};
-use super::segment::{Build, Direction, FourTuple, Segment, least_mss};
+use super::segment::{Build, Direction, FourTuple, Segment, TapFrame, least_mss};
 use super::{PendingConnection, Progress, Timestamps};
 
 /// The kernel's own schedule for repeating a SYN-ACK: after 1 s (`TCP_TIMEOUT_INIT`, include/net/tcp.h), doubling,
@@ -24,6 +25,11 @@ const FIRST_REPEAT: Duration = Duration::from_secs(1);
 const REPEATS: u32 = 5;
 /// What timestamps take of a segment: 10 bytes and two of padding (RFC 7323, appendix A).
 const TIMESTAMPS_LENGTH: u16 = 12;
+/// How much data is injected at a time, if the first window is at least four times that. The workload's kernel charges
+/// the receive buffer for whole allocations, so that data which once came in large frames (segmentation offload)
+/// would not fit again in frames of the MTU: 114,600 bytes were acknowledged, and 94,120 of them fitted.
+/// Against that, a frame that exceeds the window is refused.
+const LARGE_SEGMENT: usize = 16 * 1024;
 /// A client that is further than this from where the log saw it is not the same (RFC 7323, 2.3: the largest window).
 const MAX_WINDOW: u32 = 1 << 30;
 
@@ -39,46 +45,45 @@ pub enum RestoreError {
     #[error("the connection from {0} cannot be rebuilt: its addresses are of two families")]
     Inconsistent(FourTuple),
     #[error(transparent)]
+    Missing(#[from] Missing),
+    #[error(transparent)]
     Bpf(#[from] BpfError),
 }
 
-/// A loaded program and its empty map.
+/// The program at the workload's interface, and its empty map.
 #[derive(Debug)]
 pub struct Restorer {
     map: RequestMap,
-    program: Classifier,
+    /// Keeps the program attached.
+    link: IngressLink,
 }
 
 impl Restorer {
-    /// Loads the program for at most `max_connections`.
-    pub fn load(max_connections: u32) -> Result<Self, Missing> {
+    /// Loads the program for at most `max_connections`, and attaches it to interface `ifindex` of the network namespace
+    /// *of the calling thread*. Until connections are restored it lets every frame pass.
+    pub fn attach(ifindex: u32, max_connections: u32) -> Result<Self, RestoreError> {
+        // The file shows the namespace of the thread that opens it.
+        let syn_cookies = fs::read_to_string(SYN_COOKIES).map_err(RestoreError::ReadSynCookies)?;
+        if syn_cookies.trim() == "0" {
+            return Err(RestoreError::SynCookiesOff);
+        }
         let (map, program) = program::load(max_connections)?;
-        Ok(Self { map, program })
+        // The kernel waits for a grace period of RCU here (tcx_entry_sync, include/net/tcx.h), and when it detaches.
+        let link = program.attach_ingress(ifindex)?;
+        Ok(Self { map, link })
     }
 
-    /// Makes the network namespace *of the calling thread* ready to take these connections in at its interface
-    /// `ifindex`. `connections` are in the order of a [`super::Snapshot`].
-    pub fn restore(
-        self,
-        ifindex: u32,
-        now: Instant,
-        connections: &[PendingConnection],
-    ) -> Result<Restoring, RestoreError> {
+    /// Makes the workload's kernel ready to take these connections in, which are in the order of a [`super::Snapshot`].
+    /// From now on nothing of them reaches a listener but what the log says.
+    pub fn restore(self, now: Instant, connections: &[PendingConnection]) -> Result<Restoring, RestoreError> {
         let mut restoring = Restoring {
             map: self.map,
-            link: None,
+            _link: self.link,
             inject: Vec::new(),
             send: Vec::new(),
             completed: Vec::new(),
             waiting: HashMap::new(),
         };
-        if connections.is_empty() {
-            return Ok(restoring);
-        }
-        let syn_cookies = fs::read_to_string(SYN_COOKIES).map_err(RestoreError::ReadSynCookies)?;
-        if syn_cookies.trim() == "0" {
-            return Err(RestoreError::SynCookiesOff);
-        }
         for connection in connections {
             restoring.map.insert(&program::key(&connection.tuple), &program::value(connection))?;
             match connection.progress {
@@ -90,7 +95,6 @@ impl Restorer {
                 Progress::SynReceived => restoring.wait_for(Waiting::new(connection, now)),
             }
         }
-        restoring.link = Some(self.program.attach_ingress(ifindex)?);
         Ok(restoring)
     }
 }
@@ -98,18 +102,18 @@ impl Restorer {
 /// What to do with an incoming frame, beside giving it to the workload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// Give this frame to the workload first.
-    pub inject_before: Option<Vec<u8>>,
-    /// Send this frame out.
+    /// Give this frame to the workload's TAP first.
+    pub inject_before: Option<TapFrame>,
+    /// Send this Ethernet frame out; its checksums are complete.
     pub send: Option<Vec<u8>>,
 }
 
-/// A restore in progress. Dropping it detaches the program.
+/// A restore in progress.
 #[derive(Debug)]
 pub struct Restoring {
     map: RequestMap,
-    link: Option<IngressLink>,
-    inject: Vec<Vec<u8>>,
+    _link: IngressLink,
+    inject: Vec<TapFrame>,
     send: Vec<Vec<u8>>,
     completed: Vec<Waiting>,
     waiting: HashMap<FourTuple, Waiting>,
@@ -128,12 +132,12 @@ struct Waiting {
 impl Restoring {
     /// What the workload's interface must receive, in this order: of each connection whose handshake was complete its
     /// last segment, the data that followed, and one more ACK by which the program sees that all arrived.
-    /// Ethernet frames with complete checksums, none larger than the MTU.
-    pub fn frames_to_inject(&self) -> &[Vec<u8>] {
+    pub fn frames_to_inject(&self) -> &[TapFrame] {
         &self.inject
     }
 
-    /// The SYN-ACKs to send again, to clients that had not answered. Settling adds to them.
+    /// The SYN-ACKs to send again, to clients that had not answered: Ethernet frames with complete checksums.
+    /// Settling adds to them.
     pub fn frames_to_send(&self) -> &[Vec<u8>] {
         &self.send
     }
@@ -159,8 +163,6 @@ impl Restoring {
                 self.wait_for(waiting);
             }
         }
-        self.inject = Vec::new();
-        self.detach_if_done();
         Ok(lost)
     }
 
@@ -183,7 +185,6 @@ impl Restoring {
             if ahead == 0 {
                 self.waiting.remove(&tuple);
                 self.map.remove(&program::key(&tuple))?;
-                self.detach_if_done();
             }
         } else if tcp.syn() && !tcp.ack() {
             answer.send = if tcp.sequence_number() == connection.client_isn {
@@ -191,7 +192,7 @@ impl Restoring {
             } else {
                 // The client has begun anew. As the kernel does with a request that a SYN does not fit: a client that
                 // means it answers this with a reset, which frees the way (RFC 5961, 4.2).
-                frame_of(connection, Direction::ToClient, 0, &[], false)
+                frame_of(connection, Direction::ToClient, 0, &[], false).map(|frame| frame.ethernet)
             };
         } else if acknowledges && !waiting.answered && ahead <= MAX_WINDOW {
             waiting.answered = true;
@@ -229,7 +230,6 @@ impl Restoring {
         for tuple in ended {
             self.waiting.remove(&tuple);
         }
-        self.detach_if_done();
         Ok(due)
     }
 
@@ -238,23 +238,17 @@ impl Restoring {
         self.waiting.values().map(|waiting| waiting.repeat_at).min()
     }
 
-    /// Whether nothing is waited for: the program is detached and frames need not be shown any more.
+    /// Whether nothing is waited for: frames need not be shown any more, and it can be finished at leisure.
     pub fn is_done(&self) -> bool {
         self.completed.is_empty() && self.waiting.is_empty()
     }
 
-    /// Ends the restore; a client that has not answered by now will be answered with a reset.
+    /// Detaches the program, as dropping does. A client that has not answered by now will be answered with a reset.
     pub fn finish(self) {}
 
     fn wait_for(&mut self, waiting: Waiting) {
         self.send.push(waiting.connection.syn_ack.clone());
         self.waiting.insert(waiting.connection.tuple, waiting);
-    }
-
-    fn detach_if_done(&mut self) {
-        if self.is_done() {
-            self.link = None;
-        }
     }
 }
 
@@ -265,13 +259,13 @@ impl Waiting {
 }
 
 /// Everything that a client whose handshake was complete has sent since, then an ACK.
-fn frames_of_client(connection: &PendingConnection) -> Option<Vec<Vec<u8>>> {
+fn frames_of_client(connection: &PendingConnection) -> Option<Vec<TapFrame>> {
     let to = Direction::ToWorkload;
     let mut frames = vec![frame_of(connection, to, 0, &[], false)?];
-    let mss = connection.server_mss.max(least_mss(connection.tuple.server));
-    let mss = mss - if connection.timestamps.is_some() { TIMESTAMPS_LENGTH } else { 0 };
+    let size =
+        usize::from(connection.server_window / 4).min(LARGE_SEGMENT).max(segment_size(connection).into());
     let mut offset = 0;
-    for data in connection.data.chunks(mss.into()) {
+    for data in connection.data.chunks(size) {
         frames.push(frame_of(connection, to, offset, data, false)?);
         offset += data.len() as u32;
     }
@@ -290,7 +284,7 @@ fn frame_of(
     offset: u32,
     payload: &[u8],
     fin: bool,
-) -> Option<Vec<u8>> {
+) -> Option<TapFrame> {
     let (client, server) = (connection.client_next(), connection.server_isn.wrapping_add(1));
     let (sequence, acknowledgment, window, timestamps) = match direction {
         Direction::ToWorkload => {
@@ -303,5 +297,13 @@ fn frame_of(
         Direction::ToClient => (server, client),
     });
     let (tuple, path) = (&connection.tuple, &connection.path);
-    Build { tuple, path, direction, sequence, acknowledgment, window, timestamps, fin, payload }.frame()
+    let segment_size = segment_size(connection);
+    Build { tuple, path, direction, sequence, acknowledgment, window, timestamps, fin, payload, segment_size }
+        .frame()
+}
+
+/// What a segment of the client holds.
+fn segment_size(connection: &PendingConnection) -> u16 {
+    let mss = connection.server_mss.max(least_mss(connection.tuple.server));
+    mss - if connection.timestamps.is_some() { TIMESTAMPS_LENGTH } else { 0 }
 }

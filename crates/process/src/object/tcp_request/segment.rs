@@ -173,6 +173,26 @@ impl<'a> Segment<'a> {
 /// Where a TCP header has its checksum (RFC 9293, 3.1).
 const TCP_CHECKSUM_AT: usize = 16;
 
+/// A frame as a TAP with `IFF_VNET_HDR` takes it in one write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TapFrame {
+    /// `struct virtio_net_hdr`, include/uapi/linux/virtio_net.h; all zeros for a frame that needs nothing done.
+    pub virtio_net_hdr: [u8; 10],
+    pub ethernet: Vec<u8>,
+}
+
+impl TapFrame {
+    /// The frame with its header in front.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [&self.virtio_net_hdr[..], &self.ethernet].concat()
+    }
+}
+
+// VIRTIO_NET_HDR_*, include/uapi/linux/virtio_net.h.
+const NEEDS_CSUM: u8 = 1;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+
 /// Which way a built frame goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
@@ -191,14 +211,14 @@ pub(super) struct Build<'a> {
     pub window: u16,
     pub timestamps: Option<(u32, u32)>,
     pub fin: bool,
-    /// At most a segment's worth: the caller cuts data by the MSS, which is a `u16`.
     pub payload: &'a [u8],
+    /// A longer payload than this makes one frame that stands for several segments of this size.
+    pub segment_size: u16,
 }
 
 impl Build<'_> {
-    /// An Ethernet frame with complete checksums. `None` if the two addresses are not of one family, or the payload
-    /// does not fit an IP packet.
-    pub fn frame(&self) -> Option<Vec<u8>> {
+    /// `None` if the two addresses are not of one family, or the payload does not fit an IP packet.
+    pub fn frame(&self) -> Option<TapFrame> {
         let FourTuple { client, client_port, server, server_port } = *self.tuple;
         let (source, destination, source_port, destination_port, source_mac, destination_mac) =
             match self.direction {
@@ -220,10 +240,7 @@ impl Build<'_> {
         }
         let tcp_header = tcp.to_bytes();
         let length = tcp_header.len() + self.payload.len();
-        let checksum = pseudo_header(source, destination, length)
-            .add_slice(&tcp_header)
-            .add_slice(self.payload)
-            .ones_complement();
+        let pseudo_header = pseudo_header(source, destination, length);
 
         let (ether_type, ip_header) = self.ip_header(source, destination, length)?;
         let ethernet = Ethernet2Header { source: source_mac, destination: destination_mac, ether_type };
@@ -232,10 +249,26 @@ impl Build<'_> {
         frame.extend_from_slice(&ip_header);
         let tcp_at = frame.len();
         frame.extend_from_slice(&tcp_header);
+        let payload_at = frame.len();
         frame.extend_from_slice(self.payload);
-        frame[tcp_at + TCP_CHECKSUM_AT..tcp_at + TCP_CHECKSUM_AT + 2]
-            .copy_from_slice(&checksum.to_ne_bytes());
-        Some(frame)
+
+        let mut virtio_net_hdr = [0; 10];
+        let checksum = if self.payload.len() > usize::from(self.segment_size) {
+            // flags, gso_type, hdr_len, gso_size, csum_start, csum_offset; in this machine's byte order, as a TAP has
+            // it unless told otherwise (TUNSETVNETLE).
+            virtio_net_hdr[0] = NEEDS_CSUM;
+            virtio_net_hdr[1] = if source.is_ipv4() { GSO_TCPV4 } else { GSO_TCPV6 };
+            let fields = [payload_at as u16, self.segment_size, tcp_at as u16, TCP_CHECKSUM_AT as u16];
+            for (bytes, field) in virtio_net_hdr[2..].chunks_exact_mut(2).zip(fields) {
+                bytes.copy_from_slice(&field.to_ne_bytes());
+            }
+            !pseudo_header.ones_complement()
+        } else {
+            pseudo_header.add_slice(&frame[tcp_at..]).ones_complement()
+        };
+        let checksum_at = tcp_at + TCP_CHECKSUM_AT;
+        frame[checksum_at..checksum_at + 2].copy_from_slice(&checksum.to_ne_bytes());
+        Some(TapFrame { virtio_net_hdr, ethernet: frame })
     }
 
     fn ip_header(&self, source: IpAddr, destination: IpAddr, length: usize) -> Option<(EtherType, Vec<u8>)> {
@@ -320,14 +353,15 @@ mod tests {
         #[test]
         fn what_is_built_is_read_back(
             v6: bool, sequence: u32, acknowledgment: u32, window: u16, fin: bool, inward: bool,
-            timestamps: Option<(u32, u32)>, payload in proptest::collection::vec(any::<u8>(), 0..1460),
+            timestamps: Option<(u32, u32)>, payload in proptest::collection::vec(any::<u8>(), 0..1460), segment_size in 500..1500_u16,
         ) {
             let tuple = tuple(v6);
             let direction = if inward { Direction::ToWorkload } else { Direction::ToClient };
             let build = Build {
                 tuple: &tuple, path: &PATH, direction, sequence, acknowledgment, window, timestamps, fin, payload: &payload,
+                segment_size,
             };
-            let frame = build.frame().expect("build");
+            let frame = build.frame().expect("build").ethernet;
             let segment = Segment::parse(&frame).expect("parse");
             prop_assert!(segment.is_intact());
             prop_assert_eq!(if inward { segment.tuple_inward() } else { segment.tuple_outward() }, tuple);
@@ -347,9 +381,9 @@ mod tests {
             let tuple = tuple(false);
             let build = Build {
                 tuple: &tuple, path: &PATH, direction: Direction::ToWorkload, sequence: 1, acknowledgment: 2, window: 3,
-                timestamps: None, fin: false, payload: &[0x5a; 32],
+                timestamps: None, fin: false, payload: &[0x5a; 32], segment_size: 1460,
             };
-            let mut frame = build.frame().expect("build");
+            let mut frame = build.frame().expect("build").ethernet;
             let payload_at = frame.len() - 32;
             frame[payload_at + bit / 8] ^= 1 << (bit % 8);
             prop_assert!(!Segment::parse(&frame).expect("parse").is_intact());
@@ -360,9 +394,9 @@ mod tests {
             let tuple = tuple(v6);
             let build = Build {
                 tuple: &tuple, path: &PATH, direction: Direction::ToClient, sequence: 1, acknowledgment: 2, window: 3,
-                timestamps: None, fin: false, payload: &payload,
+                timestamps: None, fin: false, payload: &payload, segment_size: 1460,
             };
-            let complete = build.frame().expect("build");
+            let complete = build.frame().expect("build").ethernet;
             let mut partial = complete.clone();
             let tcp_at = complete.len() - payload.len() - 20;
             // Computed here the long way round, as the kernel does it: the folded sum, not complemented.

@@ -155,7 +155,7 @@ impl RequestTracker {
         if !segment.is_intact() {
             return Verdict::Pass;
         }
-        if opens { self.syn(now, tuple, &segment) } else { self.from_client(now, tuple, &segment) }
+        if opens { self.syn(now, tuple, &segment) } else { self.segment_of_client(now, tuple, &segment) }
     }
 
     /// A frame that the workload's kernel has sent. It must be shown here before it is released.
@@ -255,7 +255,7 @@ impl RequestTracker {
         Verdict::Pass
     }
 
-    fn from_client(&mut self, now: Instant, tuple: FourTuple, segment: &Segment<'_>) -> Verdict {
+    fn segment_of_client(&mut self, now: Instant, tuple: FourTuple, segment: &Segment<'_>) -> Verdict {
         let Some(entry) = self.entries.get_mut(&tuple) else { return Verdict::Pass };
         let Some(answered) = &mut entry.answered else { return Verdict::Pass };
         let tcp = &segment.tcp;
@@ -378,6 +378,7 @@ impl Entry {
             server_isn,
             client_mss: self.syn.options.mss.unwrap_or(least_mss(tuple.client)),
             server_mss: options.mss.unwrap_or(least_mss(tuple.server)),
+            server_window: tcp.window_size(),
             window_scale: options
                 .window_scale
                 .map(|server| WindowScale { client: self.syn.options.window_scale.unwrap_or(0), server }),
