@@ -1,0 +1,224 @@
+//! The plug between real TCP stacks: what is held, what is let go, and what never leaves.
+
+mod support;
+
+use std::io::Read;
+use std::io::Write;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use outlive_net::{Event, Moment, Namespace, PlugConfig, PlugError, PumpConfig};
+use support::*;
+
+/// Frames that the client's interface received so far.
+fn heard(client: &Namespace) -> u64 {
+    let devices = client.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap()).unwrap();
+    let line = devices.lines().find(|line| line.trim_start().starts_with("eth0:")).unwrap();
+    line.split_whitespace().nth(2).unwrap().parse().unwrap()
+}
+
+/// A host and a client that hear nothing but each other: no chatter of IPv6.
+fn quiet_host() -> (Namespace, Namespace) {
+    let host = host();
+    host.enter(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap()).unwrap();
+    let client = client(&host);
+    (host, client)
+}
+
+#[test]
+fn r1_output_rule_a_client_hears_nothing_before_the_commit_and_everything_after() {
+    let (host, client) = quiet_host();
+    let workload = Workload::start_quiet(&host, plugged());
+    let (listener, address) = listen(&workload.namespace, workload_ip(false));
+    let before = heard(&client);
+    let connecting = connect(&client, address);
+
+    // The client's ARP question is answered by the kernel alone, and an acknowledgement lets the answer go.
+    workload.wait_for(Event::KernelWaiting);
+    assert_eq!(heard(&client), before);
+    workload.pump.heartbeat_ack(Moment::now()).unwrap();
+
+    // Its SYN is answered by a SYN-ACK, which says that the workload listens: that waits for a commit.
+    workload.wait_for(Event::PayloadWaiting);
+    let arp_only = heard(&client);
+    assert_eq!(arp_only, before + 1);
+    workload.pump.heartbeat_ack(Moment::now()).unwrap();
+    workload.cut(1);
+    assert_eq!(heard(&client), arp_only);
+    assert!(connecting.try_recv().is_err());
+    workload.pump.acknowledged(1, Moment::now()).unwrap();
+    let mut client_end = connecting.recv_timeout(PATIENCE).unwrap();
+    let (mut server_end, _) = listener.accept().unwrap();
+
+    // An answer to a request is held likewise, in its own epoch.
+    client_end.write_all(b"question").unwrap();
+    let mut question = [0; 8];
+    server_end.read_exact(&mut question).unwrap();
+    server_end.write_all(b"answer").unwrap();
+    workload.wait_for(Event::PayloadWaiting);
+    workload.pump.acknowledged(1, Moment::now()).unwrap();
+    client_end.set_nonblocking(true).unwrap();
+    assert!(client_end.read(&mut [0; 8]).is_err(), "epoch 1 ended before the answer");
+    client_end.set_nonblocking(false).unwrap();
+    workload.cut(2);
+    workload.pump.acknowledged(2, Moment::now()).unwrap();
+    let mut answer = [0; 6];
+    client_end.read_exact(&mut answer).unwrap();
+    assert_eq!((&question, &answer), (b"question", b"answer"));
+}
+
+#[test]
+fn r1_output_rule_streams_are_whole_in_both_directions_and_families() {
+    let host = host();
+    let client = client(&host);
+    let workload = Workload::start(&host, plugged());
+    let engine = Engine::start(workload.pump.clone(), workload.events, 1);
+    let data = pattern(8 << 20);
+    for v6 in [false, true] {
+        let (listener, address) = listen(&workload.namespace, workload_ip(v6));
+        let connecting = connect(&client, address);
+        let (server_end, _) = listener.accept().unwrap();
+        let client_end = connecting.recv_timeout(PATIENCE).unwrap();
+        server_end.set_read_timeout(Some(PATIENCE)).unwrap();
+        transfer(&client_end, &server_end, &data);
+        transfer(&server_end, &client_end, &data);
+    }
+    assert!(engine.stop() > 3, "both took epochs");
+    assert_eq!(workload.pump.stats().refused_frames, 0);
+}
+
+#[test]
+fn r2_one_voice_a_commit_read_too_late_lets_nothing_go() {
+    let (host, client) = quiet_host();
+    let workload = Workload::start_quiet(&host, plugged());
+    let (_listener, address) = listen(&workload.namespace, workload_ip(false));
+    let connecting = connect(&client, address);
+    workload.wait_for(Event::KernelWaiting);
+    let asked = Moment::now();
+    workload.pump.heartbeat_ack(asked).unwrap();
+    workload.wait_for(Event::PayloadWaiting);
+    workload.cut(1);
+
+    // The host stalls, and wakes to an acknowledgement of something that it asked long ago.
+    let sent = workload.pump.stats().sent_frames;
+    std::thread::sleep(PlugConfig::default().freshness + Duration::from_millis(1));
+    workload.pump.acknowledged(1, asked).unwrap();
+    assert_eq!(workload.pump.stats().sent_frames, sent);
+    assert!(workload.pump.stats().stale > 0);
+    // The next heartbeat that is answered lets it go.
+    workload.pump.heartbeat_ack(Moment::now()).unwrap();
+    connecting.recv_timeout(PATIENCE).unwrap();
+}
+
+#[test]
+fn r2_one_voice_silence_is_for_good() {
+    let (host, client) = quiet_host();
+    let workload = Workload::start_quiet(&host, exposed());
+    let (listener, address) = listen(&workload.namespace, workload_ip(false));
+    let mut client_end = connect(&client, address).recv_timeout(PATIENCE).unwrap();
+    let (mut server_end, _) = listener.accept().unwrap();
+    workload.pump.silence();
+    let before = heard(&client);
+    let sent = workload.pump.stats().sent_frames;
+    server_end.write_all(b"after").unwrap();
+    workload.pump.announce();
+    workload.pump.send_outer(&[0; 64]);
+    assert_eq!(workload.pump.expose(99), Err(PlugError::Silenced));
+    assert_eq!(workload.pump.cut(1), Err(PlugError::Silenced));
+    client_end.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    assert!(client_end.read(&mut [0; 8]).is_err());
+    assert_eq!(workload.pump.stats().sent_frames, sent);
+    assert_eq!(heard(&client), before);
+}
+
+#[test]
+fn exposed_and_plugged_again_a_stream_goes_on() {
+    let host = host();
+    let client = client(&host);
+    let workload = Workload::start(&host, exposed());
+    let (listener, address) = listen(&workload.namespace, workload_ip(true));
+    let client_end = connect(&client, address).recv_timeout(PATIENCE).unwrap();
+    let (server_end, _) = listener.accept().unwrap();
+    let data = pattern(1 << 20);
+    transfer(&server_end, &client_end, &data);
+    assert_eq!(workload.pump.stats().held_frames, 0);
+
+    workload.pump.plug().unwrap();
+    let engine = Engine::start(workload.pump.clone(), workload.events, 1);
+    transfer(&server_end, &client_end, &data);
+    transfer(&client_end, &server_end, &data);
+    engine.stop();
+
+    // The backup dies with output held; the next generation lets it go.
+    (&server_end).write_all(&data).unwrap();
+    assert!(workload.pump.expose(1).is_err());
+    workload.pump.expose(2).unwrap();
+    let mut received = vec![0; data.len()];
+    (&client_end).read_exact(&mut received).unwrap();
+    assert!(received == data);
+}
+
+#[test]
+fn input_is_closed_and_opened_again_without_loss() {
+    let host = host();
+    let client = client(&host);
+    let workload = Workload::start(&host, exposed());
+    let (listener, address) = listen(&workload.namespace, workload_ip(false));
+    let mut client_end = connect(&client, address).recv_timeout(PATIENCE).unwrap();
+    let (mut server_end, _) = listener.accept().unwrap();
+
+    workload.pump.plug().unwrap();
+    let closed = workload.pump.close_input();
+    let second = workload.pump.close_input();
+    client_end.write_all(b"while closed").unwrap();
+    // The backup hears of it meanwhile, as of something that the next epoch will receive.
+    let deadline = Moment::now() + PATIENCE;
+    let told = |workload: &Workload| {
+        let frames = workload.sink.frames.lock().unwrap();
+        frames.iter().find(|(_, frame)| frame.ends_with(b"while closed")).map(|(epoch, _)| *epoch)
+    };
+    while told(&workload).is_none() {
+        assert!(Moment::now() < deadline);
+        std::thread::yield_now();
+    }
+    assert_eq!(told(&workload), Some(2));
+    server_end.set_nonblocking(true).unwrap();
+    assert!(server_end.read(&mut [0; 64]).is_err());
+    workload.pump.cut(1).unwrap();
+    drop(closed);
+    assert!(server_end.read(&mut [0; 64]).is_err(), "one still holds it closed");
+    drop(second);
+    let mut received = [0; 64];
+    let length = server_end.read(&mut received).unwrap();
+    assert_eq!(&received[..length], b"while closed", "delivered when the guard is gone");
+}
+
+#[test]
+fn a_flood_of_datagrams_raises_pressure_and_loses_none() {
+    let (host, _client) = quiet_host();
+    let mut config = PumpConfig::new(quiet_network(), plugged());
+    config.plug.max_frames = 4000;
+    let workload = Workload::start_with(&host, config);
+    let socket = workload.namespace.enter(|| UdpSocket::bind((workload_ip(false), 0)).unwrap()).unwrap();
+    // A multicast group needs no neighbour to be resolved, so that every datagram is a frame at once.
+    for number in 0..6000u32 {
+        socket.send_to(&number.to_be_bytes(), "224.0.0.251:9").unwrap();
+    }
+    workload.wait_for(Event::PressureHigh);
+    let deadline = Moment::now() + PATIENCE;
+    while workload.pump.stats().held_frames < 4000 {
+        assert!(Moment::now() < deadline);
+        std::thread::yield_now();
+    }
+    assert_eq!(workload.pump.stats().held_frames, 4000, "the rest waits in the device");
+    workload.cut(1);
+    workload.pump.acknowledged(1, Moment::now()).unwrap();
+    workload.wait_for(Event::PressureLow);
+    while workload.pump.stats().held_frames < 2000 {
+        assert!(Moment::now() < deadline);
+        std::thread::yield_now();
+    }
+    workload.cut(2);
+    workload.pump.acknowledged(2, Moment::now()).unwrap();
+    assert_eq!(workload.pump.stats().sent_frames, 6000);
+}
