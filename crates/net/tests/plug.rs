@@ -7,44 +7,29 @@ use std::io::Write;
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use outlive_net::{Event, Moment, Namespace, PlugConfig, PlugError, PumpConfig};
+use outlive_net::{Event, Moment, PlugConfig, PlugError, PumpConfig};
 use support::*;
-
-/// Frames that the client's interface received so far.
-fn heard(client: &Namespace) -> u64 {
-    let devices = client.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap()).unwrap();
-    let line = devices.lines().find(|line| line.trim_start().starts_with("eth0:")).unwrap();
-    line.split_whitespace().nth(2).unwrap().parse().unwrap()
-}
-
-/// A host and a client that hear nothing but each other: no chatter of IPv6.
-fn quiet_host() -> (Namespace, Namespace) {
-    let host = host();
-    host.enter(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap()).unwrap();
-    let client = client(&host);
-    (host, client)
-}
 
 #[test]
 fn r1_output_rule_a_client_hears_nothing_before_the_commit_and_everything_after() {
-    let (host, client) = quiet_host();
+    let host = host();
+    let client = client(&host);
     let workload = Workload::start_quiet(&host, plugged());
     let (listener, address) = listen(&workload.namespace, workload_ip(false));
-    let before = heard(&client);
+    let mut ear = Ear::open(&client);
     let connecting = connect(&client, address);
 
     // The client's ARP question is answered by the kernel alone, and an acknowledgement lets the answer go.
     workload.wait_for(Event::KernelWaiting);
-    assert_eq!(heard(&client), before);
+    assert_eq!(ear.heard(), 0);
     workload.pump.heartbeat_ack(Moment::now()).unwrap();
 
     // Its SYN is answered by a SYN-ACK, which says that the workload listens: that waits for a commit.
     workload.wait_for(Event::PayloadWaiting);
-    let arp_only = heard(&client);
-    assert_eq!(arp_only, before + 1);
+    assert_eq!(ear.heard(), 1);
     workload.pump.heartbeat_ack(Moment::now()).unwrap();
     workload.cut(1);
-    assert_eq!(heard(&client), arp_only);
+    assert_eq!(ear.heard(), 1);
     assert!(connecting.try_recv().is_err());
     workload.pump.acknowledged(1, Moment::now()).unwrap();
     let mut client_end = connecting.recv_timeout(PATIENCE).unwrap();
@@ -89,7 +74,8 @@ fn r1_output_rule_streams_are_whole_in_both_directions_and_families() {
 
 #[test]
 fn r2_one_voice_a_commit_read_too_late_lets_nothing_go() {
-    let (host, client) = quiet_host();
+    let host = host();
+    let client = client(&host);
     let workload = Workload::start_quiet(&host, plugged());
     let (_listener, address) = listen(&workload.namespace, workload_ip(false));
     let connecting = connect(&client, address);
@@ -112,13 +98,14 @@ fn r2_one_voice_a_commit_read_too_late_lets_nothing_go() {
 
 #[test]
 fn r2_one_voice_silence_is_for_good() {
-    let (host, client) = quiet_host();
+    let host = host();
+    let client = client(&host);
     let workload = Workload::start_quiet(&host, exposed());
     let (listener, address) = listen(&workload.namespace, workload_ip(false));
     let mut client_end = connect(&client, address).recv_timeout(PATIENCE).unwrap();
     let (mut server_end, _) = listener.accept().unwrap();
     workload.pump.silence();
-    let before = heard(&client);
+    let mut ear = Ear::open(&client);
     let sent = workload.pump.stats().sent_frames;
     server_end.write_all(b"after").unwrap();
     workload.pump.announce();
@@ -128,7 +115,7 @@ fn r2_one_voice_silence_is_for_good() {
     client_end.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     assert!(client_end.read(&mut [0; 8]).is_err());
     assert_eq!(workload.pump.stats().sent_frames, sent);
-    assert_eq!(heard(&client), before);
+    assert_eq!(ear.heard(), 0);
 }
 
 #[test]
@@ -195,7 +182,7 @@ fn input_is_closed_and_opened_again_without_loss() {
 
 #[test]
 fn a_flood_of_datagrams_raises_pressure_and_loses_none() {
-    let (host, _client) = quiet_host();
+    let host = host();
     let mut config = PumpConfig::new(quiet_network(), plugged());
     config.plug.max_frames = 4000;
     let workload = Workload::start_with(&host, config);

@@ -4,7 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use outlive_net::{
     Event, InputClosed, InputSink, Moment, Namespace, NetworkConfig, Port, Pump, PumpConfig, Voice,
 };
@@ -40,13 +41,14 @@ pub fn quiet_network() -> NetworkConfig {
 }
 
 /// Runs iproute2 inside a namespace.
-pub fn ip(namespace: &Namespace, arguments: &str) {
+pub fn ip(namespace: &Namespace, arguments: &str) -> String {
     let output = namespace
         .enter(|| {
             Command::new("ip").args(arguments.split_whitespace()).output().expect("iproute2 is installed")
         })
         .unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// A host with a bridge that is up.
@@ -67,6 +69,15 @@ pub fn cable(a: &Namespace, a_name: &str, b: &Namespace, b_name: &str) {
         }
         ip(namespace, &format!("link set {name} up"));
     }
+    // A veth is up for the kernel only when its link watch has run, which it does once a second
+    // (`linkwatch_schedule_work`, net/core/link_watch.c); until then a bridge forwards nothing through it.
+    for (namespace, name) in [(a, a_name), (b, b_name)] {
+        let deadline = Moment::now() + PATIENCE;
+        while !ip(namespace, &format!("-o link show {name}")).contains("state UP") {
+            assert!(Moment::now() < deadline, "the cable never comes up");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 /// A client on the bridge of `host`.
@@ -77,6 +88,29 @@ pub fn client(host: &Namespace) -> Namespace {
         ip(&client, &format!("address add {address} dev eth0"));
     }
     client
+}
+
+/// Hears every frame that comes to a client's interface.
+pub struct Ear {
+    socket: OwnedFd,
+    heard: usize,
+}
+
+impl Ear {
+    pub fn open(client: &Namespace) -> Ear {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let open = || socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll).unwrap();
+        Ear { socket: client.enter(open).unwrap(), heard: 0 }
+    }
+
+    /// How many frames of the workload were heard so far.
+    pub fn heard(&mut self) -> usize {
+        let mut frame = [0; 2048];
+        while let Ok(length) = nix::unistd::read(&self.socket, &mut frame) {
+            self.heard += usize::from(length >= 14 && frame[6..12] == network().mac.0);
+        }
+        self.heard
+    }
 }
 
 /// What the backup was sent.
