@@ -1,1 +1,62 @@
-fn main() {}
+//! What a person or a machine does with this repository: set up, demonstrate, test, measure, keep tidy.
+
+mod bench;
+mod demo;
+mod failover;
+mod setup;
+mod test;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, demonstrate, test and measure outlive")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing and build the release binary
+    Setup,
+    /// Kill the machine under a running service, again and again, and count what its clients notice
+    Demo(demo::Arguments),
+    /// Everything that must hold before a change lands
+    Test,
+    /// Measure, and write the figures to BENCHMARKS.md
+    Bench {
+        #[command(subcommand)]
+        what: bench::What,
+    },
+    /// Check what the compiler does not: boundaries of crates, panics, unsafe, sizes, decisions
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Setup => setup::run().map(|()| true),
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test => test::run().map(|()| true),
+        Task::Bench { what } => bench::run(&what),
+        Task::Tidy => tidy::run().map(|()| true),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the repository.
+fn root() -> Result<PathBuf> {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    Ok(here.parent().context("xtask has no parent folder")?.to_owned())
+}

@@ -18,6 +18,7 @@
 mod bpf;
 mod cgroup;
 pub mod client;
+pub mod cluster;
 mod error;
 mod faults;
 mod host;

@@ -1,0 +1,140 @@
+//! `cargo xtask demo`: what protection is worth, for someone to watch.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+
+use crate::failover::{self, Outcome, Plan};
+use crate::setup;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// How many times the machine under the service is killed
+    #[arg(long, default_value_t = 3)]
+    kills: usize,
+    /// How many connections write and read meanwhile
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    clients: u32,
+    /// The service
+    #[arg(long, value_enum, default_value_t = Workload::Redis)]
+    workload: Workload,
+    /// How much data it holds, such as 64M or 1G
+    #[arg(long, default_value = "64M", value_parser = parse_size)]
+    resident: u64,
+    /// Print the outcome as JSON, as the last line of standard output
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Workload {
+    Redis,
+}
+
+/// True if every kill happened and no client noticed more than a stall.
+pub fn run(arguments: &Arguments) -> Result<bool> {
+    let Workload::Redis = arguments.workload;
+    setup::prepare()?;
+    let program = setup::build_release()?;
+    let begun = Instant::now();
+    let say = |line: &str| eprintln!("[{:7.3}] {line}", begun.elapsed().as_secs_f64());
+    let plan = Plan {
+        program,
+        kills: arguments.kills,
+        clients: arguments.clients as usize,
+        resident: arguments.resident,
+    };
+    let outcome = failover::run(&plan, &say)?;
+    // With `--json` standard output is for the JSON alone.
+    if arguments.json {
+        eprint!("{}", table(&outcome));
+        println!("{}", serde_json::to_string(&outcome)?);
+    } else {
+        print!("{}", table(&outcome));
+    }
+    for finding in outcome.findings.iter().take(10) {
+        eprintln!("  {finding}");
+    }
+    Ok(outcome.is_good())
+}
+
+fn table(outcome: &Outcome) -> String {
+    let (stall, phases) = (&outcome.stall_ms, &outcome.failover_ms);
+    let rows = [
+        ("kills", outcome.kills.to_string()),
+        ("connections", outcome.connections.to_string()),
+        ("connections dropped", outcome.connections_dropped.to_string()),
+        ("acknowledged writes", outcome.acked_writes.to_string()),
+        ("acknowledged writes lost", outcome.acked_writes_lost.to_string()),
+        ("wrong replies", outcome.wrong_replies.to_string()),
+        ("stall (p50 / p99 / max)", format!("{} / {} / {} ms", stall.p50, stall.p99, stall.max)),
+        (
+            "failover (detect + arbitrate + activate)",
+            format!("{} + {} + {} ms", phases.detect, phases.arbitrate, phases.activate),
+        ),
+        ("protected again after", format!("{} ms", outcome.reprotect_ms)),
+    ];
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    let lines = rows.iter().map(|(name, value)| format!("  {name:<width$}  {value}\n"));
+    let verdict = if outcome.is_good() { "the service outlived its machine" } else { "NOT as it should be" };
+    format!("\n{}\n  {verdict}\n", lines.collect::<String>())
+}
+
+/// A number of bytes, with K, M or G for powers of 1024.
+pub fn parse_size(text: &str) -> Result<u64> {
+    let trimmed = text.trim_end_matches("iB").trim_end_matches('B');
+    let (digits, shift) = match trimmed.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&trimmed[..at], 10),
+        Some((at, 'm' | 'M')) => (&trimmed[..at], 20),
+        Some((at, 'g' | 'G')) => (&trimmed[..at], 30),
+        _ => (trimmed, 0),
+    };
+    match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift)) {
+        Some(bytes) => Ok(bytes),
+        None => bail!("`{text}` is not a size; write 4096, 64K, 512M or 1G"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_and_without_units() {
+        let sizes = [("4096", 4096), ("64K", 64 << 10), ("512MiB", 512 << 20), ("1G", 1 << 30), ("0", 0)];
+        for (text, bytes) in sizes {
+            assert_eq!(parse_size(text).unwrap(), bytes);
+        }
+        for text in ["", "G", "1T", "-1", "1.5G", "99999999999G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_json_has_the_agreed_fields() {
+        let outcome = Outcome { kills: 1, planned: 1, acked_writes: 3, ..Outcome::default() };
+        assert!(outcome.is_good());
+        assert!(!Outcome { planned: 2, kills: 1, acked_writes: 3, ..Outcome::default() }.is_good());
+        assert!(!Outcome { wrong_replies: 1, ..outcome }.is_good());
+        let outcome = Outcome { findings: vec!["x".to_owned()], ..Outcome::default() };
+        let json = serde_json::to_value(&outcome).unwrap();
+        let fields: Vec<&String> = json.as_object().unwrap().keys().collect();
+        assert_eq!(
+            fields,
+            [
+                "acked_writes",
+                "acked_writes_lost",
+                "connections",
+                "connections_dropped",
+                "failover_ms",
+                "kills",
+                "reprotect_ms",
+                "stall_ms",
+                "wrong_replies"
+            ]
+        );
+        assert_eq!(json["stall_ms"].to_string(), r#"{"max":0,"p50":0,"p99":0}"#);
+        assert_eq!(json["failover_ms"].to_string(), r#"{"activate":0.0,"arbitrate":0.0,"detect":0.0}"#);
+    }
+}

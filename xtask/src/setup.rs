@@ -1,0 +1,98 @@
+//! What the demo, the tests and the benchmarks need, installed if it is missing, and the release binary.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::root;
+
+/// Programs, and the Debian packages that have them.
+const NEEDED: [(&str, &str); 4] =
+    [("ip", "iproute2"), ("redis-server", "redis-server"), ("redis-benchmark", "redis-tools"), ("cc", "gcc")];
+
+pub fn run() -> Result<()> {
+    prepare()?;
+    let binary = build_release()?;
+    eprintln!("setup: ready, {}", binary.display());
+    Ok(())
+}
+
+/// Everything but the build.
+pub fn prepare() -> Result<()> {
+    require_root()?;
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(program, _)| !on_path(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !on_path("apt-get") {
+        bail!("install {} with your system's package manager; there is no apt-get here", missing.join(", "));
+    }
+    eprintln!("setup: installing {}", missing.join(", "));
+    let apt = |words: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(words).env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null());
+        succeed(&mut command)
+    };
+    apt(&["update"])?;
+    let mut install = vec!["install", "--yes", "--no-install-recommends"];
+    install.extend(&missing);
+    apt(&install)
+}
+
+/// Builds the release binary of `outlive` and returns where it is.
+pub fn build_release() -> Result<PathBuf> {
+    require_root()?;
+    let output = Command::new(cargo())
+        .args(["build", "--release", "--package", "outlive", "--message-format", "json-render-diagnostics"])
+        .current_dir(root()?)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("the release build of outlive failed");
+    }
+    // One JSON object a line; that of the binary names its executable.
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "outlive")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo built no executable named outlive")
+}
+
+pub fn cargo() -> String {
+    env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+}
+
+/// Runs a command whose output goes to ours; its failure is ours.
+pub fn succeed(command: &mut Command) -> Result<()> {
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let line = words.join(" ");
+    let status = command.status().with_context(|| format!("cannot run `{line}`"))?;
+    if !status.success() {
+        bail!("`{line}` ended with {status}");
+    }
+    Ok(())
+}
+
+fn require_root() -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    // The owner of this process' entry in /proc is its effective user (proc(5)).
+    let uid = std::fs::metadata("/proc/self").context("cannot read /proc/self")?.uid();
+    if uid != 0 {
+        bail!("hosts made of namespaces need root, and this is uid {uid}: run it with sudo");
+    }
+    Ok(())
+}
+
+fn on_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let sbin = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path).chain(sbin).any(|folder| Path::new(&folder).join(program).is_file())
+}
