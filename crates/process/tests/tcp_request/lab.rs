@@ -17,7 +17,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use outlive_process::object::tcp_request::{
-    Bounds, RequestTracker, Restorer, Restoring, Snapshot, TapFrame, Verdict,
+    Bounds, FourTuple, Frames, RequestTracker, Restorer, Restoring, Snapshot, TapFrame, Verdict,
 };
 
 /// When a test that waits for something gives up: far beyond any retransmission timer involved.
@@ -82,9 +82,30 @@ impl Host {
                 "link set lo up\nlink set eth0 address 02:00:00:00:00:{number:02x}\n\
                  addr add 10.77.0.{number}/24 dev eth0\naddr add fd77::{number}/64 dev eth0 nodad\nlink set eth0 up\n"
             ));
+            wait_for_local_route(&format!("fd7700000000000000000000000000{number:02x}"));
             tap
         });
         Self { namespace, tap: Arc::new(tap) }
+    }
+}
+
+/// An IPv6 address is usable some time after it was set (a work queue finishes it, addrconf_dad_work): until it has its
+/// local route, frames for it are discarded.
+fn wait_for_local_route(address: &str) {
+    const RTF_LOCAL: u32 = 0x8000_0000;
+    let since = Instant::now();
+    loop {
+        let routes = std::fs::read_to_string("/proc/thread-self/net/ipv6_route").expect("routes");
+        let is_local = |route: &str| {
+            let fields: Vec<_> = route.split_whitespace().collect();
+            let flags = u32::from_str_radix(fields[8], 16).expect("flags");
+            fields[0] == address && flags & RTF_LOCAL != 0
+        };
+        if routes.lines().any(is_local) {
+            return;
+        }
+        assert!(since.elapsed() < HANG, "no local route to {address} in {routes}");
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -220,11 +241,8 @@ impl WireState {
                 continue;
             }
             if let Some(restoring) = &mut self.restoring {
-                let answer = restoring.observe_in(frame).expect("observe_in");
-                answer.inject_before.iter().for_each(|frame| inject(&workload, frame));
-                if let Some(frame) = &answer.send {
-                    self.send(frame);
-                }
+                let frames = restoring.observe_in(frame).expect("observe_in");
+                self.pass_on(&workload, &frames);
             }
             let _ = (&*workload).write(&buffer[..length]);
         }
@@ -236,10 +254,14 @@ impl WireState {
             }
         }
         if let Some(restoring) = &mut self.restoring {
-            for frame in restoring.tick(now).expect("tick") {
-                self.send(&frame);
-            }
+            let frames = restoring.tick(now).expect("tick");
+            self.pass_on(&workload, &frames);
         }
+    }
+
+    fn pass_on(&mut self, workload: &File, frames: &Frames) {
+        frames.inject.iter().for_each(|frame| inject(workload, frame));
+        frames.send.iter().for_each(|frame| self.send(frame));
     }
 
     /// A frame to the client that no kernel has sent.
@@ -315,7 +337,7 @@ pub struct Costs {
 /// A client, a workload that can die, and a listener in the workload.
 pub struct Scene {
     pub variation: Variation,
-    backlog: i32,
+    pub backlog: i32,
     bounds: Bounds,
     client: Host,
     workload: Option<Host>,
@@ -369,36 +391,40 @@ impl Scene {
         snapshot
     }
 
-    /// Another host takes over; says which connections were lost.
-    pub fn revive(&mut self, snapshot: &Snapshot) -> Vec<outlive_process::object::tcp_request::FourTuple> {
-        assert_eq!(snapshot.refused, []);
+    /// Another host takes over; says which complete connections it did not take in at once.
+    pub fn revive(&mut self, snapshot: &Snapshot) -> Vec<FourTuple> {
         self.boot(&[]);
+        self.take_over(snapshot)
+    }
+
+    /// The second half of [`Self::revive`].
+    pub fn take_over(&mut self, snapshot: &Snapshot) -> Vec<FourTuple> {
+        assert_eq!(snapshot.refused, []);
         let host = self.workload.as_ref().expect("booted");
         let start = Instant::now();
         let restorer = host.namespace.run(|| Restorer::attach(ifindex(), 1024)).expect("attach");
         self.costs.attach = start.elapsed();
 
+        let connections = snapshot.connections.clone();
         let start = Instant::now();
-        let mut restoring = restorer.restore(start, &snapshot.connections).expect("restore");
+        let (mut restoring, frames) = restorer.restore(start, connections).expect("restore");
         self.costs.restore = start.elapsed();
 
         let start = Instant::now();
-        self.costs.frames = restoring.frames_to_inject().len();
-        restoring.frames_to_inject().iter().for_each(|frame| inject(&host.tap, frame));
+        self.costs.frames = frames.inject.len();
+        frames.inject.iter().for_each(|frame| inject(&host.tap, frame));
         self.costs.inject = start.elapsed();
 
         let start = Instant::now();
-        let lost = restoring.settle(start).expect("settle");
+        let missing = restoring.settle().expect("settle");
         self.costs.settle = start.elapsed();
 
         let mut state = self.wire.lock();
-        for frame in restoring.frames_to_send().to_vec() {
-            state.send(&frame);
-        }
+        frames.send.iter().for_each(|frame| state.send(frame));
         state.tracker = RequestTracker::resume(self.bounds, start, &snapshot.connections);
         state.restoring = Some(restoring);
         state.workload = Some(Arc::clone(&host.tap));
-        lost
+        missing
     }
 
     /// Runs something in the workload's network namespace.
@@ -408,9 +434,16 @@ impl Scene {
 
     /// Begins to connect.
     pub fn connect(&self) -> Client {
+        self.connect_from(0)
+    }
+
+    /// Begins to connect from this port.
+    pub fn connect_from(&self, port: u16) -> Client {
         let server = SocketAddr::new(self.variation.server, PORT);
         let socket = self.client.namespace.run(move || {
             let socket = open_socket(server.ip(), SockFlag::SOCK_NONBLOCK);
+            let any: IpAddr = if server.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+            bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any, port))).expect("bind");
             let begun = connect(socket.as_raw_fd(), &SockaddrStorage::from(server));
             assert_eq!(begun, Err(nix::errno::Errno::EINPROGRESS));
             socket

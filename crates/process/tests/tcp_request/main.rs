@@ -335,6 +335,85 @@ fn more_than_the_accept_queue_takes() {
 }
 
 #[test]
+fn what_the_accept_queue_has_no_room_for_comes_later() {
+    let mut scene = Scene::new(&variations()[0]);
+    let mut clients: Vec<_> = (0..5)
+        .map(|number| {
+            let mut client = scene.connect();
+            client.wait_open();
+            client.stream.write_all(&[number; 3000]).expect("write");
+            client
+        })
+        .collect();
+    scene.wire.wait_for("the data", |snapshot| acknowledged(snapshot, 3000) && completed(snapshot, 5));
+    let snapshot = scene.kill();
+    // The new listener queues two.
+    scene.backlog = 1;
+    assert_eq!(scene.revive(&snapshot).len(), 3);
+    for _ in 0..5 {
+        let mut server = scene.accept();
+        let number = read_exactly(&mut server, 3000)[0];
+        assert_alive(&mut clients[usize::from(number)].stream, &mut server);
+    }
+}
+
+#[test]
+fn what_the_receive_buffer_has_no_room_for_comes_later() {
+    let mut scene = Scene::new(&variations()[0]);
+    let mut client = scene.connect();
+    client.wait_open();
+    let sent = pattern(11, 60_000);
+    client.stream.write_all(&sent).expect("write");
+    scene.wire.wait_for("the data", |snapshot| acknowledged(snapshot, 60_000));
+    let snapshot = scene.kill();
+    scene.boot(&[("ipv4/tcp_rmem", "4096 16384 16384")]);
+    assert_eq!(scene.take_over(&snapshot).len(), 1, "the small buffer took everything");
+    let mut server = scene.accept();
+    assert!(read_exactly(&mut server, sent.len()) == sent);
+    assert_alive(&mut client.stream, &mut server);
+}
+
+#[test]
+fn the_client_speaks_on_before_its_lost_data_comes_again() {
+    let mut scene = Scene::new(&variations()[0]);
+    scene.wire.filter(|way, tcp| way == Way::Out || tcp.syn());
+    let mut client = scene.connect();
+    client.wait_open();
+    let sent = pattern(7, 5000);
+    client.stream.write_all(&sent).expect("write");
+    let snapshot = scene.kill();
+    // What the client says to the repeated SYN-ACK is numbered past its data: the connection must come to be with the
+    // numbers of the handshake all the same, and wait for the data.
+    scene.wire.filter(|way, tcp| way == Way::Out || tcp.payload().is_empty());
+    assert_eq!(scene.revive(&snapshot), []);
+    let mut server = scene.accept();
+    scene.wire.filter(|_, _| true);
+    assert!(read_exactly(&mut server, sent.len()) == sent);
+    assert_alive(&mut client.stream, &mut server);
+}
+
+#[test]
+fn a_client_begins_anew_from_the_same_port() {
+    let mut scene = Scene::new(&variations()[0]);
+    scene.wire.filter(|way, tcp| !(way == Way::Out && tcp.syn()));
+    let first = scene.connect_from(40_000);
+    scene.wire.wait_for("the SYN-ACK", in_handshake);
+    let snapshot = scene.kill();
+    drop(first);
+    // The first one's SYN-ACK is lost again: the client's second connection meets the first one's entry.
+    let mut lose = 1;
+    scene.wire.filter(move |way, tcp| {
+        lose -= i32::from(way == Way::Out && tcp.syn());
+        !(way == Way::Out && tcp.syn() && lose >= 0)
+    });
+    assert_eq!(scene.revive(&snapshot), []);
+    let mut second = scene.connect_from(40_000);
+    second.wait_open();
+    let mut server = scene.accept();
+    assert_alive(&mut second.stream, &mut server);
+}
+
+#[test]
 fn a_bound_delays_data_and_loses_none() {
     let bounds = Bounds { bytes_per_connection: 8_000, ..Bounds::default() };
     let mut scene = Scene::with(&variations()[0], 128, bounds);

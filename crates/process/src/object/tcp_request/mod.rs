@@ -14,7 +14,7 @@ mod tracker;
 use serde::{Deserialize, Serialize};
 
 pub use program::{Missing, supported};
-pub use restore::{Answer, RestoreError, Restorer, Restoring};
+pub use restore::{Frames, RestoreError, Restorer, Restoring};
 pub use segment::{FourTuple, Path, TapFrame};
 pub use tracker::{Bounds, Refused, RequestTracker, Snapshot, Verdict, Why};
 

@@ -1,12 +1,13 @@
 //! Rebuilds connections that have no descriptor, on the backup.
 //!
 //! 1. [`Restorer::attach`], when the backup is set up: it takes tens of milliseconds, which a failover does not have.
-//! 2. [`Restorer::restore`], once the listeners are restored and before any frame is let in.
-//! 3. [`Restoring::frames_to_inject`] into the workload's TAP, in order; then [`Restoring::settle`].
-//! 4. Once the address has been taken over: [`Restoring::frames_to_send`] outward; every incoming frame shown to
-//!    [`Restoring::observe_in`] first, and [`Restoring::tick`] when [`Restoring::next_tick`] says, until
-//!    [`Restoring::is_done`]. Only clients that had not answered their SYN-ACK are waited for.
-//! 5. [`Restoring::finish`], when there is time for it: detaching takes milliseconds too.
+//! 2. [`Restorer::restore`], once the listeners are restored and before any frame is let in; the frames that it returns
+//!    for the workload are injected at once, in order; then [`Restoring::settle`].
+//! 3. Once the address has been taken over, the frames that it returned for clients are sent. Until
+//!    [`Restoring::is_done`], every incoming frame is shown to [`Restoring::observe_in`] first, and [`Restoring::tick`]
+//!    is called when [`Restoring::next_tick`] says: for clients that had not answered their SYN-ACK, and for
+//!    connections that the workload has no room for yet.
+//! 4. [`Restoring::finish`], when there is time for it: detaching takes milliseconds too.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,6 +24,10 @@ use super::{PendingConnection, Progress, Timestamps};
 /// `tcp_synack_retries` (5) times.
 const FIRST_REPEAT: Duration = Duration::from_secs(1);
 const REPEATS: u32 = 5;
+/// When data that the workload had no room for is injected again: after this, doubling.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// The doubling of either ends here.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(32);
 /// What timestamps take of a segment: 10 bytes and two of padding (RFC 7323, appendix A).
 const TIMESTAMPS_LENGTH: u16 = 12;
 /// How much data is injected at a time, if the first window is at least four times that. The workload's kernel charges
@@ -74,52 +79,49 @@ impl Restorer {
     }
 
     /// Makes the workload's kernel ready to take these connections in, which are in the order of a [`super::Snapshot`].
-    /// From now on nothing of them reaches a listener but what the log says.
-    pub fn restore(self, now: Instant, connections: &[PendingConnection]) -> Result<Restoring, RestoreError> {
-        let mut restoring = Restoring {
-            map: self.map,
-            _link: self.link,
-            inject: Vec::new(),
-            send: Vec::new(),
-            completed: Vec::new(),
-            waiting: HashMap::new(),
-        };
+    /// From now on nothing of them reaches a listener but what the log says. Fails if there are more than
+    /// `max_connections`.
+    pub fn restore(
+        self,
+        now: Instant,
+        connections: Vec<PendingConnection>,
+    ) -> Result<(Restoring, Frames), RestoreError> {
+        let Self { map, link } = self;
+        let mut frames = Frames::default();
+        let mut waiting = HashMap::with_capacity(connections.len());
         for connection in connections {
-            restoring.map.insert(&program::key(&connection.tuple), &program::value(connection))?;
+            let tuple = connection.tuple;
+            map.insert(&program::key(&tuple), &program::value(&connection))?;
             match connection.progress {
                 Progress::Completed { .. } => {
-                    let frames = frames_of_client(connection);
-                    restoring.inject.extend(frames.ok_or(RestoreError::Inconsistent(connection.tuple))?);
-                    restoring.completed.push(Waiting::new(connection, now));
+                    let of_client = frames_of_client(&connection).ok_or(RestoreError::Inconsistent(tuple))?;
+                    frames.inject.extend(of_client);
                 }
-                Progress::SynReceived => restoring.wait_for(Waiting::new(connection, now)),
+                Progress::SynReceived => frames.send.push(connection.syn_ack.clone()),
             }
+            waiting.insert(tuple, Waiting::new(connection, now));
         }
-        Ok(restoring)
+        Ok((Restoring { map, _link: link, waiting }, frames))
     }
 }
 
-/// What to do with an incoming frame, beside giving it to the workload.
+/// Frames to pass on now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answer {
-    /// Give this frame to the workload's TAP first.
-    pub inject_before: Option<TapFrame>,
-    /// Send this Ethernet frame out; its checksums are complete.
-    pub send: Option<Vec<u8>>,
+pub struct Frames {
+    /// To the workload's TAP, in this order.
+    pub inject: Vec<TapFrame>,
+    /// To clients: Ethernet frames with complete checksums.
+    pub send: Vec<Vec<u8>>,
 }
 
-/// A restore in progress.
+/// A restore in progress: connections whose entries are still in the program's map.
 #[derive(Debug)]
 pub struct Restoring {
     map: RequestMap,
     _link: IngressLink,
-    inject: Vec<TapFrame>,
-    send: Vec<Vec<u8>>,
-    completed: Vec<Waiting>,
     waiting: HashMap<FourTuple, Waiting>,
 }
 
-/// A connection whose client must speak before it can exist.
 #[derive(Debug)]
 struct Waiting {
     connection: PendingConnection,
@@ -130,51 +132,29 @@ struct Waiting {
 }
 
 impl Restoring {
-    /// What the workload's interface must receive, in this order: of each connection whose handshake was complete its
-    /// last segment, the data that followed, and one more ACK by which the program sees that all arrived.
-    pub fn frames_to_inject(&self) -> &[TapFrame] {
-        &self.inject
-    }
-
-    /// The SYN-ACKs to send again, to clients that had not answered: Ethernet frames with complete checksums.
-    /// Settling adds to them.
-    pub fn frames_to_send(&self) -> &[Vec<u8>] {
-        &self.send
-    }
-
-    /// Checks what became of the injected frames; says which connections do not exist, or not with all their data.
+    /// Checks what became of the injected frames; returns the connections that do not exist yet, or not with all their
+    /// data, though their clients had completed them.
     ///
-    /// A frame written to a TAP has been received when the write returns. What is not there then did not fit the
-    /// listener's accept queue, or its listener is missing or too small. Where the client would send everything again
-    /// (nothing of it was acknowledged), the connection is waited for as if its handshake had not been complete; the
-    /// others, returned here, are lost.
-    pub fn settle(&mut self, now: Instant) -> Result<Vec<FourTuple>, BpfError> {
-        let mut lost = Vec::new();
-        for mut waiting in std::mem::take(&mut self.completed) {
-            let key = program::key(&waiting.connection.tuple);
-            if self.map.get(&key)?.is_none() {
-                continue;
-            }
-            if waiting.connection.acknowledged > 0 {
-                self.map.remove(&key)?;
-                lost.push(waiting.connection.tuple);
-            } else {
-                waiting.repeat_at = now + FIRST_REPEAT;
-                self.wait_for(waiting);
-            }
-        }
-        Ok(lost)
+    /// A frame written to a TAP has been received when the write returns. What is not there then met a full accept
+    /// queue or receive buffer, or has no listener. It is not given up: its frames are injected again, or, if nothing
+    /// of it was acknowledged, its SYN-ACK is sent again, by [`Self::tick`].
+    pub fn settle(&mut self) -> Result<Vec<FourTuple>, BpfError> {
+        self.reap()?;
+        let completed =
+            |waiting: &&Waiting| matches!(waiting.connection.progress, Progress::Completed { .. });
+        Ok(self.waiting.values().filter(completed).map(|waiting| waiting.connection.tuple).collect())
     }
 
-    /// Must see every incoming frame before the workload does, until [`Self::is_done`].
-    pub fn observe_in(&mut self, frame: &[u8]) -> Result<Answer, BpfError> {
-        let mut answer = Answer::default();
+    /// Must see every incoming frame before the workload does, until [`Self::is_done`]. What it returns for the
+    /// workload goes before the frame.
+    pub fn observe_in(&mut self, frame: &[u8]) -> Result<Frames, BpfError> {
+        let mut frames = Frames::default();
         if self.waiting.is_empty() {
-            return Ok(answer);
+            return Ok(frames);
         }
-        let Some(segment) = Segment::parse(frame) else { return Ok(answer) };
+        let Some(segment) = Segment::parse(frame) else { return Ok(frames) };
         let tuple = segment.tuple_inward();
-        let Some(waiting) = self.waiting.get_mut(&tuple) else { return Ok(answer) };
+        let Some(waiting) = self.waiting.get_mut(&tuple) else { return Ok(frames) };
         let connection = &waiting.connection;
         let tcp = &segment.tcp;
         let ahead = tcp.sequence_number().wrapping_sub(connection.client_next());
@@ -182,79 +162,100 @@ impl Restoring {
         if !segment.is_intact() {
             // The kernel discards it.
         } else if tcp.rst() {
-            if ahead == 0 {
+            // Only the exact number resets (RFC 5961, 3.2).
+            if ahead == connection.acknowledged {
                 self.waiting.remove(&tuple);
                 self.map.remove(&program::key(&tuple))?;
             }
         } else if tcp.syn() && !tcp.ack() {
-            answer.send = if tcp.sequence_number() == connection.client_isn {
-                Some(connection.syn_ack.clone())
+            if tcp.sequence_number() == connection.client_isn {
+                frames.send.push(connection.syn_ack.clone());
             } else {
                 // The client has begun anew. As the kernel does with a request that a SYN does not fit: a client that
                 // means it answers this with a reset, which frees the way (RFC 5961, 4.2).
-                frame_of(connection, Direction::ToClient, 0, &[], false).map(|frame| frame.ethernet)
-            };
+                let challenge = frame_of(connection, Direction::ToClient, 0, &[], false);
+                frames.send.extend(challenge.map(|frame| frame.ethernet));
+            }
         } else if acknowledges && !waiting.answered && ahead <= MAX_WINDOW {
             waiting.answered = true;
             if ahead > 0 {
                 // The segment that ended the handshake was lost with the old host, and perhaps data; the kernel must
                 // take its numbers from the former. The latter will be sent again.
-                let mut connection = waiting.connection.clone();
-                connection.client_window = tcp.window_size();
-                answer.inject_before = frame_of(&connection, Direction::ToWorkload, 0, &[], false);
+                waiting.connection.client_window = tcp.window_size();
+                frames.inject.extend(frame_of(&waiting.connection, Direction::ToWorkload, 0, &[], false));
             }
         }
-        Ok(answer)
+        Ok(frames)
     }
 
-    /// Forgets connections that have been made or that have no client any more, and returns the SYN-ACKs that are due.
-    pub fn tick(&mut self, now: Instant) -> Result<Vec<Vec<u8>>, BpfError> {
-        let mut due = Vec::new();
-        let mut ended = Vec::new();
-        for (tuple, waiting) in &mut self.waiting {
-            let key = program::key(tuple);
-            if self.map.get(&key)?.is_none() {
-                ended.push(*tuple);
-            } else if now >= waiting.repeat_at {
-                if waiting.repeated == REPEATS {
-                    self.map.remove(&key)?;
-                    ended.push(*tuple);
-                    continue;
-                }
-                waiting.repeated += 1;
-                waiting.repeat_at = now + FIRST_REPEAT * 2_u32.pow(waiting.repeated);
-                waiting.answered = false;
-                due.push(waiting.connection.syn_ack.clone());
+    /// Forgets connections that have been made or that have no client any more, and repeats what is due for the others.
+    pub fn tick(&mut self, now: Instant) -> Result<Frames, BpfError> {
+        self.reap()?;
+        let mut frames = Frames::default();
+        let mut silent = Vec::new();
+        for (tuple, waiting) in self.waiting.iter_mut().filter(|(_, waiting)| now >= waiting.repeat_at) {
+            if waiting.connection.acknowledged > 0 {
+                // The client will not send again what the old host has acknowledged, so the log does until there is
+                // room for it. What the workload has already is discarded by its kernel.
+                frames.inject.extend(frames_of_client(&waiting.connection).unwrap_or_default());
+            } else if waiting.repeated < REPEATS {
+                frames.send.push(waiting.connection.syn_ack.clone());
+            } else {
+                silent.push(*tuple);
             }
+            waiting.repeat(now);
         }
-        for tuple in ended {
+        for tuple in silent {
+            self.map.remove(&program::key(&tuple))?;
             self.waiting.remove(&tuple);
         }
-        Ok(due)
+        Ok(frames)
     }
 
-    /// When [`Self::tick`] is due.
+    /// When [`Self::tick`] is due. Connections that come to exist in between are noticed no sooner.
     pub fn next_tick(&self) -> Option<Instant> {
         self.waiting.values().map(|waiting| waiting.repeat_at).min()
     }
 
     /// Whether nothing is waited for: frames need not be shown any more, and it can be finished at leisure.
     pub fn is_done(&self) -> bool {
-        self.completed.is_empty() && self.waiting.is_empty()
+        self.waiting.is_empty()
     }
 
-    /// Detaches the program, as dropping does. A client that has not answered by now will be answered with a reset.
+    /// Detaches the program, as dropping does. A client that is still waited for will be answered with a reset.
     pub fn finish(self) {}
 
-    fn wait_for(&mut self, waiting: Waiting) {
-        self.send.push(waiting.connection.syn_ack.clone());
-        self.waiting.insert(waiting.connection.tuple, waiting);
+    /// The program removes the entry of a connection that exists with all its data.
+    fn reap(&mut self) -> Result<(), BpfError> {
+        let mut made = Vec::new();
+        for tuple in self.waiting.keys() {
+            if self.map.get(&program::key(tuple))?.is_none() {
+                made.push(*tuple);
+            }
+        }
+        for tuple in made {
+            self.waiting.remove(&tuple);
+        }
+        Ok(())
     }
 }
 
 impl Waiting {
-    fn new(connection: &PendingConnection, now: Instant) -> Self {
-        Self { connection: connection.clone(), repeated: 0, repeat_at: now + FIRST_REPEAT, answered: false }
+    fn new(connection: PendingConnection, now: Instant) -> Self {
+        let mut waiting = Self { connection, repeated: 0, repeat_at: now, answered: false };
+        waiting.repeat_at = now + waiting.interval();
+        waiting
+    }
+
+    fn repeat(&mut self, now: Instant) {
+        self.repeated += 1;
+        self.repeat_at = now + self.interval();
+        self.answered = false;
+    }
+
+    fn interval(&self) -> Duration {
+        let first = if self.connection.acknowledged > 0 { FIRST_RETRY } else { FIRST_REPEAT };
+        (first * 2_u32.saturating_pow(self.repeated.min(16))).min(LONGEST_INTERVAL)
     }
 }
 
