@@ -1,0 +1,347 @@
+//! From a socket to its checkpoint, leaving the socket as it was.
+
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::sys::socket::{SockaddrStorage, getsockname};
+
+use super::diag::{Diag, Seen};
+use super::error::{Attempt, Error, Refused, Result};
+use super::segment::Segment;
+use super::{
+    Buffers, Connecting, Connection, Family, Options, RawSegment, Stage, State, TcpSocket, state_number,
+};
+use crate::sys::tcp_repair::{self as sys, Queue, Repair, TcpInfo, info_option};
+
+/// What `TCP_MAXSEG` says of an unconnected socket on which it was not set (`TCP_MSS_DEFAULT`).
+const MAX_SEGMENT_DEFAULT: u32 = 536;
+
+/// How much older than estimated our SYN is said to be: the kernel keeps its timer in ticks, the longest of which is
+/// 10 ms (CONFIG_HZ=100), and a timestamp too late is worse than one too early ([`Connecting::syn_timestamp`]).
+const SYN_AGE_MARGIN_MS: u32 = 10;
+
+#[derive(Debug)]
+pub struct Captured {
+    pub socket: TcpSocket,
+    /// Segments that the kernel holds to be sent, and has not sent: a timer of the connection ran out while its send queue
+    /// was selected, when the kernel marks data as sent without sending it (`tcp_write_xmit`). Send these in its stead, or
+    /// the peer waits for a retransmission. Rare, unless the congestion control paces by timer (BBR).
+    pub unframed: Vec<RawSegment>,
+}
+
+/// Captures sockets of the network namespace that its thread is in.
+#[derive(Default)]
+pub struct Capturer {
+    diag: Option<Diag>,
+}
+
+impl Capturer {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Captures one socket. Its process must be stopped, and no frame may arrive (nor cross the loopback) meanwhile:
+    /// otherwise the checkpoint may not fit together, which is mostly found ([`Error::Changed`]), and the program can fail
+    /// a `recv` with EPERM.
+    ///
+    /// `known` are the options captured before, if no `setsockopt` was noticed since; reading them is most of the cost.
+    pub fn capture(&mut self, fd: BorrowedFd<'_>, known: Option<&Options>) -> Result<Captured> {
+        let options = match known {
+            Some(options) => options.clone(),
+            None => Options::read(fd)?,
+        };
+        let info = sys::info(fd).attempt("read TCP_INFO")?;
+        let local = local_address(fd)?;
+        let buffers = Buffers {
+            send: sys::get(fd, libc::SOL_SOCKET, libc::SO_SNDBUF).attempt("read SO_SNDBUF")?,
+            receive: sys::get(fd, libc::SOL_SOCKET, libc::SO_RCVBUF).attempt("read SO_RCVBUF")?,
+            locks: sys::get(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK).attempt("read SO_BUF_LOCK")?,
+            window_clamp: sys::get(fd, libc::SOL_TCP, libc::TCP_WINDOW_CLAMP)
+                .attempt("read TCP_WINDOW_CLAMP")?,
+        };
+        let mut unframed = Vec::new();
+        let state = match info.state {
+            state_number::LISTEN => State::Listening {
+                max_segment: max_segment(fd)?,
+                backlog: info.sacked,
+                waiting: info.unacked,
+            },
+            state_number::CLOSE => closed(fd, &options)?,
+            state_number::SYN_SENT => {
+                let remote = remote_address(fd, &options)?;
+                // The SYN itself is 1; more is data of Fast Open.
+                if info.unacked > 1 {
+                    return Err(Error::Refused(Refused::FastOpen));
+                }
+                State::Connecting(self.connecting(fd, &options, &info, local, remote, known.is_none())?)
+            }
+            number => {
+                let stage = Stage::from_number(number).ok_or(Error::Refused(Refused::HalfOpen))?;
+                let remote = remote_address(fd, &options)?;
+                if known.is_none() {
+                    self.refuse_md5(local, remote)?;
+                }
+                let (connection, skipped) = connected(fd, &options, &info, stage, remote)?;
+                unframed = segments_of(&connection, local, skipped, info.snd_mss)?;
+                State::Connected(Box::new(connection))
+            }
+        };
+        Ok(Captured { socket: TcpSocket { options, buffers, local, state }, unframed })
+    }
+
+    fn look_up(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<Seen> {
+        let diag = match &self.diag {
+            Some(diag) => diag,
+            None => self.diag.insert(Diag::open().attempt("open sock_diag")?),
+        };
+        match diag.look_up(local, remote) {
+            Ok(seen) => Ok(seen),
+            // Not to be passed over: what it would have said decides on a refusal.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                Err(Error::Elsewhere { local, remote })
+            }
+            Err(source) => Err(Error::System { attempt: "look up sock_diag", source }),
+        }
+    }
+
+    fn refuse_md5(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<()> {
+        if self.look_up(local, remote)?.md5 { Err(Error::Refused(Refused::Md5)) } else { Ok(()) }
+    }
+
+    fn connecting(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        options: &Options,
+        info: &TcpInfo,
+        local: SocketAddr,
+        remote: SocketAddr,
+        first: bool,
+    ) -> Result<Connecting> {
+        if first {
+            self.refuse_md5(local, remote)?;
+        }
+        let timestamp = sys::timestamp(fd).attempt("read TCP_TIMESTAMP")?;
+        let expires = self.look_up(local, remote)?.expires_ms;
+        let age = (info.rto / 1000).saturating_sub(expires) + SYN_AGE_MARGIN_MS;
+        let repair = InRepair::enter(fd, options)?;
+        sys::select_queue(fd, Queue::Send).attempt("select the send queue")?;
+        // The SYN is the only number written.
+        let initial_seq = sys::queue_seq(fd).attempt("read write_seq")?.wrapping_sub(1);
+        repair.leave()?;
+        Ok(Connecting { remote, initial_seq, syn_timestamp: Some(timestamp.wrapping_sub(age)) })
+    }
+}
+
+/// A socket in repair, which leaves it however the capture ends: without a frame, and with `SO_REUSEADDR` as it was.
+struct InRepair<'a> {
+    fd: BorrowedFd<'a>,
+    options: &'a Options,
+    left: bool,
+}
+
+impl<'a> InRepair<'a> {
+    fn enter(fd: BorrowedFd<'a>, options: &'a Options) -> Result<Self> {
+        sys::set_repair(fd, Repair::On).attempt("enter repair")?;
+        Ok(Self { fd, options, left: false })
+    }
+
+    fn leave(mut self) -> Result<()> {
+        self.left = true;
+        sys::set_repair(self.fd, Repair::OffSilently).attempt("leave repair")?;
+        self.options.apply_reuse_address(self.fd)
+    }
+}
+
+impl Drop for InRepair<'_> {
+    fn drop(&mut self) {
+        if !self.left {
+            // On the way out of another error, which is the one to report.
+            let _ = sys::set_repair(self.fd, Repair::OffSilently);
+            let _ = self.options.apply_reuse_address(self.fd);
+        }
+    }
+}
+
+/// The connection, and the sequence number up to which the kernel marked data as sent meanwhile.
+fn connected(
+    fd: BorrowedFd<'_>,
+    options: &Options,
+    info: &TcpInfo,
+    stage: Stage,
+    remote: SocketAddr,
+) -> Result<(Connection, u32)> {
+    if info.options & info_option::ECN != 0 {
+        return Err(Error::Refused(Refused::Ecn));
+    }
+    let conditions = sys::conditions(fd, 0).attempt("poll")?;
+    if conditions & libc::POLLERR != 0 {
+        return Err(Error::Refused(Refused::ErrorQueue));
+    }
+    refuse_urgent(fd, options, conditions)?;
+    // Peeking may send an acknowledgement that was due (`tcp_cleanup_rbuf`), so the window is read after it.
+    let receive = peek_receive_queue(fd, options)?;
+    let quick_ack = sys::get::<i32>(fd, libc::SOL_TCP, libc::TCP_QUICKACK).attempt("read TCP_QUICKACK")? != 0;
+    let timestamp = if info.options & info_option::TIMESTAMPS != 0 {
+        Some(sys::timestamp(fd).attempt("read TCP_TIMESTAMP")?)
+    } else {
+        None
+    };
+
+    let repair = InRepair::enter(fd, options)?;
+    let max_segment = sys::get(fd, libc::SOL_TCP, libc::TCP_MAXSEG).attempt("read the segment size")?;
+    let window = sys::window(fd).attempt("read TCP_REPAIR_WINDOW")?;
+    sys::select_queue(fd, Queue::Receive).attempt("select the receive queue")?;
+    let rcv_nxt = sys::queue_seq(fd).attempt("read rcv_nxt")?;
+    let unacknowledged = sys::unacknowledged(fd).attempt("read SIOCOUTQ")?;
+    let unsent = sys::unsent(fd).attempt("read SIOCOUTQNSD")?;
+    // As briefly as can be: see `Captured::unframed`.
+    sys::select_queue(fd, Queue::Send).attempt("select the send queue")?;
+    let write_seq = sys::queue_seq(fd).attempt("read write_seq")?;
+    let send = if unacknowledged == 0 {
+        Vec::new()
+    } else {
+        match sys::peek(fd, unacknowledged as usize) {
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Err(Error::Changed),
+            peeked => peeked.attempt("peek at the send queue")?,
+        }
+    };
+    repair.leave()?;
+    let unsent_after = if unsent == 0 { 0 } else { sys::unsent(fd).attempt("read SIOCOUTQNSD")? };
+
+    let snd_una = write_seq.wrapping_sub(unacknowledged);
+    let snd_nxt = write_seq.wrapping_sub(unsent);
+    let connection = Connection {
+        stage,
+        remote,
+        snd_una,
+        snd_nxt,
+        send,
+        rcv_nxt,
+        receive,
+        window,
+        rcv_ssthresh: info.rcv_ssthresh,
+        max_segment,
+        window_scales: info.window_scales(),
+        sack: info.options & info_option::SACK != 0,
+        timestamp,
+        read_shut: conditions & libc::POLLRDHUP != 0 && !stage.peer_fin(),
+        quick_ack,
+    };
+    // The lengths were read apart from the bytes; and an unacknowledged FIN is a number without a byte.
+    let fits = connection.write_seq() == write_seq
+        && unsent <= unacknowledged
+        && sys::info(fd).attempt("read TCP_INFO")?.state == info.state;
+    if fits { Ok((connection, write_seq.wrapping_sub(unsent_after))) } else { Err(Error::Changed) }
+}
+
+/// What the kernel should have sent of `connection`, from `snd_nxt` up to `skipped`.
+fn segments_of(
+    connection: &Connection,
+    local: SocketAddr,
+    skipped: u32,
+    segment_size: u32,
+) -> Result<Vec<RawSegment>> {
+    let mut segments = Vec::new();
+    let mut seq = connection.snd_nxt;
+    let data_end = connection.snd_una.wrapping_add(connection.send.len() as u32);
+    let window = connection.window;
+    let room = window.rcv_wup.wrapping_add(window.rcv_wnd).wrapping_sub(connection.rcv_nxt);
+    let scale = connection.window_scales.map_or(0, |(_, own)| own);
+    while super::before(seq, skipped) {
+        let start = seq.wrapping_sub(connection.snd_una) as usize;
+        let end_seq = if super::before(data_end, skipped) { data_end } else { skipped };
+        let length = (end_seq.wrapping_sub(seq)).min(segment_size.max(1));
+        let next = seq.wrapping_add(length);
+        let fin = next == data_end && skipped != data_end;
+        let payload = connection.send.get(start..start + length as usize).ok_or(Error::Changed)?;
+        let segment = Segment {
+            source: local,
+            destination: connection.remote,
+            seq,
+            ack: connection.rcv_nxt,
+            window: u16::try_from(room >> scale).unwrap_or(u16::MAX),
+            fin,
+            timestamps: connection.timestamp.map(|value| (value, 0)),
+            payload,
+        };
+        segments.push(segment.build().ok_or(Error::Malformed("its addresses are of two families"))?);
+        seq = next.wrapping_add(u32::from(fin));
+    }
+    Ok(segments)
+}
+
+/// An urgent byte leaves the stream (`SO_OOBINLINE` off) or is a mark in it; neither can be rebuilt.
+fn refuse_urgent(fd: BorrowedFd<'_>, options: &Options, conditions: i16) -> Result<()> {
+    let mut urgent = conditions & libc::POLLPRI != 0;
+    if options.int("SO_OOBINLINE") == Some(0) && !urgent {
+        // One that was read leaves a hole that no condition shows; but SIOCINQ ends before it, unless urgent data
+        // count as ordinary (`tcp_inq`).
+        let set = |value: i32| {
+            sys::set(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, value).attempt("set SO_OOBINLINE")
+        };
+        let apart = sys::unread(fd).attempt("read SIOCINQ")?;
+        set(1)?;
+        let inline = sys::unread(fd);
+        set(0)?;
+        urgent = inline.attempt("read SIOCINQ")? != apart;
+    }
+    if urgent { Err(Error::Refused(Refused::Urgent)) } else { Ok(()) }
+}
+
+fn peek_receive_queue(fd: BorrowedFd<'_>, options: &Options) -> Result<Vec<u8>> {
+    // Not even a peek when there is nothing: it would take a pending error.
+    let length = sys::unread(fd).attempt("read SIOCINQ")? as usize;
+    if length == 0 {
+        return Ok(Vec::new());
+    }
+    let peek_offset = if options.peek_offset >= 0 {
+        // A peek begins there, and moves it.
+        let offset: i32 = sys::get(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF).attempt("read SO_PEEK_OFF")?;
+        sys::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1).attempt("set SO_PEEK_OFF")?;
+        Some(offset)
+    } else {
+        None
+    };
+    let bytes = sys::peek(fd, length);
+    if let Some(offset) = peek_offset {
+        sys::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset).attempt("set SO_PEEK_OFF")?;
+    }
+    match bytes {
+        Ok(bytes) if bytes.len() == length => Ok(bytes),
+        Ok(_) => Err(Error::Changed),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(Error::Changed),
+        Err(source) => Err(Error::System { attempt: "peek at the receive queue", source }),
+    }
+}
+
+/// CLOSE: fresh, or after the end. After the end both directions are shut (`tcp_done`).
+fn closed(fd: BorrowedFd<'_>, options: &Options) -> Result<State> {
+    let conditions = sys::conditions(fd, 0).attempt("poll")?;
+    if conditions & libc::POLLRDHUP == 0 {
+        return Ok(State::Idle { max_segment: max_segment(fd)? });
+    }
+    refuse_urgent(fd, options, conditions)?;
+    Ok(State::Dead {
+        receive: peek_receive_queue(fd, options)?,
+        error_pending: conditions & libc::POLLERR != 0,
+    })
+}
+
+/// `TCP_MAXSEG` of an unconnected socket, if the program has set it.
+fn max_segment(fd: BorrowedFd<'_>) -> Result<Option<u32>> {
+    let value = sys::get(fd, libc::SOL_TCP, libc::TCP_MAXSEG).attempt("read TCP_MAXSEG")?;
+    Ok((value != MAX_SEGMENT_DEFAULT).then_some(value))
+}
+
+fn remote_address(fd: BorrowedFd<'_>, options: &Options) -> Result<SocketAddr> {
+    sys::peer_name(fd, options.family() == Family::V6).attempt("read the remote address")
+}
+
+pub(super) fn local_address(fd: BorrowedFd<'_>) -> Result<SocketAddr> {
+    let name: SockaddrStorage = getsockname(fd.as_raw_fd()).attempt("read the local address")?;
+    if let Some(v4) = name.as_sockaddr_in() {
+        return Ok(SocketAddrV4::new(v4.ip(), v4.port()).into());
+    }
+    let v6 = name.as_sockaddr_in6().ok_or(Error::Refused(Refused::NotTcp))?;
+    Ok(SocketAddrV6::new(v6.ip(), v6.port(), v6.flowinfo(), v6.scope_id()).into())
+}
