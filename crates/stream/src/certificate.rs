@@ -112,7 +112,15 @@ pub fn issue(
     node_name: &str,
     validity: Validity,
 ) -> Result<NodeCertificate, CertificateError> {
-    let dns_name = node_dns_name(node_name)?;
+    sign(authority, node_dns_name(node_name)?, node_name, validity)
+}
+
+pub(crate) fn sign(
+    authority: &Authority,
+    dns_name: String,
+    title: &str,
+    validity: Validity,
+) -> Result<NodeCertificate, CertificateError> {
     let Validity { not_before, not_after } = validity;
     if not_after <= not_before || not_before < UNIX_EPOCH {
         return Err(CertificateError::Validity { not_before, not_after });
@@ -130,7 +138,7 @@ pub fn issue(
     let failed = |source| CertificateError::Generate { what, source };
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = CertificateParams::new(vec![dns_name]).map_err(failed)?;
-    params.distinguished_name = common_name(node_name.to_owned());
+    params.distinguished_name = common_name(title.to_owned());
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     // Each node both connects and accepts.
     params.extended_key_usages =

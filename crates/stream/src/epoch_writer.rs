@@ -24,7 +24,7 @@ pub enum EpochSendError {
 }
 
 /// Sends epochs, one after the other. Does not hold the stream's [`FrameWriter`] between calls: other frames may go
-/// out within an epoch.
+/// out within an epoch. One is for one stream: after a failure, connect again and make another.
 #[derive(Debug)]
 pub struct EpochWriter {
     compression: Compression,
@@ -37,6 +37,11 @@ impl EpochWriter {
     /// For a stream whose first epoch may have any number.
     pub fn new(compression: Compression) -> Self {
         Self { compression, compressor: Compressor::new(), previous: None, open: None }
+    }
+
+    /// For a stream that goes on after an epoch which the other end holds already.
+    pub fn after(previous: EpochId, compression: Compression) -> Self {
+        Self { previous: Some(previous), ..Self::new(compression) }
     }
 
     pub fn begin<S: ByteSink>(

@@ -3,6 +3,10 @@
 //! A connection is handed out only when both ends have accepted each other. In TLS 1.3 the connecting end is done before
 //! the accepting end has seen its certificate, so the accepting end says one word ([`WELCOME`]) after it has:
 //! whoever is refused learns it from [`Identity::connect`], with the reason, and not from the first use.
+//!
+//! A connection that was idle for longer than a retransmission timeout starts again with ten segments on the way
+//! (`net.ipv4.tcp_slow_start_after_idle`, Documentation/networking/ip-sysctl.rst), which would cost a large epoch several round
+//! trips. There is no socket option against it: set the sysctl to 0 on nodes, or keep heartbeats closer together than 200 ms.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -205,6 +209,10 @@ impl Material {
             path: self.cert_path.clone(),
             names: names_in(&self.certificate),
         })?;
+        self.identity_named(&node_name)
+    }
+
+    fn identity_named(self, node_name: &str) -> Result<Identity, IdentityError> {
         let setup = |source| match source {
             rustls::Error::InconsistentKeys(_) => {
                 IdentityError::KeyMismatch { key: self.key_path.clone(), cert: self.cert_path.clone() }

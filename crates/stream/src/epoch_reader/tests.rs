@@ -143,6 +143,9 @@ fn the_sender_refuses_what_the_receiver_would() {
     let (received, error) = replay(frames.get_ref(), &mut EpochReader::new(BOUND));
     assert_eq!(received.len(), 2);
     assert!(is_clean_end(&error), "what was refused was not sent: {error}");
+    let mut later = EpochWriter::after(id(2, 6), Compression::None);
+    assert!(matches!(later.begin(&mut frames, id(2, 6)), Err(EpochSendError::NotNext { .. })));
+    later.begin(&mut frames, id(2, 7)).unwrap();
 }
 
 #[test]

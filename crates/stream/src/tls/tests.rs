@@ -1,10 +1,12 @@
+//! R6, strangers are out: every way to be one is refused here, with an error of its own at either end.
+
 use std::os::fd::AsRawFd;
 use std::thread;
 
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn};
 
 use super::*;
-use crate::certificate::{Authority, Validity, create_authority, issue};
+use crate::certificate::{Authority, Validity, create_authority, issue, sign};
 use crate::testing::{PATIENCE, authority, good_identity, identity, listener, meet, raw_connection};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -144,6 +146,39 @@ fn the_authoritys_own_certificate_does_not_make_a_node() {
     authority.write_files(&path("ca.pem"), &path("ca.key")).unwrap();
     let refused = Identity::load(&path("ca.pem"), &path("ca.pem"), &path("ca.key")).unwrap_err();
     assert_refused!(refused, IdentityError::Certificate { .. });
+}
+
+#[test]
+fn a_certificate_that_names_no_node_is_refused() {
+    let authority = authority();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    for name in ["two.labels.outlive.internal", "outlive.internal"] {
+        fs::write(path("ca"), &authority.cert_pem).unwrap();
+        let certificate = sign(&authority, name.to_owned(), "nobody", Validity::days(1)).unwrap();
+        certificate.write_files(&path("cert"), &path("key")).unwrap();
+        let refused = Identity::load(&path("ca"), &path("cert"), &path("key")).unwrap_err();
+        assert_refused!(refused, IdentityError::Nameless { .. });
+        // Who does not check its own certificate is refused by the others.
+        let material = Material::read(&path("ca"), &path("cert"), &path("key")).unwrap();
+        let nobody = material.identity_named("nobody").unwrap();
+        let (connecting, accepting) = refusals(&nobody, &good_identity(&authority, "b"), "b");
+        assert_refused!(connecting, HandshakeError::ClosedEarly { .. });
+        assert_refused!(accepting, HandshakeError::Nameless { .. });
+    }
+}
+
+#[test]
+fn nodes_under_either_of_two_authorities_meet_while_one_replaces_the_other() {
+    let (old, new) = (authority(), authority());
+    let both = Authority { cert_pem: format!("{}{}", old.cert_pem, new.cert_pem), ..new.clone() };
+    let a = identity(&both, &old, "a", Validity::days(1));
+    let b = identity(&both, &new, "b", Validity::days(1));
+    for (connecting, accepting, expected) in [(&a, &b, "b"), (&b, &a, "a")] {
+        let (connected, accepted) = meet(connecting, accepting, expected);
+        connected.unwrap();
+        accepted.unwrap();
+    }
 }
 
 /// What `b` makes of a peer that connects and does `talk`.
