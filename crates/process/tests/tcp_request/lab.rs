@@ -126,13 +126,11 @@ fn open_tap() -> File {
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: TUNSETIFF takes an ifreq, which lives through the call.
-    assert_eq!(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &request) }, 0, "TUNSETIFF");
+    let named = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &request) };
+    assert_eq!(named, 0, "TUNSETIFF");
     // SAFETY: TUNSETOFFLOAD takes flags by value.
-    assert_eq!(
-        unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, TUN_F_CSUM_TSO4_TSO6) },
-        0,
-        "TUNSETOFFLOAD"
-    );
+    let offloaded = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, TUN_F_CSUM_TSO4_TSO6) };
+    assert_eq!(offloaded, 0, "TUNSETOFFLOAD");
     nix::fcntl::fcntl(tap.as_fd(), nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
         .expect("fcntl");
     tap

@@ -478,3 +478,6 @@ impl Answered {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

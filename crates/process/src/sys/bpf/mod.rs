@@ -1,7 +1,7 @@
 //! The few parts of bpf(2) that the workload's network needs: hash maps, one kind of program, one kind of link.
 //!
 //! Programs are written with the small [`asm::Assembler`]: target machines have no compiler for BPF, and a
-//! prebuilt object would need a loader with relocation for what is a hundred instructions.
+//! prebuilt object would need a loader with relocation, for fewer than two hundred instructions.
 //! `docs/decisions/0003-half-open-connections-by-bpf.md` weighs the choice.
 
 pub mod asm;
