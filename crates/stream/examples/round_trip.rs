@@ -1,4 +1,5 @@
-//! How long an epoch takes from its begin to the verified acknowledgement, between two threads over loopback TLS.
+//! How long an epoch takes from its begin to the verified acknowledgement, between two threads over loopback
+//! TLS.
 //!
 //!     cargo run --release -p outlive-stream --example round_trip [epoch bytes] [rounds]
 //!

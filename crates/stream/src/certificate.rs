@@ -25,8 +25,8 @@ const ZONE: &str = "outlive.internal";
 /// The longest DNS label (RFC 1035, section 2.3.4).
 const NAME_MAX: usize = 63;
 
-/// How far back a certificate made "from now" is valid, so that a node whose clock is behind accepts it at once.
-/// An hour is what one wrong daylight-saving setting costs.
+/// How far back a certificate made "from now" is valid, so that a node whose clock is behind accepts it at
+/// once. An hour is what one wrong daylight-saving setting costs.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(3600);
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -293,7 +293,8 @@ const PRIVATE: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
 
 fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), CertificateError> {
-    // O_EXCL: never through a link or onto a file somebody else laid out; the mode holds from the first byte on.
+    // O_EXCL: never through a link or onto a file somebody else laid out; the mode holds from the first byte
+    // on.
     OpenOptions::new()
         .write(true)
         .create_new(true)

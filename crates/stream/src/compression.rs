@@ -25,8 +25,8 @@ const fn worthwhile(length: usize) -> usize {
     length - length / 8
 }
 
-/// Two samples of half a page each: small beside [`LENGTH_MIN`], and enough to tell text, zeroes and pointers from
-/// what is compressed, encrypted or random already.
+/// Two samples of half a page each: small beside [`LENGTH_MIN`], and enough to tell text, zeroes and pointers
+/// from what is compressed, encrypted or random already.
 const SAMPLE_LENGTH: usize = 2 * 1024;
 
 /// Compresses chunks; keeps its memory (about two chunks) between them.
@@ -90,6 +90,7 @@ impl std::fmt::Debug for Compressor {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
@@ -158,13 +159,13 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_decompress_or_not_without_a_panic(
-            bytes in proptest::collection::vec(any::<u8>(), 0..2000), length in 0usize..10_000,
+            bytes in vec(any::<u8>(), 0..2000), length in 0usize..10_000,
         ) {
             decompress(&bytes, &mut vec![0; length]);
         }
 
         #[test]
-        fn any_chunk_comes_back(word in proptest::collection::vec(any::<u8>(), 1..9000), times in 1usize..40) {
+        fn any_chunk_comes_back(word in vec(any::<u8>(), 1..9000), times in 1usize..40) {
             let chunk = word.repeat(times);
             if let Some(length) = round_trip(&[&chunk]) {
                 prop_assert!(length < chunk.len());

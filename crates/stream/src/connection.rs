@@ -1,14 +1,14 @@
 //! An authenticated connection, whose two halves may be used by two threads at once.
 //!
 //! The TLS state is one object for both directions, so it lies behind a lock; but no system call is ever made
-//! under that lock. The writer encrypts under it into its own buffer, and writes that buffer out after releasing
-//! it. The reader receives ciphertext into its own buffer, and takes the lock to decrypt. So a writer that waits
-//! for a full socket never keeps the reader from emptying the other direction: two nodes that both send as
-//! much as they can cannot wait for each other.
+//! under that lock. The writer encrypts under it into its own buffer, and writes that buffer out after
+//! releasing it. The reader receives ciphertext into its own buffer, and takes the lock to decrypt. So a
+//! writer that waits for a full socket never keeps the reader from emptying the other direction: two nodes
+//! that both send as much as they can cannot wait for each other.
 //!
 //! Invariant: only the [`Writer`] writes to the socket (there is one, and it is not `Clone`), so records
-//! leave in the order in which they were encrypted. What the TLS state wants to say on its own account (the answer to a
-//! key update) leaves with the writer's next bytes, as RFC 8446, section 4.6.3 allows.
+//! leave in the order in which they were encrypted. What the TLS state wants to say on its own account (the
+//! answer to a key update) leaves with the writer's next bytes, as RFC 8446, section 4.6.3 allows.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -21,9 +21,10 @@ use nix::sys::socket::{MsgFlags, recv};
 
 use crate::portions::{Portions, total};
 
-/// How much plaintext is encrypted under one hold of the lock, and given to the kernel in one call: four full TLS records.
-/// Larger sends are cut into such portions, so that the other end decrypts one while this end encrypts the next. A round trip of
-/// 200 KiB took 255, 231, 220 and 214 µs with portions of 16, 32, 64 and 128 KiB (least of 2,000, `examples/round_trip.rs`).
+/// How much plaintext is encrypted under one hold of the lock, and given to the kernel in one call: four full
+/// TLS records. Larger sends are cut into such portions, so that the other end decrypts one while this end
+/// encrypts the next. A round trip of 200 KiB took 255, 231, 220 and 214 µs with portions of 16, 32, 64 and
+/// 128 KiB (least of 2,000, `examples/round_trip.rs`).
 pub(crate) const PORTION: usize = 64 * 1024;
 
 /// How much ciphertext one receive takes: two portions, with what TLS adds to them.
@@ -196,8 +197,9 @@ impl Closer {
 impl Shared {
     fn shutdown(&self) {
         self.shut_down.store(true, Ordering::Release);
-        // Wakes blocked senders and receivers alike: inet_shutdown() ends with sk_state_change() (net/ipv4/af_inet.c).
-        // It fails only when the socket is no longer connected, which is what was asked for.
+        // Wakes blocked senders and receivers alike: inet_shutdown() ends with sk_state_change()
+        // (net/ipv4/af_inet.c). It fails only when the socket is no longer connected, which is what was asked
+        // for.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
@@ -224,7 +226,8 @@ pub(crate) fn is_timeout(error: &io::Error) -> bool {
 /// What is left until `deadline`, never zero: a zero timeout would mean for ever (socket(7)).
 pub(crate) fn remaining(deadline: Instant) -> Option<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
-    // The kernel counts in jiffies and rounds up; anything under a microsecond would be rounded to zero on the way.
+    // The kernel counts in jiffies and rounds up; anything under a microsecond would be rounded to zero on
+    // the way.
     (left >= Duration::from_micros(1)).then_some(left)
 }
 
@@ -238,8 +241,9 @@ impl Writer {
         self.shared.shutdown();
     }
 
-    /// Fail sends that are not done by then. A send that timed out may have left half a record on the
-    /// stream, so it is the last. Without a deadline, `TCP_USER_TIMEOUT` bounds the wait for a peer that takes nothing.
+    /// Fail sends that are not done by then. A send that timed out may have left half a record on the stream,
+    /// so it is the last. Without a deadline, `TCP_USER_TIMEOUT` bounds the wait for a peer that takes
+    /// nothing.
     pub fn set_deadline(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         if deadline.is_none() && self.deadline.is_some() {
             self.shared.socket.set_write_timeout(None)?;
@@ -365,9 +369,10 @@ impl Reader {
     }
 
     /// Before sleeping, look for bytes again and again for this long. Waking a thread on another core costs
-    /// 20 to 40 µs, of the same order as a small epoch's whole round trip. But spinning takes a core from everyone else:
-    /// where all are busy it takes it from the very thread that is waited for, and median round trips of 4 ms instead of
-    /// 0.3 were seen. Only for threads that have a core to themselves; zero, as at the start, is right elsewhere.
+    /// 20 to 40 µs, of the same order as a small epoch's whole round trip. But spinning takes a core from
+    /// everyone else: where all are busy it takes it from the very thread that is waited for, and median
+    /// round trips of 4 ms instead of 0.3 were seen. Only for threads that have a core to themselves; zero,
+    /// as at the start, is right elsewhere.
     pub fn set_spin(&mut self, spin: Duration) {
         self.spin = spin;
     }
@@ -399,7 +404,8 @@ impl Reader {
             let count = tls.read_tls(&mut ciphertext).map_err(|source| self.io_error(source))?;
             self.start += count;
             if let Err(source) = tls.process_new_packets() {
-                // Nothing that follows can be trusted, in either direction; the writer shall not go on either.
+                // Nothing that follows can be trusted, in either direction; the writer shall not go on
+                // either.
                 drop(tls);
                 shared.shutdown();
                 return Err(ReceiveError::Tls { peer: Arc::clone(&shared.peer), source });

@@ -5,16 +5,16 @@
 //! | kind | payload |
 //! |---|---|
 //! | begin | generation, epoch |
-//! | chunk | bytes, then a trailer of 8: length of the bytes before compression (4), section, encoding, 2 × 0 |
+//! | chunk | bytes, then a trailer: their length before compression (4), section, encoding, 2 × 0 |
 //! | commit | generation, epoch, count of chunks, count of bytes, hash (16) |
 //! | abort | generation, epoch |
 //! | ack | generation, epoch, hash (16) |
 //! | heartbeat | time |
 //! | input | bytes |
 //!
-//! The hash is an xxh3-128 over generation, epoch, and for each chunk its length, section and bytes, all before compression:
-//! both ends compute it from the data as they hold it, the backup compares, and returns its own in
-//! the ack, so that the primary compares as well.
+//! The hash is an xxh3-128 over generation, epoch, and for each chunk its length, section and bytes, all
+//! before compression: both ends compute it from the data as they hold it, the backup compares, and returns
+//! its own in the ack, so that the primary compares as well.
 //!
 //! The trailer follows the bytes, so that the receiver can keep a chunk in the memory it arrived in.
 
@@ -37,8 +37,8 @@ pub const PRIMARY_KINDS: KindSet = KindSet::of(&[
 /// Kinds that a backup sends.
 pub const BACKUP_KINDS: KindSet = KindSet::of(&[Kind::ACK, Kind::HEARTBEAT]);
 
-/// The most bytes of an epoch in one frame. Large enough that the work per frame is small beside the work per byte; small enough
-/// that the receiver verifies one while the next is on its way.
+/// The most bytes of an epoch in one frame. Large enough that the work per frame is small beside the work per
+/// byte; small enough that the receiver verifies one while the next is on its way.
 pub(crate) const CHUNK_MAX: usize = 256 * 1024;
 
 /// Which epoch of which generation.
@@ -55,7 +55,8 @@ impl std::fmt::Display for EpochId {
 }
 
 impl EpochId {
-    /// Whether an epoch `next` may come after this one: the number grows by one, the generation does not fall.
+    /// Whether an epoch `next` may come after this one: the number grows by one, the generation does not
+    /// fall.
     pub fn may_precede(&self, next: EpochId) -> bool {
         next.generation >= self.generation && self.epoch.checked_add(1) == Some(next.epoch)
     }

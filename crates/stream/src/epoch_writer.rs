@@ -7,8 +7,9 @@ use crate::epoch::{CHUNK_MAX, Encoding, EpochId, Seal, Sealer, Trailer};
 use crate::frame::{FrameSendError, FrameWriter, Kind};
 use crate::portions::{Portions, total};
 
-/// Chunks below this are left to be sent with the next frame, at the latest with the commit, so that a small epoch leaves in
-/// one system call: copying 16 KiB takes about a microsecond, a call on a socket and the record it makes several.
+/// Chunks below this are left to be sent with the next frame, at the latest with the commit, so that a small
+/// epoch leaves in one system call: copying 16 KiB takes about a microsecond, a call on a socket and the
+/// record it makes several.
 const QUEUED_MAX: usize = 16 * 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -23,8 +24,8 @@ pub enum EpochSendError {
     Send(#[from] FrameSendError),
 }
 
-/// Sends epochs, one after the other. Does not hold the stream's [`FrameWriter`] between calls: other frames may go
-/// out within an epoch. One is for one stream: after a failure, connect again and make another.
+/// Sends epochs, one after the other. Does not hold the stream's [`FrameWriter`] between calls: other frames
+/// may go out within an epoch. One is for one stream: after a failure, connect again and make another.
 #[derive(Debug)]
 pub struct EpochWriter {
     compression: Compression,
@@ -62,8 +63,8 @@ impl EpochWriter {
         Ok(())
     }
 
-    /// Add these bytes, one after the other, to a section. Any number of times, sections in any order; what goes to one section
-    /// is joined at the other end.
+    /// Add these bytes, one after the other, to a section. Any number of times, sections in any order; what
+    /// goes to one section is joined at the other end.
     pub fn chunk<S: ByteSink>(
         &mut self,
         frames: &mut FrameWriter<S>,

@@ -10,12 +10,14 @@
 //! | 13..16 | check: the low 24 bits of the xxh3-64 of bytes 0..13 |
 //! | 16..24 | xxh3-64 of bytes 0..16 and the payload |
 //!
-//! TLS protects the bytes on the wire. The hash protects from what TLS cannot see: faults of memory, and our own; it is
-//! taken from the data as they lie in the sender's memory and checked as they lie in the receiver's. The check
-//! is there so that a damaged length is noticed at once, not after waiting for bytes that never come. Both are seeded
-//! by the direction: a frame that comes back to its sender is not taken for the other's.
+//! TLS protects the bytes on the wire. The hash protects from what TLS cannot see: faults of memory, and our
+//! own; it is taken from the data as they lie in the sender's memory and checked as they lie in the
+//! receiver's. The check is there so that a damaged length is noticed at once, not after waiting for bytes
+//! that never come. Both are seeded by the direction: a frame that comes back to its sender is not taken for
+//! the other's.
 //!
-//! Invariant: a frame is delivered in order, once and undamaged, or an error is; after an error, nothing more is.
+//! Invariant: a frame is delivered in order, once and undamaged, or an error is; after an error, nothing more
+//! is.
 
 use std::fmt;
 
@@ -25,7 +27,8 @@ use crate::connection::{ByteSink, ByteSource, PORTION, ReceiveError, SendError};
 use crate::portions::total;
 use crate::wire::Fields;
 
-/// The longest payload. Larger data are sent as several frames; a receiver never allocates more than this for one.
+/// The longest payload. Larger data are sent as several frames; a receiver never allocates more than this for
+/// one.
 pub const PAYLOAD_MAX: usize = 4 * 1024 * 1024;
 
 pub(crate) const HEADER_LENGTH: usize = 24;
@@ -172,8 +175,8 @@ impl<S: ByteSink> FrameWriter<S> {
         Self { sink, end, sequence: 0, queued: Vec::new() }
     }
 
-    /// Send a frame whose payload is these slices one after the other, after what is queued. Nothing is copied on
-    /// the way to encryption; up to 64 KiB leave in one system call.
+    /// Send a frame whose payload is these slices one after the other, after what is queued. Nothing is
+    /// copied on the way to encryption; up to 64 KiB leave in one system call.
     pub fn send(&mut self, kind: Kind, payload: &[&[u8]]) -> Result<(), FrameSendError> {
         let header = self.header(kind, payload)?;
         let mut parts = Vec::with_capacity(payload.len() + 2);

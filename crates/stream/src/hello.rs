@@ -1,7 +1,7 @@
 //! The first words on a connection: what both ends speak, and what the connection is for.
 //!
-//! The end that connected says which protocol versions it speaks and its purpose; the other picks the highest version
-//! both speak and admits the purpose, or says why not. Only then do frames flow.
+//! The end that connected says which protocol versions it speaks and its purpose; the other picks the highest
+//! version both speak and admits the purpose, or says why not. Only then do frames flow.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -13,8 +13,8 @@ use crate::connection::{ByteSink, ByteSource, Closer, Connection, Reader, Receiv
 use crate::frame::{End, FrameReader, FrameWriter, KindSet};
 use crate::wire::Fields;
 
-/// What this crate speaks. Raise the upper end with every change of what is on the wire; raise the lower one when
-/// the older form is no longer understood.
+/// What this crate speaks. Raise the upper end with every change of what is on the wire; raise the lower one
+/// when the older form is no longer understood.
 pub const VERSIONS: RangeInclusive<u16> = 1..=1;
 
 /// Says that outlive's protocol follows. Eight bytes, so that no other protocol starts with it by chance.
@@ -69,7 +69,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// On the end that connected: say what for. `kinds` are those that the other end may send. All of it takes at most `timeout`.
+    /// On the end that connected: say what for. `kinds` are those that the other end may send. All of it
+    /// takes at most `timeout`.
     pub fn open(
         mut connection: Connection,
         versions: RangeInclusive<u16>,
@@ -84,8 +85,9 @@ impl Stream {
         Ok(Self::over(connection, version, purpose.to_owned(), End::Opening, kinds))
     }
 
-    /// On the end that accepted: hear what for. `admit` is asked with the other node's name and its purpose, and answers with the
-    /// kinds of frames that it may send, or with a reason to refuse, which the other end is told.
+    /// On the end that accepted: hear what for. `admit` is asked with the other node's name and its purpose,
+    /// and answers with the kinds of frames that it may send, or with a reason to refuse, which the other end
+    /// is told.
     pub fn answer(
         mut connection: Connection,
         versions: RangeInclusive<u16>,
@@ -267,6 +269,7 @@ fn receive_exact(source: &mut impl ByteSource, mut into: &mut [u8]) -> Result<()
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
@@ -407,7 +410,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..700), magic: bool) {
+        fn any_bytes_are_refused_without_a_panic(
+            bytes in vec(any::<u8>(), 0..700), magic: bool,
+        ) {
             let mut said = if magic { MAGIC.to_vec() } else { Vec::new() };
             said.extend(bytes);
             prop_assert!(answering(&said, 1..=u16::MAX, Ok(())).0.is_err());

@@ -1,7 +1,8 @@
 //! A question and its answer, one at a time on a connection.
 //!
-//! A request is the number of the call (8 bytes) and its bytes; a response the same number, a status, and its bytes. The number
-//! pairs them: an answer to anything but the question just asked is an error, never taken for its answer.
+//! A request is the number of the call (8 bytes) and its bytes; a response the same number, a status, and its
+//! bytes. The number pairs them: an answer to anything but the question just asked is an error, never taken
+//! for its answer.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -138,8 +139,9 @@ impl Client {
     }
 }
 
-/// Answer the calls of an accepted connection, until the other end leaves or the connection is shut down. `handler` gets the
-/// other node's name and a request. For whoever serves other purposes as well: [`serve_stream`].
+/// Answer the calls of an accepted connection, until the other end leaves or the connection is shut down.
+/// `handler` gets the other node's name and a request. For whoever serves other purposes as well:
+/// [`serve_stream`].
 pub fn serve(connection: Connection, handler: impl Fn(&str, Vec<u8>) -> Vec<u8>) -> Result<(), ServeError> {
     let admit = |_node: &str, purpose: &str| match purpose {
         PURPOSE => Ok(SERVER_KINDS),

@@ -1,12 +1,14 @@
 //! Who is at the other end: TLS 1.3 with certificates on both sides, under the cluster's own authority.
 //!
-//! A connection is handed out only when both ends have accepted each other. In TLS 1.3 the connecting end is done before
-//! the accepting end has seen its certificate, so the accepting end says one word ([`WELCOME`]) after it has:
-//! whoever is refused learns it from [`Identity::connect`], with the reason, and not from the first use.
+//! A connection is handed out only when both ends have accepted each other. In TLS 1.3 the connecting end is
+//! done before the accepting end has seen its certificate, so the accepting end says one word ([`WELCOME`])
+//! after it has: whoever is refused learns it from [`Identity::connect`], with the reason, and not from the
+//! first use.
 //!
-//! A connection that was idle for longer than a retransmission timeout starts again with ten segments on the way
-//! (`net.ipv4.tcp_slow_start_after_idle`, Documentation/networking/ip-sysctl.rst), which would cost a large epoch several round
-//! trips. There is no socket option against it: set the sysctl to 0 on nodes, or keep heartbeats closer together than 200 ms.
+//! A connection that was idle for longer than a retransmission timeout starts again with ten segments on the
+//! way (`net.ipv4.tcp_slow_start_after_idle`, Documentation/networking/ip-sysctl.rst), which would cost a
+//! large epoch several round trips. There is no socket option against it: set the sysctl to 0 on nodes, or
+//! keep heartbeats closer together than 200 ms.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -33,8 +35,9 @@ use crate::connection::{Connection, is_timeout, remaining};
 /// What the accepting end sends, encrypted, once it has accepted the other's certificate.
 const WELCOME: &[u8; 8] = b"welcome\n";
 
-/// How long sent bytes may stay unacknowledged, or a peer's window shut, before the kernel gives the connection up
-/// (`TCP_USER_TIMEOUT`, tcp(7)). Deaths are detected far sooner, by missing heartbeats; this bounds what nobody watches.
+/// How long sent bytes may stay unacknowledged, or a peer's window shut, before the kernel gives the
+/// connection up (`TCP_USER_TIMEOUT`, tcp(7)). Deaths are detected far sooner, by missing heartbeats; this
+/// bounds what nobody watches.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// On an idle connection, ask after this long, and then as often, whether the peer is still there; after
@@ -90,8 +93,8 @@ pub enum IdentityError {
 }
 
 impl Identity {
-    /// Read this node's certificate and key, and the authority (or authorities, during a change) it trusts. What
-    /// others would refuse is refused here already.
+    /// Read this node's certificate and key, and the authority (or authorities, during a change) it trusts.
+    /// What others would refuse is refused here already.
     pub fn load(ca: &Path, cert: &Path, key: &Path) -> Result<Self, IdentityError> {
         let mode = fs::metadata(key).map_err(|source| read_error(key, source))?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
@@ -263,7 +266,8 @@ fn read_error(path: &Path, source: io::Error) -> IdentityError {
     IdentityError::Read { path: path.to_owned(), source }
 }
 
-/// `ring`, with AES-128 before AES-256: both are beyond attack, and the first has ten rounds instead of fourteen.
+/// `ring`, with AES-128 before AES-256: both are beyond attack, and the first has ten rounds instead of
+/// fourteen.
 fn provider() -> CryptoProvider {
     let mut provider = ring::default_provider();
     provider.cipher_suites = vec![
@@ -295,7 +299,8 @@ impl Attempt<'_> {
         mut tls: rustls::Connection,
     ) -> Result<Connection, HandshakeError> {
         prepare_socket(&socket).map_err(|source| self.io_error(source))?;
-        // The writer takes ciphertext out after each portion: the bound lies there, and a partial write here would cut frames.
+        // The writer takes ciphertext out after each portion: the bound lies there, and a partial write here
+        // would cut frames.
         tls.set_buffer_limit(None);
         while tls.is_handshaking() {
             self.send(&socket, &mut tls)?;

@@ -1,3 +1,4 @@
+use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
@@ -302,7 +303,7 @@ fn every_flipped_bit_of_a_recorded_stream_is_noticed() {
 proptest! {
     #[test]
     fn any_frames_are_taken_or_refused_without_a_panic(
-        frames in proptest::collection::vec((0u8..12, proptest::collection::vec(any::<u8>(), 0..60)), 0..20),
+        frames in vec((0u8..12, vec(any::<u8>(), 0..60)), 0..20),
     ) {
         let mut epochs = EpochReader::new(1000);
         for (kind, payload) in frames {
@@ -314,7 +315,7 @@ proptest! {
 
     #[test]
     fn any_epoch_comes_back(
-        chunks in proptest::collection::vec((0u8..4, proptest::collection::vec(any::<u8>(), 0..300), 1usize..2000), 0..12),
+        chunks in vec((0u8..4, vec(any::<u8>(), 0..300), 1usize..2000), 0..12),
         lz4: bool,
     ) {
         let compression = if lz4 { Compression::Lz4 } else { Compression::None };

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
@@ -225,15 +226,15 @@ fn a_timeout_anywhere_in_a_frame_loses_nothing() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {
+    fn any_bytes_are_refused_without_a_panic(bytes in vec(any::<u8>(), 0..4096)) {
         let (frames, _) = replay(&bytes);
         prop_assert!(frames.is_empty());
     }
 
     #[test]
     fn any_damage_is_noticed(
-        payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..100), 1..5),
-        damage in proptest::collection::vec((any::<proptest::sample::Index>(), 1u8..), 1..5),
+        payloads in vec(vec(any::<u8>(), 0..100), 1..5),
+        damage in vec((any::<proptest::sample::Index>(), 1u8..), 1..5),
     ) {
         let mut writer = FrameWriter::new(Vec::new(), End::Opening);
         for payload in &payloads {

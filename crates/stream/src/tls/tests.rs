@@ -225,10 +225,11 @@ fn plain_text_from_a_server_is_refused() {
 fn tls_before_1_3_is_refused() {
     let refused = accept_from(
         |mut socket| {
-            // A client that offers TLS 1.2 and no more: no supported_versions extension (RFC 5246, section 7.4.1.2).
+            // A client that offers TLS 1.2 and no more: no supported_versions extension (RFC 5246, section
+            // 7.4.1.2).
             let extensions = [
                 &[0x00, 0x0a, 0x00, 0x04, 0x00, 0x02, 0x00, 0x17][..], // supported_groups: secp256r1
-                &[0x00, 0x0d, 0x00, 0x04, 0x00, 0x02, 0x04, 0x03][..], // signature_algorithms: ecdsa_secp256r1_sha256
+                &[0x00, 0x0d, 0x00, 0x04, 0x00, 0x02, 0x04, 0x03][..], // signature_algorithms: ECDSA P-256
             ]
             .concat();
             let mut hello = vec![0x03, 0x03];
