@@ -1,0 +1,415 @@
+//! Unix sockets (`unix(7)`) that talk to each other inside the workload.
+//!
+//! A connected socket is captured with what waits to be read from it; its peer is a socket of its own. The two are built
+//! together: by `socketpair`, or, where addresses are visible, by connecting to a listener that exists for just that.
+//!
+//! `SO_PEERCRED` gives the supervisor's credentials afterwards, and so do messages that waited with credentials.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{lstat, major, minor};
+use serde::{Deserialize, Serialize};
+
+use super::descriptor::{At, Inode, StatusFlags, Surroundings};
+pub(super) use super::unix_build::build;
+use crate::checkpoint::ObjectId;
+use crate::error::{Attempt, Error, Result};
+use crate::sys::descriptor as sys;
+use crate::sys::proc;
+use crate::sys::unix_diag::{STATE_ESTABLISHED, STATE_LISTEN, UnixDiag, UnixEntry};
+
+/// `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET`.
+const KINDS: [i32; 3] = [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET];
+/// Options that are numbers and are kept. The order is that of restoring.
+pub(super) const OPTIONS: [i32; 6] = [
+    libc::SO_SNDBUF,
+    libc::SO_RCVBUF,
+    libc::SO_RCVLOWAT,
+    libc::SO_PASSCRED,
+    libc::SO_OOBINLINE,
+    libc::SO_PEEK_OFF,
+];
+/// Room for one look into a queue: more than a message can have with the largest send buffer that kernels allow by
+/// default (`net.core.wmem_max`, 4 MiB since Linux 6.17, is asked for by almost nobody; what is longer is refused).
+const ROOM: usize = 1 << 20;
+/// Most that is carried of one queue. A send buffer bounds it; raised ones do not fit a pause.
+const MAX_QUEUE: usize = 16 << 20;
+/// Both directions shut down (`SHUTDOWN_MASK`).
+const SHUT_BOTH: u8 = 3;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixSocket {
+    /// `SOCK_STREAM` …
+    pub kind: i32,
+    pub flags: StatusFlags,
+    pub name: Option<Name>,
+    /// The node in the file system, if the name is a path and the node is still there.
+    pub node: Option<Node>,
+    pub role: Role,
+    /// What waits to be read; of a stream in one piece.
+    pub queue: Vec<Message>,
+    /// RCV_SHUTDOWN (1) and SEND_SHUTDOWN (2).
+    pub shutdown: u8,
+    /// By the order of [`OPTIONS`].
+    pub options: [i32; OPTIONS.len()],
+    /// Of receiving and sending, in microseconds; 0 is none.
+    pub timeouts: [u64; 2],
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Name {
+    /// As the workload sees it.
+    Path(String),
+    /// Without the leading NUL.
+    Abstract(Vec<u8>),
+}
+
+impl Name {
+    /// What follows the family in an address.
+    pub(super) fn address(&self) -> Vec<u8> {
+        match self {
+            Name::Path(path) => path.as_bytes().to_vec(),
+            Name::Abstract(name) => [&[0], name.as_slice()].concat(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub mode: u32,
+    pub owner: (u32, u32),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    Unconnected,
+    Listening {
+        backlog: u32,
+    },
+    /// Each is the other's peer.
+    Connected {
+        peer: ObjectId,
+    },
+    /// A datagram socket connected to one that is not connected to it.
+    Sending {
+        peer: ObjectId,
+    },
+    /// Its peer is gone; with `reset`, leaving something unread, which is an error that waits here.
+    Orphan {
+        reset: bool,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Sent by the peer under its name; otherwise by a socket without a name.
+    pub named: bool,
+    pub bytes: Vec<u8>,
+}
+
+/// The unix sockets of the workload's network namespace, looked at together once per stop.
+pub(super) struct Survey {
+    diag: Option<UnixDiag>,
+    entries: Option<HashMap<u64, UnixEntry>>,
+    /// Sockets in whose queue an empty message has been seen: the kernel shows such a message to one look only
+    /// (`skb->peeked` in net/core/datagram.c), so that a later one cannot tell whether it is still there.
+    unseen: HashSet<u64>,
+}
+
+impl Survey {
+    pub(super) fn new() -> Self {
+        Self { diag: None, entries: None, unseen: HashSet::new() }
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.entries = None;
+    }
+
+    fn entries(&mut self, surroundings: &Surroundings) -> io::Result<&HashMap<u64, UnixEntry>> {
+        if self.entries.is_none() {
+            let diag = match self.diag.take() {
+                Some(diag) => diag,
+                None => UnixDiag::open(surroundings.network.as_ref().map(AsFd::as_fd))?,
+            };
+            let dump = self.diag.insert(diag).dump()?;
+            self.unseen.retain(|inode| dump.iter().any(|entry| entry.inode == *inode));
+            self.entries = Some(dump.into_iter().map(|entry| (entry.inode, entry)).collect());
+        }
+        self.entries.as_ref().ok_or_else(|| io::Error::other("the list of unix sockets is gone"))
+    }
+}
+
+pub(super) fn capture(
+    inode: u64,
+    at: &At<'_>,
+    surroundings: &Surroundings,
+    survey: &mut Survey,
+    objects: &dyn Fn(Inode) -> Option<ObjectId>,
+) -> Result<UnixSocket> {
+    let entries = survey.entries(surroundings).attempt(|| "list the workload's unix sockets".to_owned())?;
+    let Some(entry) = entries.get(&inode).cloned() else {
+        return Err(
+            at.refuse("a unix socket of another network namespace", "let the program stay in its namespaces")
+        );
+    };
+    let peer = entry.peer.and_then(|peer| entries.get(&peer)).cloned();
+    let socket = at.duplicate()?;
+    let kind = i32::from(entry.kind);
+    if !KINDS.contains(&kind) {
+        return Err(at.refuse(format!("a unix socket of type {kind}"), "let the program use a stream"));
+    }
+    let info = at.info()?;
+    if sys::signal_owner(socket.as_fd()).attempt(|| "ask who is signalled by a unix socket".to_owned())? != 0
+    {
+        return Err(at.refuse("a unix socket with an owner for signals", "let the program use poll or epoll"));
+    }
+    let name = capture_name(&entry, at, surroundings)?;
+    let ready = readiness(&socket).attempt(|| "ask what a unix socket is ready for".to_owned())?;
+    let role = capture_role(&entry, peer.as_ref(), ready, at, objects)?;
+    let node = capture_node(&entry, name.as_ref(), at);
+    check_reachable(&entry, peer.as_ref(), &role, name.as_ref(), at)?;
+    let mut options = [0; OPTIONS.len()];
+    for (value, name) in options.iter_mut().zip(OPTIONS) {
+        *value =
+            sys::socket_option(socket.as_fd(), name).attempt(|| format!("ask for socket option {name}"))?;
+    }
+    let mut timeouts = [0; 2];
+    for (value, name) in timeouts.iter_mut().zip([libc::SO_RCVTIMEO, libc::SO_SNDTIMEO]) {
+        *value =
+            sys::socket_timeout(socket.as_fd(), name).attempt(|| format!("ask for socket option {name}"))?;
+    }
+    let connected = entry.state == STATE_ESTABLISHED;
+    let mut queue = Vec::new();
+    if kind == libc::SOCK_DGRAM || connected {
+        let peer_name = peer.as_ref().map_or(&[][..], |peer| peer.name.as_slice());
+        queue = capture_queue(&socket, &entry, peer_name, ready, at, survey)?;
+    }
+    let flags = at.status_flags(&info)?;
+    Ok(UnixSocket { kind, flags, name, node, role, queue, shutdown: entry.shutdown, options, timeouts })
+}
+
+fn readiness(socket: &OwnedFd) -> io::Result<PollFlags> {
+    let mut ask = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    poll(&mut ask, PollTimeout::ZERO)?;
+    Ok(ask[0].revents().unwrap_or(PollFlags::empty()))
+}
+
+fn capture_name(entry: &UnixEntry, at: &At<'_>, surroundings: &Surroundings) -> Result<Option<Name>> {
+    match entry.name.as_slice() {
+        [] => Ok(None),
+        [0, name @ ..] => Ok(Some(Name::Abstract(name.to_vec()))),
+        path => {
+            let path = path.strip_suffix(&[0]).unwrap_or(path);
+            let shown = String::from_utf8_lossy(path).into_owned();
+            if !surroundings.is_scratch(&shown) || shown.as_bytes() != path || has_parent_steps(&shown) {
+                return Err(at.refuse(
+                    format!("the unix socket {shown}, whose path is not one in a directory that is kept"),
+                    "give it an absolute path in /tmp, /run or a directory declared with --scratch",
+                ));
+            }
+            Ok(Some(Name::Path(shown)))
+        }
+    }
+}
+
+pub(super) fn has_parent_steps(path: &str) -> bool {
+    path.split('/').any(|step| step == "..")
+}
+
+/// The node, if what is at the path is the one this socket was bound to.
+fn capture_node(entry: &UnixEntry, name: Option<&Name>, at: &At<'_>) -> Option<Node> {
+    let Some(Name::Path(path)) = name else { return None };
+    let mut full = proc::path(at.holder.tid, "root").into_os_string();
+    full.push(path);
+    let stat = lstat(full.as_os_str()).ok()?;
+    let (inode, device) = entry.node?;
+    // The kernel lists the low 32 bits of the inode, and the device as MKDEV in include/linux/kdev_t.h makes it.
+    let same = stat.st_ino as u32 == inode
+        && major(stat.st_dev) == u64::from(device >> 20)
+        && minor(stat.st_dev) == u64::from(device & 0xf_ffff);
+    same.then_some(Node { mode: stat.st_mode & 0o7777, owner: (stat.st_uid, stat.st_gid) })
+}
+
+fn capture_role(
+    entry: &UnixEntry,
+    peer: Option<&UnixEntry>,
+    ready: PollFlags,
+    at: &At<'_>,
+    objects: &dyn Fn(Inode) -> Option<ObjectId>,
+) -> Result<Role> {
+    if entry.state == STATE_LISTEN {
+        let (waiting, backlog) = entry.queues;
+        if waiting > 0 {
+            let what = format!("a listening unix socket with {waiting} connections not accepted");
+            return Err(at.refuse(what, "it is kept as soon as they are accepted"));
+        }
+        return Ok(Role::Listening { backlog });
+    }
+    let datagrams = i32::from(entry.kind) == libc::SOCK_DGRAM;
+    let Some(inode) = entry.peer else {
+        return match entry.state {
+            STATE_ESTABLISHED if !datagrams => Ok(Role::Orphan { reset: ready.contains(PollFlags::POLLERR) }),
+            _ => Ok(Role::Unconnected),
+        };
+    };
+    if inode == 0 {
+        // A peer that was closed has shut down both directions of a connection; one that was not accepted has not.
+        if datagrams || entry.shutdown == SHUT_BOTH {
+            return Ok(Role::Orphan { reset: !datagrams && ready.contains(PollFlags::POLLERR) });
+        }
+        return Err(at.refuse("a unix socket not accepted yet", "it is kept as soon as it is accepted"));
+    }
+    let (Some(peer), Some(id)) = (peer, objects(Inode::Socket(inode))) else {
+        return Err(at.refuse(
+            "a unix socket whose other end is held by nobody in the workload",
+            "start the other program inside the workload, or let them talk over TCP",
+        ));
+    };
+    match peer.peer {
+        Some(back) if back == entry.inode => Ok(Role::Connected { peer: id }),
+        None if datagrams => Ok(Role::Sending { peer: id }),
+        _ => {
+            Err(at.refuse("datagram sockets connected in a chain", "connect them in pairs, or to one server"))
+        }
+    }
+}
+
+/// That addresses can be brought about again.
+fn check_reachable(
+    entry: &UnixEntry,
+    peer: Option<&UnixEntry>,
+    role: &Role,
+    name: Option<&Name>,
+    at: &At<'_>,
+) -> Result<()> {
+    let datagrams = i32::from(entry.kind) == libc::SOCK_DGRAM;
+    if let Some(Name::Path(path)) = name {
+        let parent = path.rsplit_once('/').map_or("/", |(parent, _)| parent);
+        let mut full = proc::path(at.holder.tid, "root").into_os_string();
+        full.push(parent);
+        if !lstat(full.as_os_str()).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR) {
+            let what = format!("the unix socket {path}, whose directory was removed");
+            return Err(at.refuse(what, "leave the directory where it is"));
+        }
+    }
+    let peer_named = peer.is_some_and(|peer| !peer.name.is_empty());
+    match role {
+        Role::Connected { .. } if datagrams && peer_named != name.is_some() => {
+            Err(at.refuse("a pair of datagram sockets of which one has a name", "name both or none"))
+        }
+        Role::Sending { .. } | Role::Connected { .. } if datagrams && peer_named => {
+            let there = peer.is_some_and(|peer| {
+                let path = peer.name.strip_suffix(&[0]).unwrap_or(&peer.name);
+                let name = std::str::from_utf8(path).map(|path| Name::Path(path.to_owned())).ok();
+                peer.name.first() == Some(&0) || capture_node(peer, name.as_ref(), at).is_some()
+            });
+            if there {
+                return Ok(());
+            }
+            Err(at.refuse(
+                "a datagram socket whose server's path was removed",
+                "leave the socket's path in place",
+            ))
+        }
+        Role::Sending { .. } => {
+            Err(at.refuse("a datagram socket connected to one without a name", "give the server a name"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn capture_queue(
+    socket: &OwnedFd,
+    entry: &UnixEntry,
+    peer_name: &[u8],
+    ready: PollFlags,
+    at: &At<'_>,
+    survey: &mut Survey,
+) -> Result<Vec<Message>> {
+    let stream = i32::from(entry.kind) == libc::SOCK_STREAM;
+    let waiting =
+        sys::readable_bytes(socket.as_fd()).attempt(|| "ask how much waits in a unix socket".to_owned())?;
+    // Looking at an empty stream, or at messages, takes an error that waits, and the program would never see it.
+    if stream && waiting == 0 {
+        return Ok(Vec::new());
+    }
+    if !stream && ready.contains(PollFlags::POLLERR) {
+        return Err(
+            at.refuse("a unix socket with an error not read yet", "it is kept as soon as the error is read")
+        );
+    }
+    if stream && sys::has_urgent_byte(socket.as_fd()) {
+        return Err(at.refuse("a unix socket with an urgent byte", "it is kept as soon as the byte is read"));
+    }
+    let offset = sys::socket_option(socket.as_fd(), libc::SO_PEEK_OFF);
+    let offset = offset.attempt(|| "ask how far a unix socket was looked at".to_owned())?;
+    let looked = sys::set_socket_option(socket.as_fd(), libc::SO_PEEK_OFF, 0)
+        .and_then(|()| look(socket.as_fd(), stream, waiting, entry.shutdown));
+    // Whatever came of it, the offset is the program's.
+    sys::set_socket_option(socket.as_fd(), libc::SO_PEEK_OFF, offset)
+        .attempt(|| "leave a unix socket as it was".to_owned())?;
+    let seen = looked.attempt(|| "look at what waits in a unix socket".to_owned())?;
+    let hidden = seen.is_empty() && ready.contains(PollFlags::POLLIN) && entry.shutdown & 1 == 0;
+    if seen.iter().any(|message| message.bytes.is_empty()) || hidden {
+        survey.unseen.insert(entry.inode);
+    } else if !ready.contains(PollFlags::POLLIN) {
+        survey.unseen.remove(&entry.inode);
+    }
+    if survey.unseen.contains(&entry.inode) {
+        return Err(
+            at.refuse("an empty message waiting in a unix socket", "it is kept as soon as that is read")
+        );
+    }
+    if seen.iter().any(|message| message.descriptors) {
+        return Err(
+            at.refuse("descriptors in flight in a unix socket", "it is kept as soon as they are received")
+        );
+    }
+    if seen.iter().any(|message| message.truncated)
+        || seen.iter().map(|m| m.bytes.len()).sum::<usize>() > MAX_QUEUE
+    {
+        return Err(
+            at.refuse("a unix socket with very much in its queue", "leave its send buffer at its default")
+        );
+    }
+    // A stream's reader is not told a sender.
+    let unknown = |sender: &[u8]| !stream && !sender.is_empty() && sender != peer_name;
+    if seen.iter().any(|message| unknown(&message.sender)) {
+        let advice =
+            "it is kept as soon as that is read; or connect the two, or leave the sender without a name";
+        return Err(at.refuse("a datagram waiting from a socket that has a name and is not the peer", advice));
+    }
+    if stream {
+        let bytes = seen.into_iter().flat_map(|message| message.bytes).collect::<Vec<u8>>();
+        if bytes.len() != waiting {
+            let source = io::Error::other(format!("{waiting} bytes wait and {} were seen", bytes.len()));
+            return Err(Error::System { attempt: "look at what waits in a unix socket".to_owned(), source });
+        }
+        return Ok(vec![Message { named: false, bytes }]);
+    }
+    Ok(seen.into_iter().map(|m| Message { named: !m.sender.is_empty(), bytes: m.bytes }).collect())
+}
+
+/// Everything in the queue, from the offset that is set. Reads no further than what is there: the end of a stream would
+/// take the error with it.
+fn look(socket: BorrowedFd<'_>, stream: bool, waiting: usize, shutdown: u8) -> io::Result<Vec<sys::Peeked>> {
+    let mut seen = Vec::new();
+    let mut total = 0;
+    while !(stream && total >= waiting) && total <= MAX_QUEUE {
+        let Some(message) = sys::peek(socket, ROOM)? else { break };
+        // The end of a connection of messages looks like an empty one.
+        if message.bytes.is_empty() && (stream || shutdown & 1 != 0) {
+            break;
+        }
+        total += message.bytes.len();
+        let empty = message.bytes.is_empty();
+        seen.push(message);
+        if empty {
+            break;
+        }
+    }
+    Ok(seen)
+}

@@ -1,0 +1,313 @@
+//! Unix sockets made again, by a thread that sees the file system and the network as the workload does: an address is
+//! kept by the kernel exactly as it was given to `bind`.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+use super::descriptor::{BuildContext, Object};
+use super::unix::{Message, Name, OPTIONS, Role, UnixSocket, has_parent_steps};
+use crate::checkpoint::ObjectId;
+use crate::error::{Attempt, Error, Result};
+use crate::sys::descriptor as sys;
+
+/// What a message costs of a send buffer beside its bytes: `struct sk_buff` with its shared info and rounding up to a
+/// power of two (`SKB_TRUESIZE` in include/linux/skbuff.h), generously.
+const MESSAGE_OVERHEAD: usize = 4096;
+
+pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContext<'_>) -> Result<OwnedFd> {
+    if let Some(Name::Path(path)) = &object.name
+        && (!context.surroundings.is_scratch(path) || has_parent_steps(path))
+    {
+        return Err(Error::Mismatch(format!("the unix socket {path} is in no scratch directory")));
+    }
+    match object.role {
+        Role::Connected { peer } => build_connected(id, object, peer, context)?,
+        Role::Sending { peer } => {
+            let server = unix_object(context, peer)?;
+            let Some(name) = server.name.as_ref().filter(|_| server.role == Role::Unconnected) else {
+                return Err(Error::Mismatch(format!("socket {} sends to one that is no server", id.0)));
+            };
+            context.build(peer)?;
+            let server = context.get(peer);
+            in_workload(context, || {
+                let fd = sys::unix_socket(object.kind)?;
+                with_name(object, &fd, || fill_by_name(object, server))?;
+                sys::unix_connect(fd.as_fd(), &name.address())?;
+                finish(object, fd)
+            })
+        }
+        Role::Unconnected | Role::Listening { .. } => in_workload(context, || {
+            let fd = sys::unix_socket(object.kind)?;
+            with_name(object, &fd, || fill_by_name(object, None))?;
+            if let Role::Listening { backlog } = object.role {
+                sys::listen(fd.as_fd(), i32::try_from(backlog).unwrap_or(i32::MAX))?;
+            }
+            finish(object, fd)
+        }),
+        Role::Orphan { reset } => in_workload(context, || {
+            let (fd, gone) = match (&object.name, object.kind) {
+                (Some(name), libc::SOCK_STREAM | libc::SOCK_SEQPACKET) => {
+                    let (accepted, client) = connect_by_name(object.kind, name, None, None)?;
+                    (accepted, client)
+                }
+                _ => sys::unix_pair(object.kind)?,
+            };
+            if object.kind == libc::SOCK_DGRAM {
+                with_name(object, &fd, || Ok(()))?;
+            }
+            fill(object, gone.as_fd())?;
+            if reset {
+                sys::send(fd.as_fd(), b"!", None)?;
+            }
+            drop(gone);
+            finish(object, fd)
+        }),
+    }
+    .attempt(|| format!("make unix socket {} again", id.0))
+}
+
+fn unix_object<'a>(context: &BuildContext<'a>, id: ObjectId) -> Result<&'a UnixSocket> {
+    match context.object(id)? {
+        Object::Unix(object) => Ok(object),
+        _ => Err(Error::Mismatch(format!("object {} is not the unix socket it should be", id.0))),
+    }
+}
+
+/// Makes both ends; the peer is given to the context.
+fn build_connected(
+    id: ObjectId,
+    object: &UnixSocket,
+    peer_id: ObjectId,
+    context: &mut BuildContext<'_>,
+) -> Result<io::Result<OwnedFd>> {
+    let peer = unix_object(context, peer_id)?;
+    let mutual = peer.role == Role::Connected { peer: id } && peer.kind == object.kind && id != peer_id;
+    if !mutual || context.is_built(peer_id) {
+        return Err(Error::Mismatch(format!("unix sockets {} and {} are no pair", id.0, peer_id.0)));
+    }
+    // An abstract name may be taken by a listener that has been built; then that one accepts the connection.
+    let listener = |name: &Option<Name>| {
+        let is_listener = |id: &ObjectId| {
+            unix_object(context, *id).is_ok_and(|other| {
+                other.name == *name
+                    && other.kind == object.kind
+                    && matches!(other.role, Role::Listening { .. })
+            })
+        };
+        context.built_ids().find(is_listener).and_then(|id| context.get(id))
+    };
+    let (own_listener, other_listener) = (listener(&object.name), listener(&peer.name));
+    let made = in_workload(context, || {
+        let (own, other) = match (&object.name, &peer.name) {
+            (None, None) => sys::unix_pair(object.kind)?,
+            (Some(_), Some(name)) if object.kind == libc::SOCK_DGRAM => {
+                let (own, other) = (sys::unix_socket(object.kind)?, sys::unix_socket(object.kind)?);
+                with_name(object, &own, || Ok(()))?;
+                with_name(peer, &other, || Ok(()))?;
+                sys::unix_connect(own.as_fd(), &name.address())?;
+                let back = object.name.as_ref().map(Name::address).unwrap_or_default();
+                sys::unix_connect(other.as_fd(), &back)?;
+                (own, other)
+            }
+            (Some(name), client) => connect_by_name(object.kind, name, client.as_ref(), own_listener)?,
+            (None, Some(name)) => {
+                let (accepted, client) = connect_by_name(object.kind, name, None, other_listener)?;
+                (client, accepted)
+            }
+        };
+        fill(object, other.as_fd())?;
+        fill(peer, own.as_fd())?;
+        Ok((finish(object, own)?, finish(peer, other)?))
+    });
+    Ok(made.map(|(own, other)| {
+        context.insert(peer_id, other);
+        own
+    }))
+}
+
+/// Runs something in a thread whose root and network are the workload's.
+fn in_workload<T: Send>(
+    context: &BuildContext<'_>,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let root: &Path = &context.root;
+    let network = context.surroundings.network.as_ref().map(AsFd::as_fd);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            // Threads share their root with the process; this one stops to.
+            unshare(CloneFlags::CLONE_FS)?;
+            if let Some(network) = network {
+                setns(network, CloneFlags::CLONE_NEWNET)?;
+            }
+            nix::unistd::chroot(root)?;
+            nix::unistd::chdir("/")?;
+            work()
+        });
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes unix sockets died")))
+    })
+}
+
+/// Binds a socket to its name, if it has one, and does something while the name can be reached.
+fn with_name(object: &UnixSocket, fd: &OwnedFd, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    match (&object.name, &object.node) {
+        (None, _) => work(),
+        (Some(name @ Name::Abstract(_)), _) => {
+            sys::unix_bind(fd.as_fd(), &name.address())?;
+            work()
+        }
+        (Some(Name::Path(path)), Some(node)) => {
+            // A node without a socket, as the scratch directories have it.
+            if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+                fs::remove_file(path)?;
+            }
+            sys::unix_bind(fd.as_fd(), path.as_bytes())?;
+            chown(path, Some(node.owner.0), Some(node.owner.1))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(node.mode & 0o7777))?;
+            work()
+        }
+        // Its node was removed, or replaced by something else.
+        (Some(Name::Path(path)), None) => while_free(path, || {
+            sys::unix_bind(fd.as_fd(), path.as_bytes())?;
+            work()
+        }),
+    }
+}
+
+/// Does something that makes a node at `path`, which is afterwards as it was.
+fn while_free<T>(path: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let aside = format!("{path}.outlive");
+    let taken = fs::symlink_metadata(path).is_ok();
+    if taken {
+        if fs::symlink_metadata(&aside).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{aside} is in the way")));
+        }
+        fs::rename(path, &aside)?;
+    }
+    let result = work();
+    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        fs::remove_file(path)?;
+    }
+    if taken {
+        fs::rename(&aside, path)?;
+    }
+    result
+}
+
+/// A connection between a socket accepted under `name` and one that is bound to `client`, in this order.
+fn connect_by_name(
+    kind: i32,
+    name: &Name,
+    client: Option<&Name>,
+    listener: Option<BorrowedFd<'_>>,
+) -> io::Result<(OwnedFd, OwnedFd)> {
+    let connect = |listener: BorrowedFd<'_>| {
+        let connecting = sys::unix_socket(kind)?;
+        match client {
+            Some(Name::Path(path)) => {
+                while_free(path, || sys::unix_bind(connecting.as_fd(), path.as_bytes()))?
+            }
+            Some(name) => sys::unix_bind(connecting.as_fd(), &name.address())?,
+            None => {}
+        }
+        sys::unix_connect(connecting.as_fd(), &name.address())?;
+        Ok((sys::accept(listener)?, connecting))
+    };
+    match (name, listener) {
+        (Name::Abstract(_), Some(listener)) => connect(listener),
+        _ => {
+            let temporary = sys::unix_socket(kind)?;
+            let bound = || {
+                sys::unix_bind(temporary.as_fd(), &name.address())?;
+                sys::listen(temporary.as_fd(), 1)?;
+                connect(temporary.as_fd())
+            };
+            match name {
+                Name::Path(path) => while_free(path, bound),
+                Name::Abstract(_) => bound(),
+            }
+        }
+    }
+}
+
+/// Puts back what waited in a connected socket, through its peer.
+fn fill(object: &UnixSocket, through: BorrowedFd<'_>) -> io::Result<()> {
+    widen(&object.queue, through)?;
+    object.queue.iter().try_for_each(|message| put(through, &message.bytes, None, object.kind))
+}
+
+/// Puts back what waited in a datagram socket that is reached by its name.
+fn fill_by_name(object: &UnixSocket, peer: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    if object.queue.is_empty() {
+        return Ok(());
+    }
+    let name = object.name.as_ref().map(Name::address);
+    let name = name.ok_or_else(|| io::Error::other("there are datagrams for a socket without a name"))?;
+    let nobody = sys::unix_socket(object.kind)?;
+    widen(&object.queue, nobody.as_fd())?;
+    for message in &object.queue {
+        let from = match (message.named, peer) {
+            (false, _) => nobody.as_fd(),
+            (true, Some(peer)) => peer,
+            (true, None) => return Err(io::Error::other("the sender of a datagram is not there")),
+        };
+        put(from, &message.bytes, Some(&name), object.kind)?;
+    }
+    Ok(())
+}
+
+/// Makes the send buffer large enough. [`finish`] makes it as it was.
+fn widen(queue: &[Message], through: BorrowedFd<'_>) -> io::Result<()> {
+    let needed: usize = queue.iter().map(|message| 2 * message.bytes.len() + MESSAGE_OVERHEAD).sum();
+    let needed = i32::try_from(needed).map_err(io::Error::other)?;
+    if needed > sys::socket_option(through, libc::SO_SNDBUF)? {
+        sys::set_socket_option(through, libc::SO_SNDBUFFORCE, needed)?;
+    }
+    Ok(())
+}
+
+fn put(through: BorrowedFd<'_>, bytes: &[u8], to: Option<&[u8]>, kind: i32) -> io::Result<()> {
+    let mut rest = bytes;
+    loop {
+        let sent = sys::send(through, rest, to)?;
+        rest = &rest[sent.min(rest.len())..];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        if kind != libc::SOCK_STREAM || sent == 0 {
+            return Err(io::Error::other(format!("{} bytes of a message did not fit", rest.len())));
+        }
+    }
+}
+
+/// Everything but the connection and the queue.
+fn finish(object: &UnixSocket, fd: OwnedFd) -> io::Result<OwnedFd> {
+    for (name, value) in OPTIONS.into_iter().zip(object.options) {
+        match name {
+            // The kernel keeps, and tells, twice of what it is given; beyond the limits only by force.
+            libc::SO_SNDBUF => sys::set_socket_option(fd.as_fd(), libc::SO_SNDBUFFORCE, value / 2)?,
+            libc::SO_RCVBUF => sys::set_socket_option(fd.as_fd(), libc::SO_RCVBUFFORCE, value / 2)?,
+            name if sys::socket_option(fd.as_fd(), name)? != value => {
+                sys::set_socket_option(fd.as_fd(), name, value)?
+            }
+            _ => {}
+        }
+    }
+    for (name, value) in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO].into_iter().zip(object.timeouts) {
+        if value != 0 {
+            sys::set_socket_timeout(fd.as_fd(), name, value)?;
+        }
+    }
+    // The peer of an orphaned connection has seen to it by closing.
+    let done = matches!(object.role, Role::Orphan { .. }) && object.kind != libc::SOCK_DGRAM;
+    if object.shutdown != 0 && !done {
+        // SHUT_RD is 0, SHUT_WR 1, SHUT_RDWR 2; the kernel's mask is one more.
+        sys::shutdown(fd.as_fd(), i32::from(object.shutdown.min(3)) - 1)?;
+    }
+    sys::set_status_flags(fd.as_fd(), object.flags.0 & libc::O_NONBLOCK)?;
+    Ok(fd)
+}

@@ -1,0 +1,388 @@
+//! What descriptors are asked and told that has no safe function elsewhere.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use super::ptrace::Tid;
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Takes over a descriptor that a call has just given us.
+fn adopt(result: libc::c_int) -> io::Result<OwnedFd> {
+    let fd = check(result)?;
+    // SAFETY: every caller passes the result of a call that makes a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How many bytes can be read (`FIONREAD`, `ioctl_pipe(2)`, `unix(7)`).
+pub fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, which is live and exclusively borrowed.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut count) })?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// The process or group that gets SIGIO and SIGURG (`F_GETOWN`); 0 is nobody.
+pub fn signal_owner(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    // A group is a negative number, which `fcntl` cannot tell from an error: F_GETOWN_EX can.
+    #[repr(C)]
+    struct Owner {
+        kind: libc::c_int,
+        pid: libc::pid_t,
+    }
+    const F_GETOWN_EX: libc::c_int = 16;
+    let mut owner = Owner { kind: 0, pid: 0 };
+    // SAFETY: F_GETOWN_EX writes one `struct f_owner_ex`, which `Owner` mirrors and which is exclusively borrowed.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, &raw mut owner) })?;
+    Ok(owner.pid)
+}
+
+/// Sets the status flags of an open file description (`F_SETFL`).
+pub fn set_status_flags(fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
+    // SAFETY: F_SETFL takes a number.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
+}
+
+/// Locks the whole file for this description (`flock(2)`), without waiting.
+pub fn lock_description(fd: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
+    let kind = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: both arguments are numbers.
+    check(unsafe { libc::flock(fd.as_raw_fd(), kind | libc::LOCK_NB) }).map(drop)
+}
+
+/// A range lock as `fcntl(2)` takes it, by offset from the start of the file; `end` is inclusive, none is the end.
+pub fn range_lock(exclusive: bool, start: u64, end: Option<u64>) -> libc::flock {
+    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start as libc::off_t,
+        l_len: end.map_or(0, |end| end.saturating_sub(start).saturating_add(1)) as libc::off_t,
+        l_pid: 0,
+    }
+}
+
+/// Takes a range lock that belongs to this description (`F_OFD_SETLK`).
+pub fn lock_range(fd: BorrowedFd<'_>, lock: &libc::flock) -> io::Result<()> {
+    // SAFETY: the kernel reads one `struct flock`, live for the duration of the call.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, lock) }).map(drop)
+}
+
+/// The names of a file's extended attributes, separated by NUL.
+pub fn attribute_names(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    // The kernel's own limit for a list of names (XATTR_LIST_MAX in include/uapi/linux/limits.h) is 64 KiB.
+    let mut names = vec![0u8; 64 * 1024];
+    // SAFETY: the buffer is live, exclusively borrowed and as long as is said.
+    let got = unsafe { libc::flistxattr(fd.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
+    if got < 0 {
+        let error = io::Error::last_os_error();
+        // A file system without extended attributes has none.
+        return if error.raw_os_error() == Some(libc::EOPNOTSUPP) { Ok(Vec::new()) } else { Err(error) };
+    }
+    names.truncate(got.unsigned_abs());
+    Ok(names)
+}
+
+/// Whether descriptor `target` of a process is, under that number, the very file that its epoll instance `epoll`
+/// watches (`kcmp(2)`, KCMP_EPOLL_TFD).
+pub fn is_epoll_target(pid: Tid, epoll: i32, target: i32) -> io::Result<bool> {
+    const KCMP_EPOLL_TFD: libc::c_int = 7;
+    #[repr(C)]
+    struct Slot {
+        epoll: u32,
+        target: u32,
+        which: u32,
+    }
+    let slot = Slot { epoll: epoll as u32, target: target as u32, which: 0 };
+    // SAFETY: the kernel reads one `struct kcmp_epoll_slot`, which `Slot` mirrors, live for the duration of the call.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, target, &raw const slot) };
+    match order {
+        0 => Ok(true),
+        1.. => Ok(false),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+pub fn timer_create(clock: libc::clockid_t) -> io::Result<OwnedFd> {
+    // SAFETY: both arguments are numbers.
+    adopt(unsafe { libc::timerfd_create(clock, libc::TFD_CLOEXEC) })
+}
+
+/// Asking what is left also makes the kernel account for the periods that have passed (`timerfd_gettime(2)`,
+/// `do_timerfd_gettime` in fs/timerfd.c), so that `ticks` and `it_value` in fdinfo fit together afterwards.
+pub fn timer_settle(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut left = timer_value(0, 0);
+    // SAFETY: the kernel writes one `struct itimerspec`, live and exclusively borrowed.
+    check(unsafe { libc::timerfd_gettime(fd.as_raw_fd(), &raw mut left) }).map(drop)
+}
+
+pub fn timer_set(fd: BorrowedFd<'_>, flags: i32, value: u64, interval: u64) -> io::Result<()> {
+    let new = timer_value(value, interval);
+    // SAFETY: the kernel reads one `struct itimerspec`, live for the duration of the call; no old value is asked for.
+    check(unsafe { libc::timerfd_settime(fd.as_raw_fd(), flags, &raw const new, std::ptr::null_mut()) })
+        .map(drop)
+}
+
+/// Makes a timer that has expired `ticks` times without having been read (`TFD_IOC_SET_TICKS`, `timerfd_create(2)`).
+pub fn timer_set_ticks(fd: BorrowedFd<'_>, ticks: u64) -> io::Result<()> {
+    /// `_IOW('T', 0, __u64)`.
+    const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
+    // SAFETY: the kernel reads one u64, live for the duration of the call.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) }).map(drop)
+}
+
+fn timer_value(value: u64, interval: u64) -> libc::itimerspec {
+    let spec = |nanoseconds: u64| libc::timespec {
+        tv_sec: (nanoseconds / 1_000_000_000) as libc::time_t,
+        tv_nsec: (nanoseconds % 1_000_000_000) as libc::c_long,
+    };
+    libc::itimerspec { it_value: spec(value), it_interval: spec(interval) }
+}
+
+pub fn signal_descriptor(mask: u64) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel reads a signal set of the 8 bytes that are said, live for the duration of the call.
+    let fd = unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8, libc::SFD_CLOEXEC) };
+    adopt(fd as libc::c_int)
+}
+
+pub fn epoll_create() -> io::Result<OwnedFd> {
+    // SAFETY: the argument is a number.
+    adopt(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })
+}
+
+/// Takes up to `room` events that are ready now; gives their `data`.
+pub fn epoll_take(fd: BorrowedFd<'_>, room: usize) -> io::Result<Vec<u64>> {
+    let room = room.clamp(1, 4096);
+    let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; room];
+    // SAFETY: the array is live, exclusively borrowed and as long as is said.
+    let got =
+        check(unsafe { libc::epoll_wait(fd.as_raw_fd(), events.as_mut_ptr(), room as libc::c_int, 0) })?;
+    Ok(events[..got.unsigned_abs() as usize].iter().map(|event| event.u64).collect())
+}
+
+/// A socket option that is an int.
+pub fn socket_option(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<i32> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    let at = (&raw mut value).cast();
+    // SAFETY: `value` is live, exclusively borrowed and as long as `len` says.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, at, &raw mut len) })?;
+    Ok(value)
+}
+
+pub fn set_socket_option(fd: BorrowedFd<'_>, name: libc::c_int, value: i32) -> io::Result<()> {
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    let at = (&raw const value).cast();
+    // SAFETY: `value` is live for the duration of the call and as long as `len` says.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, at, len) }).map(drop)
+}
+
+/// A timeout option, in microseconds; 0 is none.
+pub fn socket_timeout(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<u64> {
+    let mut value = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let mut len = size_of::<libc::timeval>() as libc::socklen_t;
+    let at = (&raw mut value).cast();
+    // SAFETY: `value` is live, exclusively borrowed and as long as `len` says.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, at, &raw mut len) })?;
+    Ok(value.tv_sec.unsigned_abs() * 1_000_000 + value.tv_usec.unsigned_abs())
+}
+
+pub fn set_socket_timeout(fd: BorrowedFd<'_>, name: libc::c_int, microseconds: u64) -> io::Result<()> {
+    let value = libc::timeval {
+        tv_sec: (microseconds / 1_000_000) as libc::time_t,
+        tv_usec: (microseconds % 1_000_000) as libc::suseconds_t,
+    };
+    let len = size_of::<libc::timeval>() as libc::socklen_t;
+    let at = (&raw const value).cast();
+    // SAFETY: `value` is live for the duration of the call and as long as `len` says.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, at, len) }).map(drop)
+}
+
+/// What one `recvmsg` with `MSG_PEEK` shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peeked {
+    pub bytes: Vec<u8>,
+    /// The sender's address, without the family; empty for a sender without a name.
+    pub sender: Vec<u8>,
+    /// Descriptors travel with it.
+    pub descriptors: bool,
+    /// There was more than room.
+    pub truncated: bool,
+}
+
+/// Looks at what waits in a unix socket, from the offset set by `SO_PEEK_OFF`; `None` if there is no more.
+pub fn peek(fd: BorrowedFd<'_>, room: usize) -> io::Result<Option<Peeked>> {
+    let mut bytes = vec![0u8; room];
+    // Room for the most descriptors that one message carries (SCM_MAX_FD, 253) and for credentials; aligned as
+    // `struct cmsghdr` has to be.
+    let mut control = [0u64; 160];
+    // SAFETY: all-zero bytes are a valid `sockaddr_un`.
+    let mut name: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero bytes are a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = (&raw mut name).cast();
+    message.msg_namelen = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: name, buffer and control buffer are live, exclusively borrowed and as long as is said.
+    let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
+    if got < 0 {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::EAGAIN) => Ok(None),
+            _ => Err(error),
+        };
+    }
+    bytes.truncate(got.unsigned_abs());
+    let mut descriptors = message.msg_flags & libc::MSG_CTRUNC != 0;
+    // SAFETY: `message` was filled in by the kernel; the macros walk the control buffer within `msg_controllen`.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !header.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give a complete header inside the control buffer or null.
+        let (level, kind, len) = unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len) };
+        if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
+            descriptors = true;
+            // SAFETY: a pure computation.
+            let head = unsafe { libc::CMSG_LEN(0) } as usize;
+            for index in 0..(len.saturating_sub(head)) / size_of::<libc::c_int>() {
+                // SAFETY: `index` is within the data that the header says it has, written by the kernel.
+                let fd = unsafe { libc::CMSG_DATA(header).cast::<libc::c_int>().add(index).read_unaligned() };
+                // Peeking made it ours; we only wanted to know that it is there.
+                drop(adopt(fd));
+            }
+        }
+        // SAFETY: `header` is one of this message's headers.
+        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+    }
+    let family = size_of::<libc::sa_family_t>();
+    let len = (message.msg_namelen as usize).saturating_sub(family).min(name.sun_path.len());
+    Ok(Some(Peeked {
+        bytes,
+        sender: name.sun_path[..len].iter().map(|byte| *byte as u8).collect(),
+        descriptors,
+        truncated: message.msg_flags & libc::MSG_TRUNC != 0,
+    }))
+}
+
+/// Whether an urgent byte waits in a unix stream (`MSG_OOB`).
+pub fn has_urgent_byte(fd: BorrowedFd<'_>) -> bool {
+    let mut byte = 0u8;
+    let flags = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the buffer is one byte, live and exclusively borrowed.
+    unsafe { libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, flags) == 1 }
+}
+
+/// Sends without waiting, to a name or to the peer.
+pub fn send(fd: BorrowedFd<'_>, bytes: &[u8], to: Option<&[u8]>) -> io::Result<usize> {
+    let (name, len) = unix_address(to.unwrap_or_default())?;
+    let (name, len) = match to {
+        Some(_) => ((&raw const name).cast(), len),
+        None => (std::ptr::null(), 0),
+    };
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: buffer and address are live for the duration of the call and as long as is said.
+    let sent = unsafe { libc::sendto(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags, name, len) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent.unsigned_abs()) }
+}
+
+/// `sockaddr_un` for the bytes that follow the family: a path, or an abstract name with its leading NUL.
+fn unix_address(name: &[u8]) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
+    // SAFETY: all-zero bytes are a valid `sockaddr_un`.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    if name.len() > address.sun_path.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(name) {
+        *to = *from as libc::c_char;
+    }
+    Ok((address, (size_of::<libc::sa_family_t>() + name.len()) as libc::socklen_t))
+}
+
+pub fn unix_socket(kind: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: all arguments are numbers.
+    adopt(unsafe { libc::socket(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0) })
+}
+
+pub fn unix_pair(kind: libc::c_int) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut pair = [0; 2];
+    // SAFETY: the kernel writes two ints, live and exclusively borrowed.
+    check(unsafe { libc::socketpair(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0, pair.as_mut_ptr()) })?;
+    Ok((adopt(pair[0])?, adopt(pair[1])?))
+}
+
+pub fn unix_bind(fd: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    let (address, len) = unix_address(name)?;
+    // SAFETY: the address is live for the duration of the call and as long as is said.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) }).map(drop)
+}
+
+pub fn unix_connect(fd: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    let (address, len) = unix_address(name)?;
+    // SAFETY: the address is live for the duration of the call and as long as is said.
+    check(unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) }).map(drop)
+}
+
+pub fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
+    // SAFETY: both arguments are numbers.
+    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
+}
+
+pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: no address is asked for; the other arguments are numbers.
+    adopt(unsafe {
+        libc::accept4(fd.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+    })
+}
+
+pub fn shutdown(fd: BorrowedFd<'_>, how: i32) -> io::Result<()> {
+    // SAFETY: both arguments are numbers.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), how) }).map(drop)
+}
+
+/// Opens what a descriptor of ours refers to once more, as a description of its own.
+pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
+    let path = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(io::Error::other)?;
+    // SAFETY: the path is live for the duration of the call; no mode is needed without O_CREAT.
+    adopt(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC | libc::O_NOCTTY) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn descriptors_in_flight_are_seen_and_not_kept() {
+        use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+        let (a, b) = unix_pair(libc::SOCK_STREAM).unwrap();
+        let extra = std::fs::File::open("/dev/null").unwrap();
+        let rights = [extra.as_raw_fd()];
+        let parts = [io::IoSlice::new(b"x")];
+        sendmsg::<()>(a.as_raw_fd(), &parts, &[ControlMessage::ScmRights(&rights)], MsgFlags::empty(), None)
+            .unwrap();
+        let inode = |fd: &str| std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
+        let before = inode(&a.as_raw_fd().to_string());
+        let peeked = peek(b.as_fd(), 10).unwrap().unwrap();
+        assert!(peeked.descriptors);
+        assert_eq!(peeked.bytes, b"x");
+        assert_eq!(inode(&a.as_raw_fd().to_string()), before);
+    }
+
+    #[test]
+    fn a_group_that_owns_a_descriptor_is_seen() {
+        let (a, _b) = unix_pair(libc::SOCK_STREAM).unwrap();
+        assert_eq!(signal_owner(a.as_fd()).unwrap(), 0);
+        // SAFETY: F_SETOWN takes a number.
+        check(unsafe { libc::fcntl(a.as_raw_fd(), libc::F_SETOWN, std::process::id() as i32) }).unwrap();
+        assert_eq!(signal_owner(a.as_fd()).unwrap(), std::process::id() as i32);
+    }
+}
