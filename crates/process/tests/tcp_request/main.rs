@@ -308,7 +308,7 @@ fn accepted_in_the_order_of_their_arrival() {
 
 #[test]
 fn more_than_the_accept_queue_takes() {
-    // The kernel answers four clients (three of them by SYN cookies, its backlog being 1), who then all believe that they
+    // The kernel answers four clients (two of them by SYN cookies, its backlog being 1), who then all believe that they
     // are connected. It has room for two and drops what the others say, without a trace in the frames.
     let mut scene = Scene::with(&variations()[0], 1, Bounds::default());
     scene.wire.filter(|way, tcp| way == Way::Out || tcp.syn());
