@@ -3,5 +3,17 @@
 //! This crate knows nothing of the network between nodes: it turns a running tree into [`checkpoint::Checkpoint`]s
 //! and checkpoints into a [`shell::Shell`] that can be brought to life.
 
+pub mod activate;
+pub mod capture;
+pub mod checkpoint;
+pub mod descriptors;
+pub mod error;
+pub mod launch;
 pub mod object;
+pub mod shell;
+pub mod sockets;
+pub mod space;
 pub mod sys;
+pub mod tree;
+
+pub use error::{Error, Result};

@@ -1,4 +1,20 @@
 //! One module per kind of kernel object: its checkpoint type, its `capture` and its `restore` side by side.
 
+pub mod descriptor;
+pub mod device;
+pub mod epoll;
+pub mod eventfd;
+pub mod file;
+pub mod memory;
+pub mod pipe;
+pub mod scratch;
+mod scratch_apply;
+pub mod signal;
+pub mod signalfd;
 pub mod tcp;
 pub mod tcp_request;
+pub mod timerfd;
+pub mod unix;
+mod unix_build;
+
+pub use descriptor::Object;

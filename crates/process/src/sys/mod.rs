@@ -1,4 +1,13 @@
 //! The operating system behind narrow, typed functions. Nothing above this module has `unsafe`.
 
 pub mod bpf;
+pub mod descriptor;
+pub mod pagemap;
+pub mod proc;
+pub mod ptrace;
+pub mod remote;
+pub mod seccomp;
+pub mod task;
 pub mod tcp_repair;
+pub mod uffd;
+pub mod unix_diag;

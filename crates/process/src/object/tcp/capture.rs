@@ -16,6 +16,9 @@ use crate::sys::tcp_repair::{self as sys, Queue, Repair, TcpInfo, info_option};
 /// What `TCP_MAXSEG` says of an unconnected socket on which it was not set (`TCP_MSS_DEFAULT`).
 const MAX_SEGMENT_DEFAULT: u32 = 536;
 
+/// `include/uapi/asm-generic/socket.h`.
+const SO_BINDTOIFINDEX: i32 = 62;
+
 /// How much older than estimated our SYN is said to be: the kernel keeps its timer in ticks, the longest of which is
 /// 10 ms (CONFIG_HZ=100), and a timestamp too late is worse than one too early ([`Connecting::syn_timestamp`]).
 const SYN_AGE_MARGIN_MS: u32 = 10;
@@ -79,7 +82,7 @@ impl Capturer {
                 let stage = Stage::from_number(number).ok_or(Error::Refused(Refused::HalfOpen))?;
                 let remote = remote_address(fd, &options)?;
                 if known.is_none() {
-                    self.refuse_md5(local, remote)?;
+                    self.refuse_md5(fd, local, remote)?;
                 }
                 let (connection, skipped) = connected(fd, &options, &info, stage, remote)?;
                 unframed = segments_of(&connection, local, skipped, info.snd_mss)?;
@@ -89,12 +92,13 @@ impl Capturer {
         Ok(Captured { socket: TcpSocket { options, buffers, local, state }, unframed })
     }
 
-    fn look_up(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<Seen> {
+    fn look_up(&mut self, fd: BorrowedFd<'_>, local: SocketAddr, remote: SocketAddr) -> Result<Seen> {
         let diag = match &self.diag {
             Some(diag) => diag,
             None => self.diag.insert(Diag::open().attempt("open sock_diag")?),
         };
-        match diag.look_up(local, remote) {
+        let device = sys::get(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX).attempt("read SO_BINDTOIFINDEX")?;
+        match diag.look_up(local, remote, device) {
             Ok(seen) => Ok(seen),
             // Not to be passed over: what it would have said decides on a refusal.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
@@ -104,8 +108,8 @@ impl Capturer {
         }
     }
 
-    fn refuse_md5(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<()> {
-        if self.look_up(local, remote)?.md5 { Err(Error::Refused(Refused::Md5)) } else { Ok(()) }
+    fn refuse_md5(&mut self, fd: BorrowedFd<'_>, local: SocketAddr, remote: SocketAddr) -> Result<()> {
+        if self.look_up(fd, local, remote)?.md5 { Err(Error::Refused(Refused::Md5)) } else { Ok(()) }
     }
 
     fn connecting(
@@ -118,10 +122,10 @@ impl Capturer {
         first: bool,
     ) -> Result<Connecting> {
         if first {
-            self.refuse_md5(local, remote)?;
+            self.refuse_md5(fd, local, remote)?;
         }
         let timestamp = sys::timestamp(fd).attempt("read TCP_TIMESTAMP")?;
-        let expires = self.look_up(local, remote)?.expires_ms;
+        let expires = self.look_up(fd, local, remote)?.expires_ms;
         let age = (info.rto / 1000).saturating_sub(expires) + SYN_AGE_MARGIN_MS;
         let repair = InRepair::enter(fd, options)?;
         sys::select_queue(fd, Queue::Send).attempt("select the send queue")?;

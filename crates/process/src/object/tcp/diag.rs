@@ -14,6 +14,8 @@ mod number {
     pub const NLM_F_REQUEST: u16 = 1;
     pub const SOCK_DIAG_BY_FAMILY: u16 = 20;
     pub const INET_DIAG_MD5SIG: u16 = 18;
+    /// Asks for INET_DIAG_INFO, which is 2: only with it come the MD5 keys (`inet_sk_diag_fill`).
+    pub const EXT_INFO: u8 = 1 << (2 - 1);
     /// `struct nlmsghdr`, `struct inet_diag_req_v2`, `struct inet_diag_msg`.
     pub const HEADER: usize = 16;
     pub const REQUEST: usize = 56;
@@ -44,9 +46,9 @@ impl Diag {
         Ok(Self { socket })
     }
 
-    /// Looks one connection up by its addresses.
-    pub fn look_up(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Seen> {
-        let request = request(local, remote);
+    /// Looks one connection up by its addresses and the index of the device that its socket is bound to, or 0.
+    pub fn look_up(&self, local: SocketAddr, remote: SocketAddr, device: u32) -> io::Result<Seen> {
+        let request = request(local, remote, device);
         sendto(self.socket.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
         // Larger than any answer about one socket: attributes of tens of bytes, and at most 64 KiB of MD5 keys,
         // truncated without harm (one is enough to refuse).
@@ -56,7 +58,7 @@ impl Diag {
     }
 }
 
-fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+fn request(local: SocketAddr, remote: SocketAddr, device: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(number::HEADER + number::REQUEST);
     bytes.extend(((number::HEADER + number::REQUEST) as u32).to_ne_bytes());
     bytes.extend(number::SOCK_DIAG_BY_FAMILY.to_ne_bytes());
@@ -64,7 +66,7 @@ fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     bytes.extend([0; 8]);
     let (mapped_local, mapped_remote) = (local.ip().to_canonical(), remote.ip().to_canonical());
     let family = if mapped_local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    bytes.extend([family as u8, libc::IPPROTO_TCP as u8, 0, 0]);
+    bytes.extend([family as u8, libc::IPPROTO_TCP as u8, number::EXT_INFO, 0]);
     bytes.extend(u32::MAX.to_ne_bytes());
     bytes.extend(local.port().to_be_bytes());
     bytes.extend(remote.port().to_be_bytes());
@@ -76,8 +78,7 @@ fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
         }
         bytes.extend(padded);
     }
-    let scope = if let SocketAddr::V6(local) = local { local.scope_id() } else { 0 };
-    bytes.extend(scope.to_ne_bytes());
+    bytes.extend(device.to_ne_bytes());
     bytes.extend(number::NO_COOKIE);
     bytes
 }
@@ -117,10 +118,10 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let diag = Diag::open().unwrap();
         let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
-        let seen = diag.look_up(local, remote).unwrap();
+        let seen = diag.look_up(local, remote, 0).unwrap();
         assert!(!seen.md5);
         let nobody = SocketAddr::new(remote.ip(), 1);
-        assert_eq!(diag.look_up(local, nobody).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        assert_eq!(diag.look_up(local, nobody, 0).unwrap_err().raw_os_error(), Some(libc::ENOENT));
     }
 
     #[test]

@@ -1,0 +1,145 @@
+//! Asking the seed nodes: carries a proposer's messages over one connection to each.
+//!
+//! Connections are kept, so that a failover pays no handshake. A seed node that does not answer blocks its own thread
+//! only.
+
+use std::net::SocketAddr;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use outlive_cluster::{
+    Attempt, Limits, NodeName, Outcome, Proposer, Request, Response, Seeds, Transition, WorkloadName,
+};
+use outlive_stream::rpc::Client;
+use outlive_stream::tls::Identity;
+use tracing::debug;
+
+use crate::peer;
+
+/// Within a data centre a connection and its handshakes take a few milliseconds; a seed node that needs longer than
+/// this is asked again by the proposer anyway.
+const CONNECT: Duration = Duration::from_millis(500);
+const ANSWER: Duration = Duration::from_millis(500);
+/// Messages waiting for one seed node. More is dropped: the proposer repeats what matters.
+const QUEUE: usize = 8;
+
+struct Seed {
+    name: NodeName,
+    requests: SyncSender<Request>,
+}
+
+/// A supervisor's way to the seed nodes. One question at a time.
+pub struct Arbiter {
+    seeds: Seeds,
+    workload: WorkloadName,
+    links: Vec<Seed>,
+    responses: Mutex<Receiver<(NodeName, Response)>>,
+    begun: Instant,
+}
+
+impl Arbiter {
+    pub fn new(
+        seeds: Seeds,
+        workload: WorkloadName,
+        identity: &Arc<Identity>,
+        address_of: impl Fn(&str) -> Option<SocketAddr>,
+    ) -> Self {
+        let (answer, responses) = mpsc::channel();
+        let links = seeds
+            .members()
+            .iter()
+            .filter_map(|name| {
+                let address = address_of(name.as_str())?;
+                let (requests, queue) = mpsc::sync_channel(QUEUE);
+                let (identity, answer, node) = (Arc::clone(identity), answer.clone(), name.clone());
+                thread::Builder::new()
+                    .name(format!("seed {}", name.as_str()))
+                    .spawn(move || carry(&identity, &node, address, &queue, &answer))
+                    .ok()?;
+                Some(Seed { name: name.clone(), requests })
+            })
+            .collect();
+        Self { seeds, workload, links, responses: Mutex::new(responses), begun: Instant::now() }
+    }
+
+    pub fn ask(&self, transition: Transition) -> Outcome {
+        let now = self.begun.elapsed();
+        let (seeds, workload) = (self.seeds.clone(), self.workload.clone());
+        self.run(Proposer::new(seeds, workload, transition, Attempt::random(), now, Limits::default()))
+    }
+
+    pub fn read(&self) -> Outcome {
+        let now = self.begun.elapsed();
+        let (seeds, workload) = (self.seeds.clone(), self.workload.clone());
+        self.run(Proposer::read(seeds, workload, Attempt::random(), now, Limits::default()))
+    }
+
+    fn run(&self, mut proposer: Proposer) -> Outcome {
+        let responses = self.responses.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        loop {
+            for outlive_cluster::Action::Send { to, request } in proposer.poll(self.begun.elapsed()) {
+                if let Some(seed) = self.links.iter().find(|seed| seed.name == to) {
+                    // A full queue is a seed node that does not answer.
+                    let _ = seed.requests.try_send(request);
+                }
+            }
+            if let Some(outcome) = proposer.outcome() {
+                return outcome.clone();
+            }
+            let now = self.begun.elapsed();
+            let until = proposer.wakeup().unwrap_or(now).saturating_sub(now);
+            match responses.recv_timeout(until) {
+                Ok((from, response)) => proposer.on_response(&from, &response, self.begun.elapsed()),
+                Err(RecvTimeoutError::Timeout) => {}
+                // No link could be made at all: nobody will ever answer.
+                Err(RecvTimeoutError::Disconnected) => thread::sleep(until.min(Duration::from_millis(50))),
+            }
+        }
+    }
+}
+
+fn carry(
+    identity: &Identity,
+    node: &NodeName,
+    address: SocketAddr,
+    queue: &Receiver<Request>,
+    answer: &mpsc::Sender<(NodeName, Response)>,
+) {
+    let mut client: Option<Client> = None;
+    while let Ok(request) = queue.recv() {
+        match call(identity, node, address, &mut client, request) {
+            Ok(response) => {
+                if answer.send((node.clone(), response)).is_err() {
+                    return;
+                }
+            }
+            Err(reason) => {
+                debug!(seed = node.as_str(), reason, "no answer");
+                client = None;
+            }
+        }
+    }
+}
+
+fn call(
+    identity: &Identity,
+    node: &NodeName,
+    address: SocketAddr,
+    client: &mut Option<Client>,
+    request: Request,
+) -> Result<Response, String> {
+    let open = match client {
+        Some(open) => open,
+        None => {
+            let connection =
+                identity.connect(address, node.as_str(), CONNECT).map_err(|error| error.to_string())?;
+            client.insert(Client::open(connection, CONNECT).map_err(|error| error.to_string())?)
+        }
+    };
+    match peer::call(open, &peer::Request::Arbitrate(request), ANSWER)? {
+        peer::Response::Arbitrated(response) => Ok(response),
+        other => Err(format!("unexpected answer {other:?}")),
+    }
+}

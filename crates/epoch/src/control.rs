@@ -1,0 +1,96 @@
+//! What an agent asks the supervisors of its node, over a socket in the workload's directory: a line of JSON each way.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Request {
+    Status,
+    /// Ends the workload everywhere, and its register with it.
+    Stop,
+    Kill {
+        signal: i32,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Response {
+    Status(Box<Status>),
+    Done,
+    Failed { reason: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// With a synced backup.
+    Protected,
+    /// Copying to a backup for the first time.
+    Syncing,
+    /// Running without a backup.
+    Exposed,
+    /// Waiting: for a majority of seed nodes, or (policy) for a backup.
+    Waiting,
+    /// Its only copy died.
+    Lost,
+    Stopped,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    Primary,
+    Backup,
+}
+
+/// How the last change of primary went, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Failover {
+    /// From the last sign of life to the decision.
+    pub detect_ms: f64,
+    /// Until the next generation was granted.
+    pub arbitrate_ms: f64,
+    /// Until the workload ran.
+    pub activate_ms: f64,
+}
+
+/// Smallest, mean, 99th percentile and largest of a series.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    pub min: f64,
+    pub mean: f64,
+    pub p99: f64,
+    pub max: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub name: String,
+    pub state: State,
+    pub role: Side,
+    pub generation: u64,
+    /// Last committed.
+    pub epoch: u64,
+    pub primary_node: Option<String>,
+    pub backup_node: Option<String>,
+    pub incarnation: String,
+    pub addresses: Vec<String>,
+    /// Epochs captured and not yet committed.
+    pub lag_epochs: u64,
+    /// Over the last thousand checkpoints.
+    pub pause_us: Spread,
+    pub dirty_pages: Spread,
+    /// From the end of a checkpoint's pause to its commit.
+    pub commit_us: Spread,
+    pub held_frames: u64,
+    pub held_bytes: u64,
+    /// Why the workload has no backup, if it has none.
+    pub exposed_because: Option<String>,
+    pub last_failover: Option<Failover>,
+    /// How long the last first copy took, from the start of the copy to protected.
+    pub reprotect_ms: Option<f64>,
+    /// Host process ids: of the supervisor and of the workload's init.
+    pub supervisor_pid: u32,
+    pub init_pid: u32,
+}

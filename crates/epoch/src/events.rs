@@ -1,0 +1,71 @@
+//! What the engine's one thread is told by all others: a queue with a descriptor to wait on.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::error::{Attempt, Result};
+
+pub struct Events<T> {
+    queue: Receiver<T>,
+    sender: Sender<T>,
+    wake: Arc<EventFd>,
+}
+
+/// A way to tell. Cloned freely.
+pub struct Teller<T> {
+    sender: Sender<T>,
+    wake: Arc<EventFd>,
+}
+
+impl<T> Clone for Teller<T> {
+    fn clone(&self) -> Self {
+        Self { sender: self.sender.clone(), wake: Arc::clone(&self.wake) }
+    }
+}
+
+impl<T> Teller<T> {
+    pub fn tell(&self, event: T) {
+        // An engine that is gone needs no news; a counter that is full has woken it already.
+        let _ = self.sender.send(event);
+        let _ = self.wake.write(1);
+    }
+}
+
+impl<T> Events<T> {
+    pub fn new() -> Result<Self> {
+        let (sender, queue) = mpsc::channel();
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+            .attempt(|| "make an event counter".into())?;
+        Ok(Self { queue, sender, wake: Arc::new(wake) })
+    }
+
+    pub fn teller(&self) -> Teller<T> {
+        Teller { sender: self.sender.clone(), wake: Arc::clone(&self.wake) }
+    }
+
+    /// The next event, if there is one.
+    pub fn next(&self) -> Option<T> {
+        match self.queue.try_recv() {
+            Ok(event) => Some(event),
+            Err(_) => {
+                let _ = self.wake.read();
+                // What was told between the two is still found.
+                self.queue.try_recv().ok()
+            }
+        }
+    }
+
+    /// Waits for the next event.
+    pub fn wait(&self, limit: std::time::Duration) -> Option<T> {
+        self.queue.recv_timeout(limit).ok()
+    }
+}
+
+impl<T> AsFd for Events<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}

@@ -1,0 +1,166 @@
+//! The primary's end of the stream to one backup: a thread that sends, a thread that listens.
+
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use outlive_cluster::Holder;
+use outlive_net::{InputSink, Moment};
+use outlive_process::space::PageData;
+use outlive_stream::Compression;
+use outlive_stream::connection::{Reader, Writer};
+use outlive_stream::epoch::{Ack, EpochId, Heartbeat, Seal, send_input};
+use outlive_stream::epoch_reader::{EpochReader, Received};
+use outlive_stream::epoch_writer::EpochWriter;
+use outlive_stream::frame::{FrameReader, FrameWriter};
+use outlive_stream::hello::Stream;
+
+use crate::message::{CONTENT, Content, PAGES};
+
+/// Frames and epochs waiting to be sent. Copies of incoming frames are dropped beyond it: clients repeat them.
+const QUEUE: usize = 4096;
+/// Heartbeats in one detection time: three may be lost or late before the other side worries.
+const HEARTBEATS: u32 = 4;
+/// A backup sends nothing large.
+const ANSWERS: usize = 1 << 20;
+
+/// What the engine is told by the threads of a link.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// The epoch is on its way; what its acknowledgement must say.
+    Sent { seal: Seal, at: Moment },
+    Acknowledged(Ack),
+    /// The backup has answered what we sent at this moment.
+    Alive { since: Moment },
+    Down(String),
+}
+
+pub enum Outgoing {
+    Epoch { id: EpochId, content: Box<Content>, pages: PageData },
+    Input { epoch: u64, frame: Vec<u8> },
+}
+
+/// A live link. Dropped, it ends.
+pub struct Link {
+    pub number: u64,
+    pub backup: Holder,
+    queue: SyncSender<Outgoing>,
+    closer: outlive_stream::connection::Closer,
+}
+
+impl Link {
+    /// `tell` is called on the link's threads with the link's number.
+    pub fn start(
+        number: u64,
+        backup: Holder,
+        stream: Stream,
+        detection: Duration,
+        tell: Arc<dyn Fn(u64, LinkEvent) + Send + Sync>,
+    ) -> std::io::Result<Self> {
+        let (queue, outgoing) = mpsc::sync_channel(QUEUE);
+        let Stream { writer, reader, closer, .. } = stream;
+        let told = Arc::clone(&tell);
+        thread::Builder::new().name("link sender".into()).spawn(move || {
+            if let Err(reason) = send(writer, &outgoing, detection / HEARTBEATS, |event| told(number, event)) {
+                told(number, LinkEvent::Down(reason));
+            }
+        })?;
+        thread::Builder::new().name("link listener".into()).spawn(move || {
+            let reason = listen(reader, detection, |event| tell(number, event));
+            tell(number, LinkEvent::Down(reason));
+        })?;
+        Ok(Self { number, backup, queue, closer })
+    }
+
+    /// Hands an epoch to the sender. Blocks only if the queue is full of input, which the sender works off.
+    pub fn send(&self, id: EpochId, content: Content, pages: PageData) {
+        // A sender that is gone has said so by an event.
+        let _ = self.queue.send(Outgoing::Epoch { id, content: Box::new(content), pages });
+    }
+
+    pub fn input(&self) -> SyncSender<Outgoing> {
+        self.queue.clone()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.closer.shutdown();
+    }
+}
+
+/// Where copies of incoming frames go: to whichever link there is now.
+#[derive(Default)]
+pub struct Copies(Mutex<Option<SyncSender<Outgoing>>>);
+
+impl Copies {
+    pub fn set(&self, queue: Option<SyncSender<Outgoing>>) {
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = queue;
+    }
+}
+
+impl InputSink for Copies {
+    fn input(&self, epoch: u64, frame: &[u8]) {
+        let queue = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(queue) = queue.as_ref() {
+            match queue.try_send(Outgoing::Input { epoch, frame: frame.to_vec() }) {
+                // Only spares the client a retransmission; see `InputLog`.
+                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+            }
+        }
+    }
+}
+
+fn send(
+    mut frames: FrameWriter<Writer>,
+    queue: &Receiver<Outgoing>,
+    beat: Duration,
+    mut tell: impl FnMut(LinkEvent),
+) -> Result<(), String> {
+    let mut epochs = EpochWriter::new(Compression::None);
+    let mut beaten = Moment::now();
+    loop {
+        let now = Moment::now();
+        if now.since(beaten) >= beat {
+            Heartbeat { time: now.as_nanos() }.send(&mut frames).map_err(|error| error.to_string())?;
+            beaten = now;
+        }
+        match queue.recv_timeout(beat) {
+            Ok(Outgoing::Epoch { id, content, pages }) => {
+                let at = Moment::now();
+                let content = postcard::to_stdvec(&content).map_err(|error| error.to_string())?;
+                epochs.begin(&mut frames, id).map_err(|error| error.to_string())?;
+                epochs.chunk(&mut frames, CONTENT, &[&content]).map_err(|error| error.to_string())?;
+                let slices: Vec<&[u8]> = pages.slices().collect();
+                if !slices.is_empty() {
+                    epochs.chunk(&mut frames, PAGES, &slices).map_err(|error| error.to_string())?;
+                }
+                let seal = epochs.commit(&mut frames).map_err(|error| error.to_string())?;
+                tell(LinkEvent::Sent { seal, at });
+            }
+            Ok(Outgoing::Input { epoch, frame }) => {
+                send_input(&mut frames, &[&epoch.to_le_bytes(), &frame]).map_err(|error| error.to_string())?;
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+    }
+}
+
+/// Returns why it ended.
+fn listen(mut frames: FrameReader<Reader>, detection: Duration, mut tell: impl FnMut(LinkEvent)) -> String {
+    if let Err(error) = frames.get_mut().set_timeout(Some(detection)) {
+        return error.to_string();
+    }
+    let mut epochs = EpochReader::new(ANSWERS);
+    loop {
+        match epochs.next(&mut frames) {
+            Ok(Received::Ack(ack)) => tell(LinkEvent::Acknowledged(ack)),
+            Ok(Received::Heartbeat(beat)) => tell(LinkEvent::Alive { since: Moment::from_nanos(beat.time) }),
+            Ok(_) => return "the backup sent what a backup does not send".into(),
+            Err(error) if error.is_timeout() => return format!("no sign of life for {} ms", detection.as_millis()),
+            Err(error) => return error.to_string(),
+        }
+    }
+}

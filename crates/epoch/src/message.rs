@@ -1,0 +1,89 @@
+//! What travels in an epoch's sections and in the frames around it.
+
+use outlive_cluster::Holder;
+use outlive_process::checkpoint::{Checkpoint, Pid, Run};
+use outlive_stream::frame::{Kind, KindSet};
+use serde::{Deserialize, Serialize};
+
+/// Sections of an epoch: what it is, and the bytes of its pages.
+pub const CONTENT: u8 = 0;
+pub const PAGES: u8 = 1;
+
+/// First frame each way: who is at the other end.
+pub const PAIRING: Kind = Kind(Kind::FIRST_APPLICATION);
+
+/// What a primary sends, and what a backup sends.
+pub const FROM_PRIMARY: KindSet = KindSet::of(&[
+    Kind::EPOCH_BEGIN,
+    Kind::EPOCH_CHUNK,
+    Kind::EPOCH_COMMIT,
+    Kind::EPOCH_ABORT,
+    Kind::HEARTBEAT,
+    Kind::INPUT,
+    PAIRING,
+]);
+pub const FROM_BACKUP: KindSet = KindSet::of(&[Kind::ACK, Kind::HEARTBEAT, PAIRING]);
+
+/// Version of everything in this module.
+pub const VERSION: u16 = 1;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pairing {
+    pub version: u16,
+    pub holder: Holder,
+    pub fitness: Fitness,
+}
+
+/// What two hosts must have in common for a process to move between them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fitness {
+    pub kernel: String,
+    pub processor_features: u64,
+}
+
+impl Fitness {
+    pub fn of_this_host() -> Self {
+        let kernel = nix::sys::utsname::uname()
+            .map(|name| name.release().to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let features = std::fs::read_to_string("/proc/cpuinfo")
+            .unwrap_or_default()
+            .lines()
+            .find_map(|line| line.strip_prefix("flags").map(str::to_owned))
+            .unwrap_or_default();
+        Self { kernel, processor_features: hash(features.as_bytes()) }
+    }
+
+    /// Why a process of one cannot run on the other.
+    pub fn differs_from(&self, other: &Fitness) -> Option<String> {
+        if self.kernel != other.kernel {
+            return Some(format!(
+                "kernels {} and {} differ; run the same on both",
+                self.kernel, other.kernel
+            ));
+        }
+        (self.processor_features != other.processor_features)
+            .then(|| "the processors have different features; pair hosts of one kind".to_owned())
+    }
+}
+
+/// FNV-1a: only compared between two nodes that run this code.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Content {
+    /// A checkpoint; its pages are in the other section.
+    Checkpoint(Box<Checkpoint>),
+    /// Content of memory, for a backup that is being given everything.
+    Backlog { pid: Pid, runs: Vec<Run> },
+}
+
+/// A frame for the workload, with the epoch in which it received it.
+pub fn split_input(payload: &[u8]) -> Option<(u64, &[u8])> {
+    let (epoch, frame) = payload.split_first_chunk()?;
+    Some((u64::from_le_bytes(*epoch), frame))
+}

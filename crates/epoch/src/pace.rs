@@ -1,0 +1,139 @@
+//! When an epoch ends: a decision without I/O.
+//!
+//! Not on a timer. A checkpoint is wanted when payload waits to leave; it is taken as soon as the last one has
+//! committed, but not so often that the workload stands still for more than its share. A workload that has done
+//! all it was asked (no further output for a moment) loses nothing by standing still, so that a lone request
+//! waits for one small checkpoint only.
+
+use std::time::{Duration, Instant};
+
+/// Without new output for this long the workload is taken to have finished what it was asked: several times what a
+/// server takes between two replies of a busy loop (tens of microseconds), well below a checkpoint's cost.
+const QUIET: Duration = Duration::from_micros(120);
+/// How long pure acknowledgements may wait: a quarter of the delayed ACK that peers reckon with (40 ms, `TCP_DELACK_MIN`).
+const ACK_DELAY: Duration = Duration::from_millis(10);
+
+#[derive(Debug)]
+pub struct Pace {
+    max_pause_permille: u32,
+    longest: Duration,
+    payload: bool,
+    ack_since: Option<Instant>,
+    soon: bool,
+    /// The last checkpoint's end and length.
+    ended: Instant,
+    paused: Duration,
+    /// Output seen, and when it last grew.
+    output: (u64, Instant),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    Now,
+    At(Instant),
+}
+
+impl Pace {
+    pub fn new(max_pause_permille: u32, longest: Duration, now: Instant) -> Self {
+        Self {
+            max_pause_permille: max_pause_permille.clamp(1, 1000),
+            longest,
+            payload: false,
+            ack_since: None,
+            soon: false,
+            ended: now,
+            paused: Duration::ZERO,
+            output: (0, now),
+        }
+    }
+
+    pub fn payload_waiting(&mut self) {
+        self.payload = true;
+    }
+
+    pub fn ack_waiting(&mut self, now: Instant) {
+        self.ack_since.get_or_insert(now);
+    }
+
+    /// Something without a frame wants to be committed.
+    pub fn wanted(&mut self) {
+        self.soon = true;
+    }
+
+    /// A checkpoint has been taken.
+    pub fn taken(&mut self, now: Instant, paused: Duration) {
+        self.payload = false;
+        self.soon = false;
+        self.ack_since = None;
+        self.ended = now;
+        self.paused = paused;
+    }
+
+    /// When to take the next checkpoint, given that none is on its way. `output` counts what the workload has said.
+    pub fn next(&mut self, now: Instant, output: u64) -> Next {
+        if output != self.output.0 {
+            self.output = (output, now);
+        }
+        let at = if self.payload || self.soon {
+            let quiet = self.output.1 + QUIET;
+            let share = self.paused * (1000 - self.max_pause_permille) / self.max_pause_permille;
+            quiet.min(self.ended + share)
+        } else if let Some(since) = self.ack_since {
+            since + ACK_DELAY
+        } else {
+            self.ended + self.longest
+        };
+        if at <= now { Next::Now } else { Next::At(at) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace(now: Instant) -> Pace {
+        Pace::new(250, Duration::from_millis(500), now)
+    }
+
+    #[test]
+    fn an_idle_workload_waits_for_the_longest_epoch() {
+        let now = Instant::now();
+        assert_eq!(pace(now).next(now, 0), Next::At(now + Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn a_lone_reply_goes_out_as_soon_as_the_workload_is_quiet() {
+        let now = Instant::now();
+        let mut pace = pace(now);
+        pace.taken(now, Duration::from_millis(100));
+        pace.payload_waiting();
+        let Next::At(at) = pace.next(now, 1) else { panic!("not yet") };
+        assert_eq!(at, now + QUIET);
+        assert_eq!(pace.next(at, 1), Next::Now);
+    }
+
+    #[test]
+    fn a_busy_workload_runs_its_share() {
+        let now = Instant::now();
+        let mut pace = pace(now);
+        pace.taken(now, Duration::from_millis(1));
+        pace.payload_waiting();
+        let mut output = 0;
+        let mut at = now;
+        while pace.next(at, output) != Next::Now {
+            at += Duration::from_micros(20);
+            output += 1;
+        }
+        let ran = at - now;
+        assert!((Duration::from_millis(3)..Duration::from_micros(3100)).contains(&ran), "{ran:?}");
+    }
+
+    #[test]
+    fn acknowledgements_wait_a_stated_delay() {
+        let now = Instant::now();
+        let mut pace = pace(now);
+        pace.ack_waiting(now);
+        pace.ack_waiting(now + Duration::from_millis(5));
+        assert_eq!(pace.next(now, 0), Next::At(now + ACK_DELAY));
+    }
+}

@@ -1,0 +1,42 @@
+//! What one node asks another's agent, over a mutually authenticated connection.
+
+use serde::{Deserialize, Serialize};
+
+use crate::setup::Workload;
+
+/// Version of these messages; an agent of another one says so instead of guessing.
+pub const VERSION: u16 = 1;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// To a seed node: a message of the arbitration protocol.
+    Arbitrate(outlive_cluster::Request),
+    /// Start a backup's supervisor for a workload of the asking node.
+    HostBackup { version: u16, workload: Box<Workload> },
+    /// The status of a workload's supervisor on that node, if it has one.
+    Status { name: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Response {
+    Arbitrated(outlive_cluster::Response),
+    /// Where the backup's supervisor waits for its primary.
+    Hosting {
+        listen: std::net::SocketAddr,
+    },
+    Status(Option<Box<crate::control::Status>>),
+    Refused {
+        reason: String,
+    },
+}
+
+/// Asks another node's agent, and waits for its answer at most this long.
+pub fn call(
+    client: &mut outlive_stream::rpc::Client,
+    request: &Request,
+    limit: std::time::Duration,
+) -> Result<Response, String> {
+    let bytes = postcard::to_stdvec(request).map_err(|error| error.to_string())?;
+    let answer = client.call(&bytes, std::time::Instant::now() + limit).map_err(|error| error.to_string())?;
+    postcard::from_bytes(&answer).map_err(|error| format!("the answer is not understood: {error}"))
+}

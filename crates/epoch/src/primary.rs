@@ -1,0 +1,681 @@
+//! The primary's side: runs the workload, takes its checkpoints, lets its output go.
+//!
+//! One epoch reads from top to bottom in [`Primary::checkpoint`]: live round, input closed, everything stopped, capture,
+//! cut, resume, send. What follows arrives as events: sent, acknowledged, released.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use outlive_cluster::{Outcome, Register, Transition};
+use outlive_net::{Moment, Pump};
+use outlive_process::error::Error as ProcessError;
+use outlive_process::space::PageData;
+use outlive_process::tree::Workload;
+use outlive_stream::epoch::{Ack, EpochId, Seal};
+use tracing::{info, warn};
+
+use crate::control::{self, Side, State};
+use crate::engine::{Asked, Engine, Event, History};
+use crate::error::{Attempt, Result};
+use crate::link::{Copies, Link, LinkEvent};
+use crate::message::Content;
+use crate::output::{Log, Pieces, Pipes};
+use crate::pace::{Next, Pace};
+use crate::protector::{Candidate, Protector};
+use crate::setup::WhenExposed;
+
+/// How long stopping all threads may take. A thread in the kernel's uninterruptible sleep (a disk, a vfork) is waited
+/// for that long, then everything runs on and is tried again.
+const STOP_LIMIT: Duration = Duration::from_millis(50);
+/// After this many failures to stop, one after the other, the workload goes on exposed.
+const STOP_TRIES: u32 = 100;
+/// Pages of one piece of the first copy: 4 MiB, a few milliseconds of copying.
+const BACKLOG_PIECE: u64 = 1024;
+/// Looking for a backup again after there was none.
+const RETRY_BACKUP: Duration = Duration::from_secs(1);
+/// What cannot be captured now may be gone later: how long until that is tried.
+const RETRY_UNSUPPORTED: Duration = Duration::from_secs(5);
+/// Asking the seed nodes again after they could not agree.
+const RETRY_ARBITRATION: Duration = Duration::from_millis(200);
+/// Most events handled before the workload is looked after again.
+const EVENTS_AT_ONCE: usize = 256;
+
+/// How a primary ended.
+#[derive(Debug)]
+pub enum End {
+    /// The workload ended by itself, with this `wait` status.
+    Exited(i32),
+    Stopped,
+    /// Another holds the next generation.
+    Deposed(Option<Box<Register>>),
+}
+
+/// Where protection stands.
+enum Phase {
+    /// No backup. `asked` while one is looked for.
+    Exposed { retry: Instant, asked: bool },
+    /// The seed nodes are asked whether to speak on without a backup; nothing leaves.
+    Losing,
+    /// A backup is given everything.
+    Syncing { link: Link, begun: Instant },
+    /// It has everything; output is held, the register does not say so yet.
+    Joining { link: Link, begun: Instant, asked: bool },
+    Protected { link: Link },
+}
+
+/// An epoch that is not committed.
+struct Outstanding {
+    id: EpochId,
+    seal: Option<(Seal, Moment)>,
+    /// Acknowledged before we knew how it was sealed: threads.
+    early: Option<Ack>,
+    output: Pieces,
+    resumed: Instant,
+    /// It holds a checkpoint: when it commits, output may leave.
+    checkpoint: bool,
+}
+
+#[derive(Default)]
+struct Figures {
+    pause: History,
+    pages: History,
+    commit: History,
+}
+
+pub struct Primary<'a> {
+    engine: &'a mut Engine,
+    workload: Workload,
+    pump: Pump,
+    copies: Arc<Copies>,
+    pipes: Pipes,
+    log: Log,
+    generation: u64,
+    /// Counts epochs of the stream; the plug's cuts are numbered by it.
+    epoch: u64,
+    phase: Phase,
+    outstanding: Option<Outstanding>,
+    pace: Pace,
+    figures: Figures,
+    protector: Protector,
+    next_link: u64,
+    failed_stops: u32,
+    unwritten: Pieces,
+    pressed: bool,
+    stopping: Option<std::sync::mpsc::Sender<control::Response>>,
+    lost_reason: Option<String>,
+}
+
+/// What a supervisor brings when it becomes a primary.
+pub struct Running {
+    pub workload: Workload,
+    pub pump: Pump,
+    pub copies: Arc<Copies>,
+    pub pipes: Pipes,
+    pub log: Log,
+    pub generation: u64,
+    pub epoch: u64,
+}
+
+impl<'a> Primary<'a> {
+    pub fn new(engine: &'a mut Engine, running: Running, protector: Protector) -> Self {
+        let tuning = &engine.setup.node.tuning;
+        let now = Instant::now();
+        let pace = Pace::new(tuning.max_pause_permille, tuning.longest_epoch, now);
+        let Running { workload, pump, copies, pipes, log, generation, epoch } = running;
+        Self {
+            engine,
+            workload,
+            pump,
+            copies,
+            pipes,
+            log,
+            generation,
+            epoch,
+            phase: Phase::Exposed { retry: now, asked: false },
+            outstanding: None,
+            pace,
+            figures: Figures::default(),
+            protector,
+            next_link: 1,
+            failed_stops: 0,
+            unwritten: Vec::new(),
+            pressed: false,
+            stopping: None,
+            lost_reason: None,
+        }
+    }
+
+    /// Until the workload ends, is stopped, or has a successor.
+    pub fn run(mut self) -> Result<End> {
+        self.publish();
+        let end = loop {
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(end)) => break end,
+                Err(error) => {
+                    self.pump.silence();
+                    self.workload.kill();
+                    return Err(error);
+                }
+            }
+        };
+        // Silence first: nothing may leave that a successor does not include (R2).
+        self.pump.silence();
+        if let End::Exited(_) = end {
+            let mut rest = std::mem::take(&mut self.unwritten);
+            self.pipes.drain(&mut rest).attempt(|| "read the workload's last output".into())?;
+            self.log.append(&rest).attempt(|| "write the workload's last output".into())?;
+        }
+        self.workload.kill();
+        if matches!(end, End::Exited(_) | End::Stopped) {
+            self.entomb();
+        }
+        self.publish_end(&end);
+        if let Some(reply) = self.stopping.take() {
+            let _ = reply.send(control::Response::Done);
+        }
+        Ok(end)
+    }
+
+    /// Sleeps until something happens, handles it, and takes a checkpoint if it is time.
+    fn turn(&mut self) -> Result<Option<End>> {
+        let limit = self.until_next();
+        {
+            let [out, err] = self.pipes.fds();
+            // A borrow of the queue beside one of the workload: two fields.
+            self.workload.wait(limit, &[self.engine.events.as_fd(), out, err])?;
+        }
+        let happened = self.workload.take_happened();
+        if let Some(status) = happened.ended {
+            return Ok(Some(End::Exited(status)));
+        }
+        if happened.wants_epoch {
+            self.pace.wanted();
+        }
+        for _ in 0..EVENTS_AT_ONCE {
+            let Some(event) = self.engine.events.next() else { break };
+            if let Some(end) = self.handle(event)? {
+                return Ok(Some(end));
+            }
+        }
+        self.collect_output()?;
+        self.advance()?;
+        Ok(None)
+    }
+
+    fn until_next(&mut self) -> Duration {
+        const IDLE: Duration = Duration::from_millis(100);
+        let now = Instant::now();
+        match &self.phase {
+            Phase::Exposed { retry, asked: false } => retry.saturating_duration_since(now).min(IDLE),
+            Phase::Syncing { .. } if self.outstanding.is_none() => Duration::ZERO,
+            Phase::Joining { .. } | Phase::Protected { .. } if self.outstanding.is_none() && !self.pressed => {
+                match self.pace.next(now, self.said()) {
+                    Next::Now => Duration::ZERO,
+                    Next::At(at) => at.saturating_duration_since(now).min(IDLE),
+                }
+            }
+            _ => IDLE,
+        }
+    }
+
+    /// A number that grows with what the workload says.
+    fn said(&self) -> u64 {
+        let stats = self.pump.stats();
+        stats.held_frames + stats.sent_frames
+    }
+
+    fn handle(&mut self, event: Event) -> Result<Option<End>> {
+        match event {
+            Event::Pump(event) => self.pump_said(event),
+            Event::Link(number, event) => self.link_said(number, event)?,
+            Event::Candidate(Ok(candidate)) => self.begin_sync(*candidate)?,
+            Event::Candidate(Err(reason)) => {
+                self.note_exposed(reason);
+                if let Phase::Exposed { retry, asked } = &mut self.phase {
+                    (*retry, *asked) = (Instant::now() + RETRY_BACKUP, false);
+                }
+            }
+            Event::Arbitrated(asked, outcome) => return self.arbitrated(asked, outcome),
+            Event::Control(request, reply) => return Ok(self.control(request, reply)),
+        }
+        Ok(None)
+    }
+
+    fn pump_said(&mut self, event: outlive_net::Event) {
+        use outlive_net::Event as Said;
+        match event {
+            Said::PayloadWaiting => self.pace.payload_waiting(),
+            Said::AckWaiting => self.pace.ack_waiting(Instant::now()),
+            Said::KernelWaiting => {}
+            // The workload's own sends block when its queue is full; an epoch frees it.
+            Said::PressureHigh => self.pace.wanted(),
+            Said::PressureLow => {}
+            Said::OwnMacSeen => warn!("another host speaks with this workload's MAC address"),
+            Said::DeviceFailed { device, errno } => warn!(?device, errno, "a network device fails"),
+        }
+    }
+
+    fn link(&self) -> Option<&Link> {
+        match &self.phase {
+            Phase::Syncing { link, .. } | Phase::Joining { link, .. } | Phase::Protected { link } => Some(link),
+            _ => None,
+        }
+    }
+
+    fn link_said(&mut self, number: u64, event: LinkEvent) -> Result<()> {
+        if self.link().is_none_or(|link| link.number != number) {
+            return Ok(());
+        }
+        match event {
+            LinkEvent::Sent { seal, at } => {
+                if let Some(outstanding) = &mut self.outstanding
+                    && outstanding.id == seal.id
+                {
+                    outstanding.seal = Some((seal, at));
+                    if let Some(ack) = outstanding.early.take() {
+                        self.acknowledged(ack)?;
+                    }
+                }
+            }
+            LinkEvent::Acknowledged(ack) => self.acknowledged(ack)?,
+            LinkEvent::Alive { since } => {
+                if matches!(self.phase, Phase::Protected { .. }) {
+                    self.pump.heartbeat_ack(since)?;
+                }
+            }
+            LinkEvent::Down(reason) => self.lose_backup(&reason),
+        }
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, ack: Ack) -> Result<()> {
+        let Some(outstanding) = &mut self.outstanding else {
+            self.lose_backup("it acknowledged what was not sent");
+            return Ok(());
+        };
+        let Some((seal, at)) = &outstanding.seal else {
+            outstanding.early = Some(ack);
+            return Ok(());
+        };
+        if let Err(error) = seal.check(&ack) {
+            self.lose_backup(&error.to_string());
+            return Ok(());
+        }
+        let at = *at;
+        let Some(done) = self.outstanding.take() else { return Ok(()) };
+        if !done.checkpoint {
+            return Ok(());
+        }
+        self.figures.commit.push(done.resumed.elapsed().as_micros() as f64);
+        match &self.phase {
+            Phase::Protected { .. } => {
+                self.pump.acknowledged(done.id.epoch, at)?;
+                self.log.append(&done.output).attempt(|| "write the workload's output".into())?;
+                self.engine.status.lock().epoch = done.id.epoch;
+            }
+            Phase::Joining { asked: false, link, .. } => {
+                let (number, backup) = (link.number, link.backup.clone());
+                self.unwritten.extend(done.output);
+                let by = self.engine.me.incarnation;
+                self.ask(
+                    Asked::AddBackup { link: number },
+                    Transition::AddBackup { by, generation: self.generation, backup },
+                );
+                if let Phase::Joining { asked, .. } = &mut self.phase {
+                    *asked = true;
+                }
+            }
+            // Committed by a backup that is not yet the synced one: held until the register says that it is.
+            _ => self.unwritten.extend(done.output),
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// The backup is gone, or of no use. What is held stays held until the seed nodes have spoken.
+    fn lose_backup(&mut self, reason: &str) {
+        if matches!(self.phase, Phase::Losing | Phase::Exposed { .. }) {
+            return;
+        }
+        warn!(reason, "the backup is lost");
+        self.lost_reason = Some(reason.to_owned());
+        self.copies.set(None);
+        // Not written: they are part of what happened all the same, if we speak on.
+        if let Some(outstanding) = self.outstanding.take() {
+            self.unwritten.extend(outstanding.output);
+        }
+        let was_held = !matches!(self.phase, Phase::Syncing { .. });
+        self.phase = Phase::Losing;
+        if was_held {
+            self.ask_alone();
+        } else {
+            // Never in the register, and nothing was held for it.
+            self.become_exposed();
+        }
+        self.publish();
+    }
+
+    fn ask_alone(&self) {
+        let by = self.engine.me.incarnation;
+        self.ask(Asked::Alone, Transition::PrimaryAlone { by, generation: self.generation });
+    }
+
+    fn ask(&self, why: Asked, transition: Transition) {
+        let (arbiter, teller) = (Arc::clone(&self.engine.arbiter), self.engine.teller());
+        let asking = thread::Builder::new().name("arbitration".into()).spawn(move || {
+            let outcome = arbiter.ask(transition);
+            if matches!(outcome, Outcome::NoMajority(_) | Outcome::Unknown(_)) {
+                thread::sleep(RETRY_ARBITRATION);
+            }
+            teller.tell(Event::Arbitrated(why, outcome));
+        });
+        if let Err(error) = asking {
+            warn!(%error, "cannot start a thread to ask the seed nodes");
+        }
+    }
+
+    fn arbitrated(&mut self, asked: Asked, outcome: Outcome) -> Result<Option<End>> {
+        match (asked, outcome) {
+            (Asked::Alone, Outcome::Granted(register)) => {
+                info!(generation = register.generation, "speaking on without a backup");
+                self.generation = register.generation;
+                self.pump.expose(self.generation)?;
+                let output = std::mem::take(&mut self.unwritten);
+                self.log.append(&output).attempt(|| "write the workload's output".into())?;
+                self.become_exposed();
+            }
+            (Asked::AddBackup { link }, Outcome::Granted(_)) => {
+                let joining = std::mem::replace(&mut self.phase, Phase::Losing);
+                match joining {
+                    Phase::Joining { link: joined, begun, .. } if joined.number == link => {
+                        let took = begun.elapsed();
+                        info!(backup = joined.backup.node.as_str(), ?took, "protected");
+                        self.phase = Phase::Protected { link: joined };
+                        // Everything the backup has acknowledged is committed now.
+                        let committed = self.epoch - u64::from(self.outstanding.is_some());
+                        self.pump.acknowledged(committed, Moment::now())?;
+                        let output = std::mem::take(&mut self.unwritten);
+                        self.log.append(&output).attempt(|| "write the workload's output".into())?;
+                        let mut status = self.engine.status.lock();
+                        status.reprotect_ms = Some(took.as_secs_f64() * 1000.0);
+                        status.exposed_because = None;
+                    }
+                    other => self.phase = other,
+                }
+            }
+            (_, Outcome::Refused(refused)) => {
+                warn!(%refused, "the seed nodes refuse");
+                let current = refused.current;
+                let mine = current.as_ref().and_then(|register| register.primary().cloned());
+                if mine.is_some_and(|holder| holder.incarnation == self.engine.me.incarnation) {
+                    // Still ours, at another generation or with another backup: settle by being alone.
+                    self.generation = current.as_ref().map_or(self.generation, |register| register.generation);
+                    self.ask_alone();
+                    return Ok(None);
+                }
+                return Ok(Some(End::Deposed(current)));
+            }
+            // Not known: nothing leaves, and it is asked again.
+            (Asked::Alone, _) if matches!(self.phase, Phase::Losing) => self.ask_alone(),
+            (Asked::AddBackup { .. }, _) => {
+                if matches!(self.phase, Phase::Joining { .. }) {
+                    self.lose_backup("the seed nodes could not agree on it");
+                }
+            }
+            _ => {}
+        }
+        self.publish();
+        Ok(None)
+    }
+
+    fn become_exposed(&mut self) {
+        let now = Instant::now();
+        let retry = match self.lost_reason.as_deref() {
+            Some(reason) if reason.contains("cannot be protected") => now + RETRY_UNSUPPORTED,
+            _ => now,
+        };
+        if let Some(reason) = self.lost_reason.take() {
+            self.note_exposed(reason);
+        }
+        if self.engine.setup.workload.when_exposed == WhenExposed::Wait
+            && let Err(error) = self.pump.plug()
+        {
+            warn!(%error, "the output could not be held");
+        }
+        self.phase = Phase::Exposed { retry, asked: false };
+    }
+
+    fn note_exposed(&self, reason: String) {
+        self.engine.status.lock().exposed_because = Some(reason);
+    }
+
+    /// Whatever the phase asks for now.
+    fn advance(&mut self) -> Result<()> {
+        let now = Instant::now();
+        match &mut self.phase {
+            Phase::Exposed { retry, asked } if !*asked && now >= *retry => {
+                *asked = true;
+                self.protector.find();
+            }
+            Phase::Syncing { .. } if self.outstanding.is_none() => self.sync_piece()?,
+            Phase::Joining { .. } | Phase::Protected { .. } if self.outstanding.is_none() => {
+                if self.pace.next(now, self.said()) == Next::Now {
+                    self.checkpoint()?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Output of the workload goes to the file at once when nobody needs to hold it first.
+    fn collect_output(&mut self) -> Result<()> {
+        let before = self.unwritten.len();
+        if matches!(self.phase, Phase::Exposed { .. } | Phase::Syncing { .. }) {
+            self.pipes.drain(&mut self.unwritten).attempt(|| "read the workload's output".into())?;
+            if self.unwritten.len() > before {
+                let output = std::mem::take(&mut self.unwritten);
+                self.log.append(&output).attempt(|| "write the workload's output".into())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A backup is there: it is told what there is, then given the content of memory, piece by piece.
+    fn begin_sync(&mut self, candidate: Candidate) -> Result<()> {
+        if !matches!(self.phase, Phase::Exposed { .. }) {
+            return Ok(());
+        }
+        let number = self.next_link;
+        self.next_link += 1;
+        let teller = self.engine.teller();
+        let tell = Arc::new(move |number, event| teller.tell(Event::Link(number, event)));
+        let detection = self.engine.setup.node.tuning.detection;
+        let backup = candidate.backup.clone();
+        let link = Link::start(number, backup, candidate.stream, detection, tell)
+            .attempt(|| "start the threads of a link".into())?;
+        info!(backup = link.backup.node.as_str(), "copying to a backup");
+        self.phase = Phase::Syncing { link, begun: Instant::now() };
+        let captured = self.stopped(|workload| workload.capture_whole());
+        match captured {
+            Ok(Some(checkpoint)) => {
+                self.send(Content::Checkpoint(Box::new(checkpoint)), PageData::default(), Vec::new(), false);
+            }
+            Ok(None) => self.lose_backup("the workload could not be stopped"),
+            Err(error) => self.cannot_capture(error)?,
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn sync_piece(&mut self) -> Result<()> {
+        if let Some((pid, runs, pages)) = self.workload.copy_backlog(BACKLOG_PIECE) {
+            self.send(Content::Backlog { pid, runs }, pages, Vec::new(), false);
+            return Ok(());
+        }
+        // Everything has been sent once: from the next checkpoint on output is held for this backup.
+        let phase = std::mem::replace(&mut self.phase, Phase::Losing);
+        if let Phase::Syncing { link, begun } = phase {
+            self.copies.set(Some(link.input()));
+            self.phase = Phase::Joining { link, begun, asked: false };
+            self.pump.plug()?;
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Runs `work` while everything stands still and no input arrives. `None` if it could not be stopped.
+    fn stopped<T>(
+        &mut self,
+        work: impl FnOnce(&mut Workload) -> Result<T, ProcessError>,
+    ) -> Result<Option<T>, ProcessError> {
+        let closed = self.pump.close_input();
+        match self.workload.freeze(STOP_LIMIT) {
+            Ok(()) => self.failed_stops = 0,
+            Err(ProcessError::NotStopped(_)) => {
+                self.failed_stops += 1;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+        let result = work(&mut self.workload);
+        drop(closed);
+        self.workload.thaw()?;
+        result.map(Some)
+    }
+
+    /// One epoch ends and the next begins.
+    fn checkpoint(&mut self) -> Result<()> {
+        if let Err(error) = self.workload.live_round() {
+            return self.cannot_capture(error);
+        }
+        let begun = Instant::now();
+        let epoch = self.epoch + 1;
+        let mut output = Vec::new();
+        let closed = self.pump.close_input();
+        match self.workload.freeze(STOP_LIMIT) {
+            Ok(()) => self.failed_stops = 0,
+            Err(ProcessError::NotStopped(_)) => {
+                drop(closed);
+                self.failed_stops += 1;
+                if self.failed_stops >= STOP_TRIES {
+                    self.lose_backup("the workload could not be stopped for a checkpoint");
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.pipes.drain(&mut output).attempt(|| "read the workload's output".into())?;
+        let captured = self.workload.capture();
+        let cut = self.pump.cut(epoch);
+        drop(closed);
+        self.workload.thaw()?;
+        let paused = begun.elapsed();
+        cut?;
+        let (mut checkpoint, pages) = match captured {
+            Ok(captured) => captured,
+            Err(error) => {
+                self.unwritten.extend(output);
+                return self.cannot_capture(error);
+            }
+        };
+        self.pace.taken(Instant::now(), paused);
+        self.figures.pause.push(paused.as_micros() as f64);
+        self.figures.pages.push((pages.len() / 4096) as f64);
+        checkpoint.output = output.clone();
+        self.send(Content::Checkpoint(Box::new(checkpoint)), pages, output, true);
+        Ok(())
+    }
+
+    fn send(&mut self, content: Content, pages: PageData, output: Pieces, checkpoint: bool) {
+        self.epoch += 1;
+        let id = EpochId { generation: self.generation, epoch: self.epoch };
+        self.outstanding = Some(Outstanding {
+            id,
+            seal: None,
+            early: None,
+            output,
+            resumed: Instant::now(),
+            checkpoint,
+        });
+        if let Some(link) = self.link() {
+            link.send(id, content, pages);
+        }
+    }
+
+    /// The workload has what cannot be captured: it goes on without a backup, and says why (R3).
+    fn cannot_capture(&mut self, error: ProcessError) -> Result<()> {
+        match error {
+            ProcessError::Ended(_) => Ok(()),
+            error => {
+                self.lose_backup(&error.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    fn control(&mut self, request: control::Request, reply: std::sync::mpsc::Sender<control::Response>) -> Option<End> {
+        let response = match request {
+            control::Request::Status => {
+                self.publish();
+                control::Response::Status(Box::new(self.engine.status.get()))
+            }
+            control::Request::Kill { signal } => match self.workload.signal(signal) {
+                Ok(()) => control::Response::Done,
+                Err(error) => control::Response::Failed { reason: error.to_string() },
+            },
+            control::Request::Stop => {
+                self.stopping = Some(reply);
+                return Some(End::Stopped);
+            }
+        };
+        // Whoever asked may have left.
+        let _ = reply.send(response);
+        None
+    }
+
+    /// The register says that the workload is over; its name can be used again.
+    fn entomb(&self) {
+        let outcome = self.engine.arbiter.ask(Transition::Stop { generation: self.generation });
+        if !matches!(outcome, Outcome::Granted(_)) {
+            warn!(?outcome, "the seed nodes could not be told that the workload is over");
+        }
+    }
+
+    fn publish(&mut self) {
+        let stats = self.pump.stats();
+        let backup = self.link().map(|link| link.backup.node.as_str().to_owned());
+        let state = match &self.phase {
+            Phase::Exposed { .. } if self.engine.setup.workload.when_exposed == WhenExposed::Wait => State::Waiting,
+            Phase::Exposed { .. } => State::Exposed,
+            Phase::Losing => State::Waiting,
+            Phase::Syncing { .. } | Phase::Joining { .. } => State::Syncing,
+            Phase::Protected { .. } => State::Protected,
+        };
+        let mut status = self.engine.status.lock();
+        status.role = Side::Primary;
+        status.state = state;
+        status.generation = self.generation;
+        status.primary_node = Some(self.engine.me.node.as_str().to_owned());
+        status.backup_node = backup;
+        status.lag_epochs = u64::from(self.outstanding.is_some());
+        status.held_frames = stats.held_frames;
+        status.held_bytes = stats.held_bytes;
+        status.init_pid = self.workload.init() as u32;
+        status.pause_us = self.figures.pause.spread();
+        status.dirty_pages = self.figures.pages.spread();
+        status.commit_us = self.figures.commit.spread();
+    }
+
+    fn publish_end(&self, end: &End) {
+        let mut status = self.engine.status.lock();
+        status.state = State::Stopped;
+        if let End::Deposed(Some(register)) = end {
+            status.generation = register.generation;
+            status.primary_node = register.primary().map(|holder| holder.node.as_str().to_owned());
+        }
+    }
+}

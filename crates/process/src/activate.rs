@@ -1,0 +1,431 @@
+//! Bringing a shell to life: what could not be done before the last epoch was known.
+//!
+//! Order matters. Clocks come before threads (a time namespace can be entered only by a process with one thread),
+//! descriptors before epoll's interests, everything that needs a privilege before the user is changed, and registers last.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+use crate::checkpoint::{Attributes, Clocks, Descriptor, Object, ObjectId, Pid, ProcessState, ThreadState};
+use crate::descriptors::Descriptors;
+use crate::error::{Attempt, Error, Result};
+use crate::launch::{self, CHANNEL};
+use crate::object::descriptor::ClockOffsets;
+use crate::object::scratch::Scratch;
+use crate::object::{epoll, signal};
+use crate::shell::{Shell, ShellProcess, clone_call, run_in, wait_stop};
+use crate::sys::pagemap::PAGE_SIZE;
+use crate::sys::proc;
+use crate::sys::ptrace::{self, Tid};
+use crate::sys::remote::{Batch, Remote};
+use crate::sys::{seccomp, task};
+use crate::tree::{Process, Running, Thread, Workload};
+
+/// The kernel's limit on descriptors in one message is 253 (`SCM_MAX_FD`).
+const DESCRIPTORS_PER_MESSAGE: usize = 250;
+/// What a new thread shares with its process (`pthread_create`'s own flags, without the ones that write to memory).
+const THREAD_FLAGS: i32 = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM;
+
+/// Kernel objects built for a shell, not yet in any descriptor table.
+#[derive(Debug, Default)]
+pub struct Built {
+    pub descriptors: HashMap<ObjectId, OwnedFd>,
+}
+
+impl Shell {
+    /// What the workload's clocks will be ahead of this host's: they go on from the last epoch, and err forward only.
+    fn clock_offsets(&self) -> Clocks {
+        let Some((then, received)) = self.clocks else { return Clocks::default() };
+        let passed = received.elapsed().as_nanos() as i64;
+        let here = launch::host_clocks();
+        Clocks {
+            monotonic: then.monotonic + passed - here.monotonic,
+            boottime: then.boottime + passed - here.boottime,
+        }
+    }
+
+    /// Turns the shell into the workload, every thread of it stopped ([`Workload::thaw`] lets them run).
+    pub fn activate(mut self, built: &Built) -> Result<Workload> {
+        let offsets = self.clock_offsets();
+        let orphans = self.orphans_of(built);
+        let scratch = Scratch::new(self.root(), self.surroundings.scratch.clone());
+        let clocks = self.make_clocks(offsets)?;
+        let mut threads = HashMap::new();
+        let pids: Vec<Pid> = self.processes.keys().copied().collect();
+        let parents = self.parents();
+        let mut processes = BTreeMap::new();
+        for pid in pids {
+            let Some(process) = self.processes.remove(&pid) else { continue };
+            let state = process
+                .state
+                .as_ref()
+                .ok_or_else(|| Error::Mismatch(format!("process {pid} was never in a checkpoint")))?;
+            let hosts = self.revive(&process, state, &clocks, built)?;
+            for (thread, host) in state.threads.iter().zip(&hosts) {
+                let known = Some((thread.stack, thread.clear_tid));
+                let running = Running::Stopped;
+                threads
+                    .insert(*host, Thread { tid: thread.tid, process: pid, running, known, waiting: None });
+            }
+            let pidfd = task::pidfd_open(process.host).attempt(|| format!("open process {pid}"))?;
+            let parent = parents.get(&pid).copied().unwrap_or(1);
+            processes
+                .insert(pid, Process::restored(process.host, parent, pidfd, state.interval_timers.is_some()));
+        }
+        // Init was stopped since it was made; it reaps what it inherits.
+        ptrace::resume(self.container.init, 0).attempt(|| "resume init".into())?;
+        self.surroundings.clocks = ClockOffsets { monotonic: offsets.monotonic, boottime: offsets.boottime };
+        let mut descriptors = Descriptors::new(self.surroundings, scratch);
+        orphans.into_iter().for_each(|fd| descriptors.adopt_orphan(fd));
+        Workload::restored(self.container, processes, threads, self.zombies, offsets, descriptors)
+    }
+
+    fn parents(&self) -> HashMap<Pid, Pid> {
+        self.processes
+            .iter()
+            .filter_map(|(pid, process)| {
+                let parent = proc::status(process.host).ok()?.parent;
+                let parent = proc::status(parent).ok()?.namespaced.last().copied()?;
+                Some((*pid, parent))
+            })
+            .collect()
+    }
+
+    /// A time namespace with these offsets, which nobody has entered: made by init, for its children.
+    fn make_clocks(&self, offsets: Clocks) -> Result<OwnedFd> {
+        let what = || "make the workload's clocks".to_owned();
+        let init = self.container.init;
+        let mut batch = Batch::new();
+        batch.call(libc::SYS_unshare, &[libc::CLONE_NEWTIME as u64]);
+        let mut remote = Remote::begin(init, &self.init_memory).attempt(what)?;
+        let result = remote.run_all(&mut batch);
+        remote.end().attempt(what)?;
+        result.attempt(what)?;
+        let parts = |nanos: i64| (nanos.div_euclid(1_000_000_000), nanos.rem_euclid(1_000_000_000));
+        let ((ms, mn), (bs, bn)) = (parts(offsets.monotonic), parts(offsets.boottime));
+        std::fs::write(
+            proc::path(init, "timens_offsets"),
+            format!("monotonic {ms} {mn}\nboottime {bs} {bn}\n"),
+        )
+        .attempt(what)?;
+        let file = proc::open(init, "ns/time_for_children").attempt(what)?;
+        Ok(file.into())
+    }
+
+    /// Everything of one process; gives the host's ids of its threads, in the order of the state's.
+    fn revive(
+        &self,
+        process: &ShellProcess,
+        state: &ProcessState,
+        clocks: &OwnedFd,
+        built: &Built,
+    ) -> Result<Vec<Tid>> {
+        let received = self.send(process, &[clocks.as_raw_fd()])?;
+        let mut batch = Batch::new();
+        for fd in &received {
+            batch.call(libc::SYS_setns, &[*fd as u64, libc::CLONE_NEWTIME as u64]);
+            batch.call(libc::SYS_close, &[*fd as u64]);
+        }
+        if let Some(attributes) = &state.attributes {
+            restore_attributes(&mut batch, attributes);
+        }
+        run_in(process, &mut batch)?;
+
+        let table = state.descriptors.as_deref().unwrap_or_default();
+        self.install(process, table, built)?;
+        let mut batch = Batch::new();
+        if let Some(actions) = &state.actions {
+            signal::restore_actions(&mut batch, actions);
+        }
+        run_in(process, &mut batch)?;
+        let mut batch = Batch::new();
+        if let Some(timers) = &state.interval_timers {
+            restore_timers(&mut batch, timers);
+        }
+        batch.call(libc::SYS_close, &[CHANNEL as u64]);
+        install_filter(&mut batch);
+        run_in(process, &mut batch)?;
+        self.restore_interests(process, table)?;
+
+        let hosts = clone_threads(process, state)?;
+        for (thread, host) in state.threads.iter().zip(&hosts) {
+            restore_thread(process, state, thread, *host)?;
+        }
+        Ok(hosts)
+    }
+
+    /// Gives a shell's process descriptors; returns the numbers they have there, lowest free first.
+    fn send(&self, process: &ShellProcess, fds: &[RawFd]) -> Result<Vec<i32>> {
+        let what = || format!("pass descriptors to process {}", process.host);
+        let mut numbers = Vec::new();
+        for chunk in fds.chunks(DESCRIPTORS_PER_MESSAGE) {
+            let byte = [0u8];
+            let control = [ControlMessage::ScmRights(chunk)];
+            sendmsg::<()>(
+                self.container.channel.as_raw_fd(),
+                &[IoSlice::new(&byte)],
+                &control,
+                MsgFlags::empty(),
+                None,
+            )
+            .attempt(what)?;
+            let mut batch = Batch::new();
+            let data = batch.bytes(&[0u8; 16]);
+            // struct iovec, then struct msghdr (`recvmsg(2)`) with room for the numbers behind a 16-byte cmsghdr.
+            let iov: Vec<u8> = [data, 1].into_iter().flat_map(u64::to_ne_bytes).collect();
+            let iov = batch.bytes(&iov);
+            let control_len = 16 + 4 * DESCRIPTORS_PER_MESSAGE;
+            let control = batch.bytes(&vec![0u8; control_len]);
+            let header: Vec<u8> = [0, 0, iov, 1, control, control_len as u64, 0]
+                .into_iter()
+                .flat_map(u64::to_ne_bytes)
+                .collect();
+            let header = batch.bytes(&header);
+            batch.call(libc::SYS_recvmsg, &[CHANNEL as u64, header, libc::MSG_CMSG_CLOEXEC as u64]);
+            run_in(process, &mut batch)?;
+            let mut raw = vec![0u8; 4 * chunk.len()];
+            process.memory.read_exact_at(&mut raw, control + 16).attempt(what)?;
+            numbers.extend(
+                raw.chunks_exact(4).map(|word| i32::from_ne_bytes([word[0], word[1], word[2], word[3]])),
+            );
+        }
+        Ok(numbers)
+    }
+
+    /// Fills the descriptor table. The table is empty, so what arrives gets the lowest numbers; moved from the highest
+    /// down, no descriptor lands on one that has still to move.
+    fn install(&self, process: &ShellProcess, table: &[Descriptor], built: &Built) -> Result<()> {
+        let mut rows = table.to_vec();
+        rows.sort_unstable_by_key(|row| row.fd);
+        let fds = rows
+            .iter()
+            .map(|row| {
+                built.descriptors.get(&row.object).map(|fd| fd.as_raw_fd()).ok_or_else(|| {
+                    Error::Mismatch(format!("descriptor {} refers to an object that was not built", row.fd))
+                })
+            })
+            .collect::<Result<Vec<RawFd>>>()?;
+        let received = self.send(process, &fds)?;
+        let mut batch = Batch::new();
+        for (row, got) in rows.iter().zip(&received).rev() {
+            if batch.is_full(3) {
+                run_in(process, &mut std::mem::take(&mut batch))?;
+            }
+            let flags = if row.close_on_exec { libc::O_CLOEXEC as u64 } else { 0 };
+            if row.fd == *got {
+                let flag = if row.close_on_exec { libc::FD_CLOEXEC as u64 } else { 0 };
+                batch.call(libc::SYS_fcntl, &[*got as u64, libc::F_SETFD as u64, flag]);
+            } else {
+                batch.call(libc::SYS_dup3, &[*got as u64, row.fd as u64, flags]);
+                batch.call(libc::SYS_close, &[*got as u64]);
+            }
+        }
+        run_in(process, &mut batch).map(drop)
+    }
+
+    /// An epoll set knows its entries by file *and* number, so they are added by the process itself.
+    fn restore_interests(&self, process: &ShellProcess, table: &[Descriptor]) -> Result<()> {
+        for row in table {
+            let Some(Object::Epoll(set)) = self.objects.get(&row.object) else { continue };
+            let mut batch = Batch::new();
+            epoll::restore_interests(&mut batch, row.fd, &set.interests);
+            run_in(process, &mut batch)?;
+        }
+        Ok(())
+    }
+}
+
+fn restore_attributes(batch: &mut Batch, attributes: &Attributes) {
+    let layout = &attributes.layout;
+    let exe = batch.path(&attributes.executable);
+    // The table is empty, so this is descriptor 0.
+    batch.call(libc::SYS_openat, &[libc::AT_FDCWD as u64, exe, (libc::O_RDONLY | libc::O_CLOEXEC) as u64]);
+    let auxv = batch.bytes(&layout.auxv);
+    // struct prctl_mm_map of linux/prctl.h.
+    let words = [
+        layout.code.0,
+        layout.code.1,
+        layout.data.0,
+        layout.data.1,
+        layout.brk.0,
+        layout.brk.1,
+        layout.stack,
+        layout.arguments.0,
+        layout.arguments.1,
+        layout.environment.0,
+        layout.environment.1,
+        auxv,
+        // auxv_size and exe_fd (0), 32 bits each.
+        layout.auxv.len() as u64,
+    ];
+    let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).collect();
+    let map = batch.bytes(&bytes);
+    let size = bytes.len() as u64;
+    batch.call(libc::SYS_prctl, &[libc::PR_SET_MM as u64, libc::PR_SET_MM_MAP as u64, map, size, 0]);
+    batch.call(libc::SYS_close, &[0]);
+    let cwd = batch.path(&attributes.cwd);
+    batch.call(libc::SYS_chdir, &[cwd]);
+    batch.call(libc::SYS_umask, &[u64::from(attributes.umask)]);
+    for (resource, (soft, hard)) in attributes.limits.iter().enumerate() {
+        let bytes: Vec<u8> = [*soft, *hard].into_iter().flat_map(u64::to_ne_bytes).collect();
+        let at = batch.bytes(&bytes);
+        batch.call(libc::SYS_setrlimit, &[resource as u64, at]);
+    }
+    if attributes.no_new_privs {
+        batch.call(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]);
+    }
+}
+
+fn restore_timers(batch: &mut Batch, timers: &[(u64, u64); 3]) {
+    for (which, (left, interval)) in timers.iter().enumerate() {
+        if *left == 0 {
+            continue;
+        }
+        let parts = |micros: u64| [micros / 1_000_000, micros % 1_000_000];
+        let bytes: Vec<u8> =
+            [parts(*interval), parts(*left)].concat().into_iter().flat_map(u64::to_ne_bytes).collect();
+        let at = batch.bytes(&bytes);
+        batch.call(libc::SYS_setitimer, &[which as u64, at, 0]);
+    }
+}
+
+/// The shell's processes were forked from init, which has no filter.
+fn install_filter(batch: &mut Batch) {
+    let program = seccomp::program();
+    let code: Vec<u8> = program
+        .iter()
+        .flat_map(|op| {
+            let mut bytes = op.code.to_ne_bytes().to_vec();
+            bytes.extend([op.jt, op.jf]);
+            bytes.extend(op.k.to_ne_bytes());
+            bytes
+        })
+        .collect();
+    let code = batch.bytes(&code);
+    let header: Vec<u8> = [program.len() as u64, code].into_iter().flat_map(u64::to_ne_bytes).collect();
+    let header = batch.bytes(&header);
+    batch.call(libc::SYS_seccomp, &[u64::from(libc::SECCOMP_SET_MODE_FILTER), 0, header]);
+}
+
+/// Makes the other threads, each with its own id. They are stopped at birth.
+fn clone_threads(process: &ShellProcess, state: &ProcessState) -> Result<Vec<Tid>> {
+    let what = || format!("make the threads of process {}", state.pid);
+    let mut hosts = vec![process.host];
+    let others: Vec<Pid> =
+        state.threads.iter().map(|thread| thread.tid).filter(|tid| *tid != state.pid).collect();
+    if others.len() + 1 != state.threads.len() || state.threads[0].tid != state.pid {
+        return Err(Error::Mismatch(format!("process {} has no leader", state.pid)));
+    }
+    for chunk in others.chunks(64) {
+        let mut batch = Batch::new();
+        for tid in chunk {
+            clone_call(&mut batch, *tid, THREAD_FLAGS as u64, 0);
+        }
+        let mut remote = Remote::begin(process.host, &process.memory).attempt(what)?;
+        let result = remote.run_all(&mut batch);
+        let born = remote.end().attempt(what)?;
+        result.attempt(what)?;
+        for host in born {
+            wait_stop(host)?;
+            hosts.push(host);
+        }
+    }
+    Ok(hosts)
+}
+
+fn restore_thread(
+    process: &ShellProcess,
+    state: &ProcessState,
+    thread: &ThreadState,
+    host: Tid,
+) -> Result<()> {
+    let what = || format!("restore thread {} of process {}", thread.tid, state.pid);
+    let mut batch = Batch::new();
+    let name = batch.path(&thread.name);
+    batch.call(libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name, 0, 0, 0]);
+    if thread.stack.flags & libc::SS_DISABLE == 0 {
+        signal::restore_stack(&mut batch, &thread.stack);
+    }
+    batch.call(libc::SYS_set_robust_list, &[thread.robust_list.0, thread.robust_list.1]);
+    batch.call(libc::SYS_set_tid_address, &[thread.clear_tid]);
+    let mut registers = crate::capture::unpack(&thread.registers);
+    if let Some(rseq) = &thread.rseq {
+        // The kernel looks at the area when it is registered and would forget a sequence that is under way.
+        if let Some(abort) = interrupted_sequence(process, rseq.address, registers.rip).attempt(what)? {
+            registers.rip = abort;
+        }
+        batch.call(
+            libc::SYS_rseq,
+            &[rseq.address, u64::from(rseq.size), u64::from(rseq.flags), u64::from(rseq.signature)],
+        );
+    }
+    let mut remote = Remote::begin(host, &process.memory).attempt(what)?;
+    let result = (|| {
+        remote.run_all(&mut batch)?;
+        let mut batch = Batch::new();
+        if thread.tid == state.pid {
+            // Children of the shell ended as the workload's did, but what the workload knows of it is in its own queue.
+            let set = batch.bytes(&(1u64 << (libc::SIGCHLD - 1)).to_ne_bytes());
+            let now = batch.bytes(&[0u8; 16]);
+            batch.call(libc::SYS_rt_sigtimedwait, &[set, 0, now, 8]);
+            for signal in &state.pending {
+                let info = batch.bytes(&signal.info());
+                batch.call(libc::SYS_rt_sigqueueinfo, &[state.pid as u64, signal.number() as u64, info]);
+            }
+        }
+        for signal in &thread.pending {
+            let info = batch.bytes(&signal.info());
+            let ids = [state.pid as u64, thread.tid as u64];
+            batch.call(libc::SYS_rt_tgsigqueueinfo, &[ids[0], ids[1], signal.number() as u64, info]);
+        }
+        remote.run(&batch)?;
+        let mut batch = Batch::new();
+        if let Some(attributes) = &state.attributes {
+            become_user(&mut batch, attributes);
+        }
+        remote.run_all(&mut batch)
+    })();
+    remote.end().attempt(what)?;
+    result.attempt(what)?;
+    ptrace::set_xstate(host, &thread.xstate).attempt(what)?;
+    ptrace::set_registers(host, &registers).attempt(what)?;
+    ptrace::set_signal_mask(host, thread.mask).attempt(what)
+}
+
+/// Identity is per thread for the kernel.
+fn become_user(batch: &mut Batch, attributes: &Attributes) {
+    if attributes.uids == [0; 4] && attributes.gids == [0; 4] {
+        return;
+    }
+    let groups: Vec<u8> = attributes.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
+    let at = batch.bytes(&groups);
+    batch.call(libc::SYS_setgroups, &[attributes.groups.len() as u64, at]);
+    let ids = |ids: &[u32; 4]| [u64::from(ids[0]), u64::from(ids[1]), u64::from(ids[2])];
+    batch.call(libc::SYS_setresgid, &ids(&attributes.gids));
+    batch.call(libc::SYS_setresuid, &ids(&attributes.uids));
+}
+
+/// Where a thread must go on that was in the middle of a restartable sequence, as the kernel would have sent it there
+/// (`rseq(2)`: `struct rseq` has the descriptor's address at 8; `struct rseq_cs` has start, length and abort at 8, 16, 24).
+fn interrupted_sequence(process: &ShellProcess, area: u64, ip: u64) -> std::io::Result<Option<u64>> {
+    let word = |at: u64| -> std::io::Result<u64> {
+        let mut bytes = [0u8; 8];
+        process.memory.read_exact_at(&mut bytes, at)?;
+        Ok(u64::from_ne_bytes(bytes))
+    };
+    let descriptor = word(area + 8)?;
+    if descriptor < PAGE_SIZE {
+        return Ok(None);
+    }
+    let (start, length, abort) = (word(descriptor + 8)?, word(descriptor + 16)?, word(descriptor + 24)?);
+    Ok((ip.wrapping_sub(start) < length).then_some(abort))
+}

@@ -1,0 +1,535 @@
+//! From a stopped tree to a checkpoint.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use crate::checkpoint::{
+    Attributes, Checkpoint, Clocks, MemoryLayout, Pid, ProcessState, Registers, Run, ThreadState, TreeEvent,
+};
+use crate::error::{Attempt, Error, Result};
+use crate::object::memory::Mapping;
+use crate::object::signal::{self, PendingSignal};
+use crate::space::PageData;
+use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
+use crate::sys::remote::{Batch, Remote};
+use crate::sys::{proc, task};
+use crate::tree::{Process, Running, Thread, Waiting, Workload, adopt_space};
+
+/// Errors with which the kernel asks for a call to be made again (`include/linux/errno.h`); they never reach a program.
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+const EINTR: i64 = -(libc::EINTR as i64);
+
+impl Workload {
+    /// While the workload runs: protects and copies what it has written so far, so that little is left to copy when it
+    /// stands still.
+    pub fn live_round(&mut self) -> Result<()> {
+        for (pid, process) in &mut self.processes {
+            if let Some(space) = &mut process.space {
+                space.live_round(*pid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What changed since the last checkpoint. The tree must be frozen. After an error the changes are lost, and only
+    /// [`Workload::capture_whole`] can begin anew.
+    pub fn capture(&mut self) -> Result<(Checkpoint, PageData)> {
+        let mut pages = PageData::default();
+        let checkpoint = self.capture_with(|process, pid| match &mut process.space {
+            Some(space) => space.capture(pid, &mut pages),
+            None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
+        })?;
+        Ok((checkpoint, pages))
+    }
+
+    /// Everything but the content of memory, for a backup that has nothing. The content that exists now follows in
+    /// pieces by [`Workload::copy_backlog`], while the workload runs.
+    pub fn capture_whole(&mut self) -> Result<Checkpoint> {
+        self.refused = None;
+        for process in self.processes.values_mut() {
+            if process.space.is_none() {
+                process.space = Some(adopt_space(process.host, process.pidfd.as_fd())?);
+            }
+            process.actions_changed = true;
+            process.attributes_changed = true;
+        }
+        self.descriptors.begin_whole();
+        self.log = self.tree_as_log();
+        self.capture_with(|process, pid| match &mut process.space {
+            Some(space) => space.begin_whole(pid),
+            None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
+        })
+    }
+
+    /// A piece of what a new backup still lacks: whose, which runs, and their pages. `None` when it has everything.
+    pub fn copy_backlog(&mut self, pages: u64) -> Option<(Pid, Vec<Run>, PageData)> {
+        self.processes.iter_mut().find_map(|(pid, process)| {
+            let (runs, data) = process.space.as_mut()?.copy_backlog(pages)?;
+            Some((*pid, runs, data))
+        })
+    }
+
+    pub fn backlog_pages(&self) -> u64 {
+        self.processes
+            .values()
+            .filter_map(|process| process.space.as_ref())
+            .map(|space| space.backlog_pages())
+            .sum()
+    }
+
+    /// The tree as it is, as if it had been forked just now: parents before children.
+    fn tree_as_log(&self) -> Vec<TreeEvent> {
+        let mut log = Vec::new();
+        let mut done = vec![1];
+        while let Some(parent) = done.pop() {
+            for (pid, process) in &self.processes {
+                let orphan = parent == 1 && !self.processes.contains_key(&process.parent);
+                if process.parent == parent || orphan {
+                    log.push(TreeEvent::Fork { parent, child: *pid });
+                    log.push(TreeEvent::Exec { pid: *pid });
+                    done.push(*pid);
+                }
+            }
+        }
+        log
+    }
+
+    fn capture_with(
+        &mut self,
+        mut memory: impl FnMut(&mut Process, Pid) -> Result<crate::checkpoint::MemoryDelta>,
+    ) -> Result<Checkpoint> {
+        if let Some(refused) = self.refused.take() {
+            return Err(refused);
+        }
+        let clocks = Clocks {
+            monotonic: task::clock(libc::CLOCK_MONOTONIC) + self.clock_offsets.monotonic,
+            boottime: task::clock(libc::CLOCK_BOOTTIME) + self.clock_offsets.boottime,
+        };
+        let now = Instant::now();
+        let mut checkpoint = Checkpoint { clocks, ..Checkpoint::default() };
+        self.note_reaped();
+        for (pid, process) in &mut self.processes {
+            // Calls that are injected change no memory of the program's; the pages are looked at afterwards all the same.
+            let mut threads = Vec::new();
+            let mut pending = Vec::new();
+            let mut members: Vec<(&Tid, &mut Thread)> =
+                self.threads.iter_mut().filter(|(_, thread)| thread.process == *pid).collect();
+            members.sort_unstable_by_key(|(_, thread)| (thread.tid != *pid, thread.tid));
+            if let Some((tid, _)) = members.first() {
+                pending = pending_signals(**tid, true)?;
+            }
+            let actions = if process.actions_changed { Some(capture_actions(process)?) } else { None };
+            for (tid, thread) in members {
+                threads.push(capture_thread(*pid, *tid, thread, process, now)?);
+            }
+            let interval_timers = if process.uses_timers { Some(capture_timers(process)?) } else { None };
+            let memory = memory(process, *pid)?;
+            let attributes =
+                if process.attributes_changed { Some(capture_attributes(process)?) } else { None };
+            process.actions_changed = false;
+            process.attributes_changed = false;
+            checkpoint.processes.push(ProcessState {
+                pid: *pid,
+                memory,
+                threads,
+                pending,
+                actions,
+                attributes,
+                descriptors: None,
+                interval_timers,
+            });
+        }
+        self.descriptors.capture(&mut self.processes, &mut checkpoint)?;
+        checkpoint.tree = std::mem::take(&mut self.log);
+        Ok(checkpoint)
+    }
+
+    /// Zombies that are gone have been waited for.
+    fn note_reaped(&mut self) {
+        let root = proc::path(self.container.init, "root/proc");
+        let gone: Vec<Pid> =
+            self.zombies.keys().copied().filter(|pid| !root.join(pid.to_string()).exists()).collect();
+        for pid in gone {
+            self.zombies.remove(&pid);
+            self.log.push(TreeEvent::Reaped { pid });
+        }
+    }
+}
+
+fn capture_thread(
+    pid: Pid,
+    tid: Tid,
+    thread: &mut Thread,
+    process: &Process,
+    now: Instant,
+) -> Result<ThreadState> {
+    let inside = thread.tid;
+    let what = || format!("capture thread {inside} of process {pid}");
+    if thread.running == Running::Group {
+        return Err(Error::Unsupported {
+            pid,
+            what: "a process stopped by job control".into(),
+            advice: "let it go on (SIGCONT); it is protected again then",
+        });
+    }
+    if thread.known.is_none()
+        && let Some(space) = &process.space
+    {
+        let mut remote = Remote::begin(tid, &space.memory).attempt(what)?;
+        let known = signal::capture_thread(&mut remote);
+        remote.end().attempt(what)?;
+        thread.known = Some(known.attempt(what)?);
+    }
+    let (stack, clear_tid) = thread.known.unwrap_or_default();
+    let mut regs = ptrace::registers(tid).attempt(what)?;
+    let signalled = matches!(thread.running, Running::Signalled(_));
+    let restored = rewind(&mut regs, thread, signalled, now);
+    if restored.primary_too {
+        ptrace::set_registers(tid, &regs).attempt(what)?;
+    }
+    let mut pending = pending_signals(tid, false)?;
+    if signalled {
+        // The one being delivered comes first.
+        pending.insert(0, PendingSignal::new(&ptrace::signal_info(tid).attempt(what)?));
+    }
+    Ok(ThreadState {
+        tid: thread.tid,
+        name: std::fs::read_to_string(proc::path(tid, "comm")).attempt(what)?.trim_end().to_owned(),
+        registers: pack(&restored.registers),
+        xstate: ptrace::xstate(tid).attempt(what)?,
+        mask: ptrace::signal_mask(tid).attempt(what)?,
+        pending,
+        stack,
+        rseq: ptrace::rseq(tid).attempt(what)?,
+        robust_list: ptrace::robust_list(tid).attempt(what)?,
+        clear_tid,
+    })
+}
+
+struct Rewound {
+    /// For the backup.
+    registers: RawRegisters,
+    /// Whether the running thread needs its own registers set as well: the call would return EINTR to it, which it must
+    /// not feel.
+    primary_too: bool,
+}
+
+/// Makes a thread that was stopped in a system call ready to make the call again, here and on the backup.
+///
+/// The kernel restarts most calls by itself here; on the backup nothing does. `epoll_wait` and a few others return EINTR
+/// however they were interrupted (`signal(7)`), so those are rewound on both sides when no signal is the reason.
+fn rewind(regs: &mut RawRegisters, thread: &mut Thread, signalled: bool, now: Instant) -> Rewound {
+    let number = regs.orig_rax;
+    let result = regs.rax as i64;
+    if (number as i64) < 0 {
+        thread.waiting = None;
+        return Rewound { registers: *regs, primary_too: false };
+    }
+    match result {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
+            let mut copy = *regs;
+            repeat(&mut copy, number);
+            thread.waiting = None;
+            Rewound { registers: copy, primary_too: false }
+        }
+        ERESTART_RESTARTBLOCK => {
+            // From the second stop on the call is restart_syscall; what it was is known from the first.
+            let waiting = match thread.waiting {
+                Some(waiting)
+                    if number == libc::SYS_restart_syscall as u64
+                        || (waiting.number == number && waiting.stack == regs.rsp) =>
+                {
+                    waiting
+                }
+                _ => Waiting { number, stack: regs.rsp, since: now },
+            };
+            thread.waiting = Some(waiting);
+            let mut copy = *regs;
+            repeat(&mut copy, waiting.number);
+            shorten(&mut copy, waiting, now);
+            Rewound { registers: copy, primary_too: false }
+        }
+        EINTR if !signalled && never_restarted(number) => {
+            let waiting = match thread.waiting {
+                Some(waiting) if waiting.number == number && waiting.stack == regs.rsp => waiting,
+                _ => Waiting { number, stack: regs.rsp, since: now },
+            };
+            repeat(regs, number);
+            shorten(regs, waiting, now);
+            // What is left is counted from here the next time.
+            thread.waiting = Some(Waiting { since: now, ..waiting });
+            Rewound { registers: *regs, primary_too: true }
+        }
+        _ => {
+            thread.waiting = None;
+            Rewound { registers: *regs, primary_too: false }
+        }
+    }
+}
+
+/// Points the registers at the `syscall` instruction again, two bytes back.
+fn repeat(regs: &mut RawRegisters, number: u64) {
+    regs.rip -= 2;
+    regs.rax = number;
+    regs.orig_rax = u64::MAX;
+}
+
+/// Calls that return EINTR even where no signal was delivered (`signal(7)`, "Interruption of system calls").
+fn never_restarted(number: u64) -> bool {
+    [
+        libc::SYS_epoll_wait,
+        libc::SYS_epoll_pwait,
+        libc::SYS_epoll_pwait2,
+        libc::SYS_semop,
+        libc::SYS_semtimedop,
+        libc::SYS_rt_sigtimedwait,
+        libc::SYS_io_getevents,
+    ]
+    .into_iter()
+    .any(|call| call as u64 == number)
+}
+
+/// Takes the time already waited off a limit that is in a register, in milliseconds. Limits in memory are the
+/// program's; the kernel itself updates those that it may.
+fn shorten(regs: &mut RawRegisters, waiting: Waiting, now: Instant) {
+    let waited = now.saturating_duration_since(waiting.since).as_millis() as i64;
+    let limit = match waiting.number as i64 {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => &mut regs.r10,
+        libc::SYS_poll => &mut regs.rdx,
+        _ => return,
+    };
+    let left = i64::from(*limit as i32);
+    if left > 0 {
+        *limit = (left - waited).max(0) as u64;
+    }
+}
+
+fn pending_signals(tid: Tid, shared: bool) -> Result<Vec<PendingSignal>> {
+    let list =
+        ptrace::pending_signals(tid, shared).attempt(|| format!("read the signals waiting for {tid}"))?;
+    Ok(list.iter().map(PendingSignal::new).collect())
+}
+
+fn with_leader<T>(process: &Process, work: impl FnOnce(&mut Remote<'_>) -> io::Result<T>) -> Result<T> {
+    let what = || format!("ask process {} about itself", process.host);
+    let Some(space) = &process.space else {
+        return Err(Error::Mismatch(format!("process {} is not tracked", process.host)));
+    };
+    let mut remote = Remote::begin(process.host, &space.memory).attempt(what)?;
+    let result = work(&mut remote);
+    remote.end().attempt(what)?;
+    result.attempt(what)
+}
+
+fn capture_actions(process: &Process) -> Result<Vec<signal::SignalAction>> {
+    with_leader(process, signal::capture_actions)
+}
+
+/// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: (left, interval) in microseconds.
+fn capture_timers(process: &Process) -> Result<[(u64, u64); 3]> {
+    with_leader(process, |remote| {
+        let mut batch = Batch::new();
+        let room = batch.bytes(&[0u8; 96]);
+        for which in 0..3u64 {
+            batch.call(libc::SYS_getitimer, &[which, room + 32 * which]);
+        }
+        remote.run_all(&mut batch)?;
+        let bytes = remote.read(room, 96)?;
+        let word =
+            |at: usize| bytes[at..at + 8].iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+        let micros = |at: usize| word(at) * 1_000_000 + word(at + 8);
+        Ok([0, 32, 64].map(|at| (micros(at + 16), micros(at))))
+    })
+}
+
+fn capture_attributes(process: &Process) -> Result<Attributes> {
+    let what = || format!("read the attributes of process {}", process.host);
+    let host = process.host;
+    let status = proc::status(host).attempt(what)?;
+    let link = |name: &str| -> Result<String> {
+        Ok(std::fs::read_link(proc::path(host, name)).attempt(what)?.to_string_lossy().into_owned())
+    };
+    let stat = proc::stat_fields(host).attempt(what)?;
+    let field = |number: usize| stat.get(number - 1).copied().unwrap_or(0);
+    let layout = process.space.as_ref().map(|space| space.layout.as_slice()).unwrap_or_default();
+    // proc_pid_stat(5), fields counted from 1.
+    let start_brk = field(47);
+    let brk = layout.iter().filter(|mapping: &&Mapping| mapping.heap).map(|mapping| mapping.range.end).max();
+    let limits = (0..16)
+        .map(|resource| limit(host, resource))
+        .collect::<io::Result<Vec<(u64, u64)>>>()
+        .attempt(what)?;
+    Ok(Attributes {
+        executable: link("exe")?,
+        cwd: link("cwd")?,
+        umask: status.umask,
+        uids: status.uids,
+        gids: status.gids,
+        groups: status.groups,
+        capabilities: [
+            status.cap_inheritable,
+            status.cap_permitted,
+            status.cap_effective,
+            status.cap_bounding,
+            status.cap_ambient,
+        ],
+        no_new_privs: status.no_new_privs,
+        layout: MemoryLayout {
+            code: (field(26), field(27)),
+            data: (field(45), field(46)),
+            brk: (start_brk, brk.unwrap_or(start_brk)),
+            stack: field(28),
+            arguments: (field(48), field(49)),
+            environment: (field(50), field(51)),
+            auxv: std::fs::read(proc::path(host, "auxv")).attempt(what)?,
+        },
+        limits,
+    })
+}
+
+fn limit(host: Tid, resource: u32) -> io::Result<(u64, u64)> {
+    task::resource_limit(host, resource)
+}
+
+/// `user_regs_struct` is 27 words in a fixed order (`arch/x86/include/asm/user_64.h`).
+pub(crate) fn pack(regs: &RawRegisters) -> Registers {
+    Registers([
+        regs.r15,
+        regs.r14,
+        regs.r13,
+        regs.r12,
+        regs.rbp,
+        regs.rbx,
+        regs.r11,
+        regs.r10,
+        regs.r9,
+        regs.r8,
+        regs.rax,
+        regs.rcx,
+        regs.rdx,
+        regs.rsi,
+        regs.rdi,
+        regs.orig_rax,
+        regs.rip,
+        regs.cs,
+        regs.eflags,
+        regs.rsp,
+        regs.ss,
+        regs.fs_base,
+        regs.gs_base,
+        regs.ds,
+        regs.es,
+        regs.fs,
+        regs.gs,
+    ])
+}
+
+pub(crate) fn unpack(registers: &Registers) -> RawRegisters {
+    let r = &registers.0;
+    RawRegisters {
+        r15: r[0],
+        r14: r[1],
+        r13: r[2],
+        r12: r[3],
+        rbp: r[4],
+        rbx: r[5],
+        r11: r[6],
+        r10: r[7],
+        r9: r[8],
+        r8: r[9],
+        rax: r[10],
+        rcx: r[11],
+        rdx: r[12],
+        rsi: r[13],
+        rdi: r[14],
+        orig_rax: r[15],
+        rip: r[16],
+        cs: r[17],
+        eflags: r[18],
+        rsp: r[19],
+        ss: r[20],
+        fs_base: r[21],
+        gs_base: r[22],
+        ds: r[23],
+        es: r[24],
+        fs: r[25],
+        gs: r[26],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn stopped_in(number: i64, result: i64) -> RawRegisters {
+        let mut regs = unpack(&Registers([0; 27]));
+        regs.orig_rax = number as u64;
+        regs.rax = result as u64;
+        regs.rip = 0x1002;
+        regs
+    }
+
+    fn thread() -> Thread {
+        Thread { tid: 2, process: 2, running: Running::Stopped, known: None, waiting: None }
+    }
+
+    #[test]
+    fn registers_survive_packing() {
+        let words = std::array::from_fn(|index| index as u64 * 7 + 1);
+        assert_eq!(pack(&unpack(&Registers(words))), Registers(words));
+    }
+
+    #[test]
+    fn epoll_wait_stopped_without_a_signal_is_made_again_with_the_time_left() {
+        let begun = Instant::now();
+        let mut thread = thread();
+        let mut regs = stopped_in(libc::SYS_epoll_wait, EINTR);
+        regs.r10 = 100;
+        let first = rewind(&mut regs, &mut thread, false, begun);
+        assert!(first.primary_too);
+        assert_eq!((regs.rip, regs.rax, regs.r10), (0x1000, libc::SYS_epoll_wait as u64, 100));
+        let mut again = stopped_in(libc::SYS_epoll_wait, EINTR);
+        again.r10 = regs.r10;
+        rewind(&mut again, &mut thread, false, begun + Duration::from_millis(30));
+        assert_eq!(again.r10, 70);
+        let mut late = stopped_in(libc::SYS_epoll_wait, EINTR);
+        late.r10 = again.r10;
+        rewind(&mut late, &mut thread, false, begun + Duration::from_millis(300));
+        assert_eq!(late.r10, 0);
+    }
+
+    #[test]
+    fn an_endless_wait_stays_endless() {
+        let mut regs = stopped_in(libc::SYS_epoll_wait, EINTR);
+        regs.r10 = u64::from(u32::MAX);
+        rewind(&mut regs, &mut thread(), false, Instant::now());
+        assert_eq!(regs.r10 as i32, -1);
+    }
+
+    #[test]
+    fn a_real_signal_interrupts_as_it_would_have() {
+        let mut regs = stopped_in(libc::SYS_epoll_wait, EINTR);
+        let rewound = rewind(&mut regs, &mut thread(), true, Instant::now());
+        assert!(!rewound.primary_too);
+        assert_eq!(rewound.registers.rax as i64, EINTR);
+    }
+
+    #[test]
+    fn a_poll_found_twice_keeps_its_number_and_loses_the_time_waited() {
+        let begun = Instant::now();
+        let mut thread = thread();
+        let mut regs = stopped_in(libc::SYS_poll, ERESTART_RESTARTBLOCK);
+        regs.rdx = 5000;
+        rewind(&mut regs, &mut thread, false, begun);
+        let mut again = stopped_in(libc::SYS_restart_syscall, ERESTART_RESTARTBLOCK);
+        again.rdx = 5000;
+        let rewound = rewind(&mut again, &mut thread, false, begun + Duration::from_secs(2));
+        assert_eq!(rewound.registers.rax, libc::SYS_poll as u64);
+        assert_eq!(rewound.registers.rdx, 3000);
+    }
+}

@@ -1,0 +1,234 @@
+//! What is needed to restore a workload as it was at the end of an epoch.
+//!
+//! A checkpoint is a *change* against the one before it. Small state (threads, descriptors, attributes) is whole where
+//! it appears and absent where it did not change; memory is runs of pages whose bytes travel beside, in [`Pages`].
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::object::Object;
+use crate::object::memory::Mapping;
+use crate::object::signal::{PendingSignal, SignalAction, SignalStack};
+use crate::sys::pagemap::{PAGE_SIZE, Range};
+use crate::sys::ptrace::Rseq;
+
+/// A process or thread id inside the workload's pid namespace.
+pub type Pid = i32;
+
+/// Identifies a kernel object (an open file description) over all checkpoints of a workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ObjectId(pub u64);
+
+/// What happened to the process tree, in the order in which it happened: a double fork within an epoch cannot be
+/// rebuilt from how the tree looks at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TreeEvent {
+    /// `child` was forked by `parent`; `parent` is 1 for the workload's first process.
+    Fork {
+        parent: Pid,
+        child: Pid,
+    },
+    /// A new program: everything that was mapped is gone.
+    Exec {
+        pid: Pid,
+    },
+    /// Became leader of a session, or moved to a process group.
+    Session {
+        pid: Pid,
+    },
+    Group {
+        pid: Pid,
+        group: Pid,
+    },
+    /// Ended, with the status as `wait` gives it, and is a zombie until it is reaped.
+    Exit {
+        pid: Pid,
+        status: i32,
+    },
+    /// `parent` has waited for `pid`.
+    Reaped {
+        pid: Pid,
+    },
+}
+
+/// A run of pages: written with the next `pages` × 4096 bytes of the checkpoint's page data, or all zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    pub address: u64,
+    pub pages: u32,
+    pub zero: bool,
+}
+
+impl Run {
+    pub fn range(&self) -> Range {
+        Range::new(self.address, self.address + u64::from(self.pages) * PAGE_SIZE)
+    }
+}
+
+/// How one address space changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryDelta {
+    /// All mappings, if any changed.
+    pub layout: Option<Vec<Mapping>>,
+    /// Mapped anew since the last checkpoint, though the layout may look the same: what was there is gone.
+    pub fresh: Vec<Range>,
+    /// Emptied by `madvise`.
+    pub dropped: Vec<Range>,
+    /// In the order of the page data.
+    pub runs: Vec<Run>,
+}
+
+/// A general-purpose register set that can travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registers(pub [u64; 27]);
+
+/// A thread, whole. Its memory is its process's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadState {
+    pub tid: Pid,
+    pub name: String,
+    pub registers: Registers,
+    /// XSAVE area.
+    pub xstate: Vec<u8>,
+    pub mask: u64,
+    pub pending: Vec<PendingSignal>,
+    pub stack: SignalStack,
+    pub rseq: Option<Rseq>,
+    /// Head and length of the robust futex list.
+    pub robust_list: (u64, u64),
+    /// Where the kernel writes 0 and wakes a futex when the thread ends.
+    pub clear_tid: u64,
+}
+
+/// What a process is beside its memory, threads and descriptors.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    pub executable: String,
+    pub cwd: String,
+    pub umask: u32,
+    pub uids: [u32; 4],
+    pub gids: [u32; 4],
+    pub groups: Vec<u32>,
+    /// Inheritable, permitted, effective, bounding, ambient.
+    pub capabilities: [u64; 5],
+    pub no_new_privs: bool,
+    /// code, data, stack, argument and environment boundaries, in the order of `struct prctl_mm_map`.
+    pub layout: MemoryLayout,
+    /// Soft and hard, indexed by resource.
+    pub limits: Vec<(u64, u64)>,
+}
+
+/// The boundaries of `prctl(PR_SET_MM_MAP)`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryLayout {
+    pub code: (u64, u64),
+    pub data: (u64, u64),
+    pub brk: (u64, u64),
+    pub stack: u64,
+    pub arguments: (u64, u64),
+    pub environment: (u64, u64),
+    pub auxv: Vec<u8>,
+}
+
+/// One row of a descriptor table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptor {
+    pub fd: i32,
+    pub object: ObjectId,
+    pub close_on_exec: bool,
+}
+
+/// A process of the tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessState {
+    pub pid: Pid,
+    pub memory: MemoryDelta,
+    /// The leader first.
+    pub threads: Vec<ThreadState>,
+    pub pending: Vec<PendingSignal>,
+    pub actions: Option<Vec<SignalAction>>,
+    pub attributes: Option<Attributes>,
+    pub descriptors: Option<Vec<Descriptor>>,
+    /// ITIMER_REAL, VIRTUAL, PROF: time left and interval in microseconds.
+    pub interval_timers: Option<[(u64, u64); 3]>,
+}
+
+/// The clocks that must never go backwards, in nanoseconds as the workload sees them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    pub monotonic: i64,
+    pub boottime: i64,
+}
+
+/// A change in a scratch directory. Paths are absolute, as the workload sees them. The order matters: a directory comes
+/// before what is in it, and a file before other links to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileChange {
+    /// Nothing is in this scratch directory but what follows.
+    Emptied {
+        path: String,
+    },
+    /// A new directory, or new attributes of one.
+    Directory {
+        path: String,
+        mode: u32,
+        owner: (u32, u32),
+        modified: (i64, i64),
+    },
+    /// A new file, in place of what had the name.
+    File {
+        path: String,
+        mode: u32,
+        owner: (u32, u32),
+        modified: (i64, i64),
+        content: Vec<u8>,
+    },
+    /// Parts of a file that is there, and its attributes. A block is written at its offset; an empty one stands for
+    /// [`crate::object::scratch::BLOCK`] zero bytes. `size` is set first.
+    Blocks {
+        path: String,
+        mode: u32,
+        owner: (u32, u32),
+        modified: (i64, i64),
+        size: u64,
+        blocks: Vec<(u64, Vec<u8>)>,
+    },
+    Symlink {
+        path: String,
+        target: String,
+        owner: (u32, u32),
+    },
+    /// A further name of the file at `to`.
+    Link {
+        path: String,
+        to: String,
+    },
+    /// A named pipe, or the node of a unix socket.
+    Node {
+        path: String,
+        socket: bool,
+        mode: u32,
+        owner: (u32, u32),
+    },
+    /// Gone, with all that is in it.
+    Removed {
+        path: String,
+    },
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    pub tree: Vec<TreeEvent>,
+    pub processes: Vec<ProcessState>,
+    /// New or changed kernel objects.
+    pub objects: Vec<(ObjectId, Object)>,
+    /// All objects that exist without a descriptor: connections that were closed with data still queued.
+    pub orphans: Vec<ObjectId>,
+    pub files: Vec<FileChange>,
+    pub clocks: Clocks,
+    /// What the workload wrote to its standard output (1) and error (2) in this epoch.
+    pub output: Vec<(u8, Vec<u8>)>,
+}
+
+/// The bytes of the runs of a checkpoint, process by process, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pages(pub Vec<u8>);

@@ -1,0 +1,474 @@
+//! The descriptor tables of the tree: which kernel objects there are, who holds them, and which have changed.
+//!
+//! The supervisor holds a duplicate of every TCP socket, because a connection that the workload closes with data still
+//! queued lives on in the kernel without a descriptor, where nothing could capture it. A `close` is announced before it
+//! happens (see [`crate::sys::seccomp::Notice::Close`]): a duplicate that is not needed for that is dropped first, so that
+//! the workload's close is the last one and ends the connection as it should.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::checkpoint::{Checkpoint, Descriptor, Object, ObjectId, Pid};
+use crate::error::{Attempt, Error, Result};
+use crate::object::descriptor::{At, Capturer, Holder, Inode, Kind, Surroundings};
+use crate::object::scratch::Scratch;
+use crate::object::tcp::{self, RawSegment, State, TcpSocket};
+use crate::sys::{descriptor as sys, proc, task, tcp_repair};
+use crate::tree::Process;
+
+/// What a socket is asked for while the workload runs, to know whether its end needs us.
+const TCP_CLOSED: u8 = 7;
+const TCP_TIME_WAIT: u8 = 6;
+const TCP_FIN_WAIT2: u8 = 5;
+/// `O_CLOEXEC` as fdinfo shows it (`fcntl.h`, octal).
+const CLOSE_ON_EXEC: i32 = libc::O_CLOEXEC;
+
+/// A row of a table as it was last captured, with the link by which it is recognised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub link: String,
+    pub descriptor: Descriptor,
+}
+
+/// Our duplicate of a TCP socket.
+#[derive(Debug)]
+struct Socket {
+    fd: OwnedFd,
+    fingerprint: Option<tcp::Fingerprint>,
+    options: Option<tcp::Options>,
+    /// Closed by the workload; we have shut it down in its place.
+    orphan: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    kind: Kind,
+    link: String,
+    fingerprint: Option<u64>,
+    last: Option<Object>,
+    /// Of a socket: it has been in a checkpoint.
+    announced: bool,
+    socket: Option<Socket>,
+    holders: Vec<Holder>,
+}
+
+/// All open file descriptions of a workload.
+pub struct Descriptors {
+    capturer: Capturer,
+    tcp: tcp::Capturer,
+    scratch: Scratch,
+    entries: BTreeMap<ObjectId, Entry>,
+    /// What stands for the content of a pipe, by its inode.
+    pipes: HashMap<u64, (ObjectId, Option<Object>)>,
+    /// Taken at a close before the socket was ever in a checkpoint.
+    strays: Vec<OwnedFd>,
+    next: u64,
+    /// Segments that the kernel believes it has sent, because of a capture.
+    unframed: Vec<RawSegment>,
+    /// Connections that have come to have a descriptor since this was last asked.
+    arrived: Vec<(SocketAddr, SocketAddr)>,
+}
+
+impl std::fmt::Debug for Descriptors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Descriptors").field("entries", &self.entries.len()).finish_non_exhaustive()
+    }
+}
+
+impl Descriptors {
+    pub fn new(surroundings: Surroundings, scratch: Scratch) -> Self {
+        Self {
+            capturer: Capturer::new(surroundings),
+            tcp: tcp::Capturer::new(),
+            scratch,
+            entries: BTreeMap::new(),
+            pipes: HashMap::new(),
+            strays: Vec::new(),
+            next: 1,
+            unframed: Vec::new(),
+            arrived: Vec::new(),
+        }
+    }
+
+    fn next_object(&mut self) -> ObjectId {
+        let id = ObjectId(self.next);
+        self.next += 1;
+        id
+    }
+
+    pub fn take_unframed(&mut self) -> Vec<RawSegment> {
+        std::mem::take(&mut self.unframed)
+    }
+
+    /// Local and remote address of connections that were accepted or made since the last call.
+    pub fn take_arrived(&mut self) -> Vec<(SocketAddr, SocketAddr)> {
+        std::mem::take(&mut self.arrived)
+    }
+
+    /// A duplicate of a connection that the workload has already closed: kept until all is acknowledged.
+    pub(crate) fn adopt_orphan(&mut self, fd: OwnedFd) {
+        self.strays.push(fd);
+    }
+
+    /// Everything is new to the next backup.
+    pub(crate) fn begin_whole(&mut self) {
+        let old = std::mem::take(&mut self.entries);
+        let orphans = old.into_values().filter_map(|entry| entry.socket).filter(|socket| socket.orphan);
+        self.strays.extend(orphans.map(|socket| socket.fd));
+        self.pipes.clear();
+        self.scratch.forget();
+    }
+
+    /// A socket option is about to change.
+    pub(crate) fn option_changed(&mut self, process: &Process, fd: i32) {
+        let id =
+            process.descriptors.iter().find(|row| row.descriptor.fd == fd).map(|row| row.descriptor.object);
+        if let Some(socket) =
+            id.and_then(|id| self.entries.get_mut(&id)).and_then(|entry| entry.socket.as_mut())
+        {
+            socket.options = None;
+            socket.fingerprint = None;
+        }
+    }
+
+    /// A descriptor is about to be closed. True if its connection lives on and must soon be in a checkpoint.
+    pub(crate) fn release(&mut self, process: &Process, fd: i32) -> bool {
+        let known =
+            process.descriptors.iter().find(|row| row.descriptor.fd == fd).map(|row| row.descriptor.object);
+        if let Some(id) = known
+            && let Some(entry) = self.entries.get_mut(&id)
+        {
+            let Some(socket) = &entry.socket else { return false };
+            if outlives_close(socket.fd.as_fd()) {
+                return true;
+            }
+            entry.socket = None;
+            return false;
+        }
+        // Never in a checkpoint: opened and closed within this epoch.
+        let Ok(duplicate) = task::take_descriptor(process.pidfd.as_fd(), fd) else { return false };
+        let is_tcp =
+            sys::socket_option(duplicate.as_fd(), libc::SO_PROTOCOL).is_ok_and(|p| p == libc::IPPROTO_TCP);
+        if is_tcp && outlives_close(duplicate.as_fd()) {
+            self.strays.push(duplicate);
+            return true;
+        }
+        false
+    }
+
+    /// All descriptors of a process are about to be closed.
+    pub(crate) fn release_all(&mut self, process: &Process) -> bool {
+        let Ok(open) = proc::descriptors(process.host) else { return false };
+        let sockets = open.into_iter().filter(|(_, link)| link.starts_with("socket:"));
+        sockets.fold(false, |any, (fd, _)| self.release(process, fd) || any)
+    }
+
+    /// Fills in descriptors, objects, orphans and files of a checkpoint. All processes are stopped.
+    pub(crate) fn capture(
+        &mut self,
+        processes: &mut BTreeMap<Pid, Process>,
+        checkpoint: &mut Checkpoint,
+    ) -> Result<()> {
+        self.capturer.begin();
+        for entry in self.entries.values_mut() {
+            entry.holders.clear();
+        }
+        for (pid, process) in processes.iter_mut() {
+            let rows = self.read_table(*pid, process)?;
+            let state = checkpoint.processes.iter_mut().find(|state| state.pid == *pid);
+            if rows != process.descriptors || state.as_ref().is_some_and(|state| state.attributes.is_some()) {
+                if let Some(state) = state {
+                    state.descriptors = Some(rows.iter().map(|row| row.descriptor).collect());
+                }
+                process.descriptors = rows;
+            }
+        }
+        self.find_orphans()?;
+        let ids: Vec<ObjectId> = self.entries.keys().copied().collect();
+        for id in ids {
+            self.capture_entry(id, processes, &mut checkpoint.objects)?;
+        }
+        self.capture_pipes(processes, &mut checkpoint.objects)?;
+        checkpoint.orphans = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.socket.as_ref().is_some_and(|socket| socket.orphan))
+            .map(|(id, _)| *id)
+            .collect();
+        checkpoint.files = self.scratch.scan()?;
+        Ok(())
+    }
+
+    /// The table of one process, each row with the object it refers to.
+    fn read_table(&mut self, pid: Pid, process: &Process) -> Result<Vec<Row>> {
+        let what = || format!("read the descriptors of process {pid}");
+        let open = proc::descriptors(process.host).attempt(what)?;
+        let mut rows = Vec::with_capacity(open.len());
+        let mut old = process.descriptors.iter().peekable();
+        for (fd, link) in open {
+            while old.peek().is_some_and(|row| row.descriptor.fd < fd) {
+                old.next();
+            }
+            let holder = Holder { tid: process.host, process: pid, fd };
+            let before = old.peek().filter(|row| row.descriptor.fd == fd && row.link == link);
+            let row = match before {
+                Some(row)
+                    if !process.attributes_changed
+                        && self.entries.contains_key(&row.descriptor.object)
+                        && self.is_still(row, holder)? =>
+                {
+                    (*row).clone()
+                }
+                _ => self.identify(holder, process, link)?,
+            };
+            if let Some(entry) = self.entries.get_mut(&row.descriptor.object) {
+                entry.holders.push(holder);
+            }
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    /// Whether a row with the same link still is the same description. Sockets and pipes have links of their own;
+    /// of the others only those that are shared can be mistaken.
+    fn is_still(&self, row: &Row, holder: Holder) -> Result<bool> {
+        let Some(entry) = self.entries.get(&row.descriptor.object) else { return Ok(false) };
+        match entry.holders.first() {
+            Some(first) if !matches!(entry.kind, Kind::Tcp { .. } | Kind::Unix { .. }) => {
+                task::same_description((first.tid, first.fd), (holder.tid, holder.fd))
+                    .attempt(|| "compare two descriptors".into())
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// A row that is new, or whose description may have changed.
+    fn identify(&mut self, holder: Holder, process: &Process, link: String) -> Result<Row> {
+        let what = || format!("read about descriptor {} of process {}", holder.fd, holder.process);
+        let info = proc::descriptor_info(holder.tid, holder.fd).attempt(what)?;
+        let flags =
+            proc::info_field(&info, "flags").and_then(|text| i32::from_str_radix(text, 8).ok()).unwrap_or(0);
+        let close_on_exec = flags & CLOSE_ON_EXEC != 0;
+        let mut found = None;
+        for (id, entry) in self.entries.iter().filter(|(_, entry)| entry.link == link) {
+            let same = match (entry.kind, entry.holders.first(), &entry.socket) {
+                (Kind::Tcp { .. } | Kind::Unix { .. }, ..) => true,
+                (_, Some(first), _) => task::same_description((first.tid, first.fd), (holder.tid, holder.fd))
+                    .attempt(|| "compare two descriptors".into())?,
+                // Not met yet in this pass: the row that was this one before may still be it.
+                (_, None, _) => process
+                    .descriptors
+                    .iter()
+                    .any(|row| row.descriptor.fd == holder.fd && row.descriptor.object == *id),
+            };
+            if same {
+                found = Some(*id);
+                break;
+            }
+        }
+        let object = match found {
+            Some(id) => id,
+            None => {
+                let at = At { holder, others: &[], pidfd: process.pidfd.as_fd() };
+                let kind = Kind::identify(&link, &at, &self.capturer.surroundings)?;
+                let id = self.next_object();
+                let entry = Entry {
+                    kind,
+                    link: link.clone(),
+                    fingerprint: None,
+                    last: None,
+                    announced: false,
+                    socket: None,
+                    holders: Vec::new(),
+                };
+                self.entries.insert(id, entry);
+                id
+            }
+        };
+        Ok(Row { link, descriptor: Descriptor { fd: holder.fd, object, close_on_exec } })
+    }
+
+    /// Objects that nobody holds any more are gone, but for connections with something left to say.
+    fn find_orphans(&mut self) -> Result<()> {
+        for fd in std::mem::take(&mut self.strays) {
+            let inode = nix::sys::stat::fstat(&fd).attempt(|| "stat a socket".into())?.st_ino;
+            // A duplicate elsewhere in the tree keeps the connection open: not an orphan.
+            if self.entries.values().any(|entry| matches!(entry.kind, Kind::Tcp { inode: i } if i == inode)) {
+                continue;
+            }
+            let id = self.next_object();
+            let socket = Some(Socket { fd, fingerprint: None, options: None, orphan: false });
+            let (kind, link) = (Kind::Tcp { inode }, format!("socket:[{inode}]"));
+            let entry = Entry {
+                kind,
+                link,
+                fingerprint: None,
+                last: None,
+                announced: false,
+                socket,
+                holders: Vec::new(),
+            };
+            self.entries.insert(id, entry);
+        }
+        self.entries.retain(|_, entry| {
+            if !entry.holders.is_empty() {
+                return true;
+            }
+            let Some(socket) = &mut entry.socket else { return false };
+            if !socket.orphan {
+                if !outlives_close(socket.fd.as_fd()) {
+                    return false;
+                }
+                // What the workload's close would have done, had ours not been there.
+                let _ = nix::sys::socket::shutdown(
+                    std::os::fd::AsRawFd::as_raw_fd(&socket.fd),
+                    nix::sys::socket::Shutdown::Both,
+                );
+                socket.orphan = true;
+                return true;
+            }
+            // In FIN_WAIT2 all that we said has been acknowledged; the kernel needs no help with the rest.
+            tcp_repair::info(socket.fd.as_fd())
+                .is_ok_and(|info| !matches!(info.state, TCP_CLOSED | TCP_TIME_WAIT | TCP_FIN_WAIT2))
+        });
+        Ok(())
+    }
+
+    fn capture_entry(
+        &mut self,
+        id: ObjectId,
+        processes: &BTreeMap<Pid, Process>,
+        changed: &mut Vec<(ObjectId, Object)>,
+    ) -> Result<()> {
+        let Some(entry) = self.entries.get(&id) else { return Ok(()) };
+        let kind = entry.kind;
+        if matches!(kind, Kind::Tcp { .. }) {
+            return self.capture_socket(id, processes, changed);
+        }
+        let holders = entry.holders.clone();
+        let Some((holder, others)) = holders.split_first() else { return Ok(()) };
+        let Some(process) = processes.get(&holder.process) else { return Ok(()) };
+        let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd() };
+        let fingerprint = self.capturer.fingerprint(kind, &at)?;
+        if fingerprint.is_some() && fingerprint == entry.fingerprint && entry.last.is_some() {
+            return Ok(());
+        }
+        if let Kind::Pipe { inode } = kind
+            && !self.pipes.contains_key(&inode)
+        {
+            let content = ObjectId(self.next);
+            self.next += 1;
+            self.pipes.insert(inode, (content, None));
+        }
+        let sockets: HashMap<u64, ObjectId> = self
+            .entries
+            .iter()
+            .filter_map(|(id, entry)| match entry.kind {
+                Kind::Unix { inode } => Some((inode, *id)),
+                _ => None,
+            })
+            .collect();
+        let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
+        let pipes = &self.pipes;
+        let objects = |inode: Inode| match inode {
+            Inode::Pipe(inode) => pipes.get(&inode).map(|(id, _)| *id),
+            Inode::Socket(inode) => sockets.get(&inode).copied(),
+        };
+        let object = self.capturer.capture(kind, &at, &objects)?;
+        if entry.last.as_ref().is_none_or(|last| !object.same_as(last)) {
+            changed.push((id, object.clone()));
+            entry.last = Some(object);
+        }
+        entry.fingerprint = fingerprint;
+        Ok(())
+    }
+
+    fn capture_socket(
+        &mut self,
+        id: ObjectId,
+        processes: &BTreeMap<Pid, Process>,
+        changed: &mut Vec<(ObjectId, Object)>,
+    ) -> Result<()> {
+        let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
+        let socket = match &mut entry.socket {
+            Some(socket) => socket,
+            none => {
+                let Some(holder) = entry.holders.first() else { return Ok(()) };
+                let Some(process) = processes.get(&holder.process) else { return Ok(()) };
+                let fd = task::take_descriptor(process.pidfd.as_fd(), holder.fd)
+                    .attempt(|| format!("take a duplicate of descriptor {}", holder.fd))?;
+                none.insert(Socket { fd, fingerprint: None, options: None, orphan: false })
+            }
+        };
+        let refuse = |error: tcp::Error| Error::Unsupported {
+            pid: entry.holders.first().map_or(0, |holder| holder.process),
+            what: error.to_string(),
+            advice: "see docs/supported.md",
+        };
+        let fingerprint = tcp::fingerprint(socket.fd.as_fd()).map_err(refuse)?;
+        if socket.fingerprint == Some(fingerprint) {
+            return Ok(());
+        }
+        let captured = self.tcp.capture(socket.fd.as_fd(), socket.options.as_ref()).map_err(refuse)?;
+        // Taken again: the capture itself counts segments.
+        socket.fingerprint = Some(tcp::fingerprint(socket.fd.as_fd()).map_err(refuse)?);
+        socket.options = Some(captured.socket.options.clone());
+        self.unframed.extend(captured.unframed);
+        if !entry.announced
+            && let State::Connected(connection) = &captured.socket.state
+        {
+            self.arrived.push((captured.socket.local, connection.remote));
+        }
+        entry.announced = true;
+        changed.push((id, Object::Tcp(Box::new(captured.socket))));
+        Ok(())
+    }
+
+    /// The content of every pipe that has an end in the tree. Equal length is not equal content: always read.
+    fn capture_pipes(
+        &mut self,
+        processes: &BTreeMap<Pid, Process>,
+        changed: &mut Vec<(ObjectId, Object)>,
+    ) -> Result<()> {
+        let mut ends: HashMap<u64, Vec<Holder>> = HashMap::new();
+        for entry in self.entries.values() {
+            if let Kind::Pipe { inode } = entry.kind {
+                // A reading end first: what nobody can read any more does not matter.
+                let reads = matches!(&entry.last, Some(Object::PipeEnd(end)) if end.flags.reads());
+                let list = ends.entry(inode).or_default();
+                let at = if reads { 0 } else { list.len() };
+                list.splice(at..at, entry.holders.iter().copied());
+            }
+        }
+        self.pipes.retain(|inode, _| ends.contains_key(inode));
+        for (inode, holders) in ends {
+            let Some((holder, others)) = holders.split_first() else { continue };
+            let Some(process) = processes.get(&holder.process) else { continue };
+            let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd() };
+            let content = Object::Pipe(self.capturer.capture_pipe(&at)?);
+            if let Some((id, last)) = self.pipes.get_mut(&inode)
+                && last.as_ref() != Some(&content)
+            {
+                changed.push((*id, content.clone()));
+                *last = Some(content);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a connection goes on after its last descriptor is closed: there is data the peer has not acknowledged, and
+/// none that the program has not read (which would make the close a reset).
+fn outlives_close(socket: BorrowedFd<'_>) -> bool {
+    let unread = tcp_repair::unread(socket).is_ok_and(|bytes| bytes > 0);
+    !unread && tcp_repair::unacknowledged(socket).is_ok_and(|bytes| bytes > 0)
+}
+
+/// A socket as it is in a checkpoint.
+pub fn as_socket(object: &Object) -> Option<&TcpSocket> {
+    match object {
+        Object::Tcp(socket) => Some(socket),
+        _ => None,
+    }
+}

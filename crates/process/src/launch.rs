@@ -1,0 +1,374 @@
+//! Starting a workload: its namespaces, its view of the file system, its first process.
+//!
+//! Three processes take part. The *launcher* (this binary run again by the supervisor, single-threaded) makes the
+//! namespaces and forks *init*, process 1 of the workload's pid namespace, which is ours and lives as long as the
+//! workload: it prepares the mounts, starts the workload's first process when told to, and reaps orphans. On a backup
+//! init is never told to; the shell's processes are forked from it by injected calls. Init itself is not captured: it
+//! has no state beyond its children.
+
+use std::ffi::{CString, OsString};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::mount::MsFlags;
+use nix::sched::CloneFlags;
+use nix::unistd::ForkResult;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Attempt, Error, Result};
+use crate::sys::ptrace::{self, Tid};
+use crate::sys::{seccomp, task};
+
+/// Directories that every workload has for itself, in memory.
+pub const PRIVATE_DIRECTORIES: [&str; 3] = ["/tmp", "/run", "/dev/shm"];
+/// Bound on each of them, so that a workload cannot fill the host's memory through a file.
+const SCRATCH_LIMIT: &str = "size=512m,mode=1777";
+/// The descriptor by which init and the shell's processes receive descriptors from the supervisor. High enough that
+/// no program's own numbers come near (the hard limit is 20,000 on small machines, 1,048,576 by systemd's default).
+pub const CHANNEL: RawFd = 971;
+/// How long the launcher may take; it does a dozen system calls.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// The host name inside the workload.
+    pub name: String,
+    pub arguments: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    pub directory: String,
+    pub scratch: Vec<String>,
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+}
+
+/// The first message on the channel.
+const GO: u8 = b'g';
+const READY: u8 = b'r';
+
+/// A workload's namespaces with their init, traced by the calling thread.
+#[derive(Debug)]
+pub struct Container {
+    pub init: Tid,
+    /// Our end of the channel.
+    pub channel: UnixStream,
+    /// Refers to init even when its number has been given to another.
+    pidfd: OwnedFd,
+}
+
+impl Container {
+    /// `launcher` is a command that ends up in [`launcher_main`]. The calling thread becomes the tracer for good.
+    pub fn create(
+        program: &Program,
+        network: impl AsFd,
+        launcher: &[OsString],
+        output: [OwnedFd; 2],
+    ) -> Result<Self> {
+        let (ours, theirs) = UnixStream::pair().attempt(|| "make a socket pair".into())?;
+        let network =
+            network.as_fd().try_clone_to_owned().attempt(|| "duplicate the network namespace".into())?;
+        let [stdout, stderr] = output;
+        let (first, rest) = launcher.split_first().ok_or_else(|| Error::Start("no launcher".into()))?;
+        let mut command = Command::new(first);
+        let (their_fd, network_fd) = (theirs.as_raw_fd(), network.as_raw_fd());
+        command
+            .args(rest)
+            .env_clear()
+            // Init forks the shell's processes; a registration of restartable sequences would be inherited by them.
+            .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(stderr);
+        // SAFETY: between fork and exec only dup2 is called, which is async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                // dup2 clears close-on-exec on the copies, which is why they survive the exec.
+                if libc::dup2(their_fd, CHANNEL) < 0 || libc::dup2(network_fd, CHANNEL + 1) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().attempt(|| format!("start {}", first.to_string_lossy()))?;
+        drop((theirs, network));
+        let mut channel = ours;
+        channel.set_read_timeout(Some(START_DEADLINE)).attempt(|| "set a time limit".into())?;
+        let spec = serde_to_bytes(program);
+        let started = (|| -> io::Result<Tid> {
+            channel.write_all(&(spec.len() as u32).to_ne_bytes())?;
+            channel.write_all(&spec)?;
+            let mut init = [0u8; 4];
+            channel.read_exact(&mut init)?;
+            Ok(Tid::from_ne_bytes(init))
+        })();
+        let status = child.wait().attempt(|| "wait for the launcher".into())?;
+        let init = match started {
+            Ok(init) if status.success() => init,
+            _ => return Err(Error::Start(read_reason(&mut channel, "the launcher died"))),
+        };
+        let pidfd = task::pidfd_open(init).attempt(|| format!("open the workload's init {init}"))?;
+        ptrace::seize(init).attempt(|| format!("trace the workload's init {init}"))?;
+        let mut ready = [0u8; 1];
+        match channel.read_exact(&mut ready) {
+            Ok(()) if ready[0] == READY => Ok(Self { init, channel, pidfd }),
+            Ok(()) => Err(Error::Start(read_reason(&mut channel, "init failed"))),
+            Err(error) => Err(Error::Start(format!("init did not come up: {error}"))),
+        }
+    }
+
+    /// Ends the workload: everything in its pid namespace dies with init.
+    pub fn kill(&self) {
+        // Already dead is what we want.
+        let _ = task::signal_process(self.pidfd.as_fd(), libc::SIGKILL);
+    }
+
+    /// Tells init to start the program.
+    pub fn start(&mut self) -> Result<()> {
+        self.channel.write_all(&[GO]).attempt(|| "tell init to start the program".into())
+    }
+
+    /// Why the program could not be started, if that is what happened. Does not block.
+    pub fn failure(&mut self) -> Option<String> {
+        self.channel.set_nonblocking(true).ok()?;
+        let mut reason = [0u8; 512];
+        let got = self.channel.read(&mut reason);
+        self.channel.set_nonblocking(false).ok()?;
+        got.ok().filter(|n| *n > 0).map(|n| String::from_utf8_lossy(&reason[..n]).into_owned())
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn read_reason(channel: &mut UnixStream, otherwise: &str) -> String {
+    let mut reason = Vec::new();
+    // The other end is gone or going; what it said before is all there is.
+    let _ = channel.take(4096).read_to_end(&mut reason);
+    if reason.is_empty() { otherwise.to_owned() } else { String::from_utf8_lossy(&reason).into_owned() }
+}
+
+fn serde_to_bytes(program: &Program) -> Vec<u8> {
+    // Lines would do, but names may hold anything; lengths may not.
+    let mut bytes = Vec::new();
+    let mut put = |text: &str| {
+        bytes.extend_from_slice(&(text.len() as u32).to_ne_bytes());
+        bytes.extend_from_slice(text.as_bytes());
+    };
+    put(&program.name);
+    put(&program.directory);
+    for list in [&program.arguments, &program.scratch] {
+        put(&list.len().to_string());
+        list.iter().for_each(|text| put(text));
+    }
+    put(&program.environment.len().to_string());
+    for (key, value) in &program.environment {
+        put(&format!("{key}={value}"));
+    }
+    let ids: Vec<String> =
+        [program.uid, program.gid].iter().chain(&program.groups).map(u32::to_string).collect();
+    put(&ids.join(" "));
+    bytes
+}
+
+/// What init was told, as it arrives from the supervisor.
+struct Orders {
+    name: String,
+    directory: String,
+    arguments: Vec<String>,
+    scratch: Vec<String>,
+    environment: Vec<String>,
+    ids: Vec<u32>,
+}
+
+impl Orders {
+    fn read(channel: &mut impl Read) -> io::Result<Self> {
+        let mut len = [0u8; 4];
+        channel.read_exact(&mut len)?;
+        let mut bytes = vec![0u8; u32::from_ne_bytes(len) as usize];
+        channel.read_exact(&mut bytes)?;
+        let mut rest = bytes.as_slice();
+        let mut text = || -> io::Result<String> {
+            let mut len = [0u8; 4];
+            rest.read_exact(&mut len)?;
+            let mut text = vec![0u8; u32::from_ne_bytes(len) as usize];
+            rest.read_exact(&mut text)?;
+            String::from_utf8(text).map_err(io::Error::other)
+        };
+        let (name, directory) = (text()?, text()?);
+        let mut list = || -> io::Result<Vec<String>> {
+            let count: usize = text()?.parse().map_err(io::Error::other)?;
+            (0..count).map(|_| text()).collect()
+        };
+        let (arguments, scratch, environment) = (list()?, list()?, list()?);
+        let ids = text()?.split(' ').filter_map(|id| id.parse().ok()).collect();
+        Ok(Self { name, directory, arguments, scratch, environment, ids })
+    }
+}
+
+/// The launcher: to be called by the binary when it is run as one. Does not return in init.
+pub fn launcher_main() -> ! {
+    // SAFETY: the supervisor opened both before it started us, and nothing else in this process refers to them.
+    let (channel, network) = unsafe { (OwnedFd::from_raw_fd(CHANNEL), OwnedFd::from_raw_fd(CHANNEL + 1)) };
+    let mut channel = UnixStream::from(channel);
+    // The shell's processes keep the channel; a program that is started must not see it.
+    let _ = nix::fcntl::fcntl(&channel, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC));
+    match launch(&mut channel, network) {
+        Ok(()) => std::process::exit(0),
+        Err(error) => {
+            // Nobody else to tell; if the supervisor is gone we are as well.
+            let _ = write!(channel, "E{error}");
+            std::process::exit(1);
+        }
+    }
+}
+
+fn launch(channel: &mut UnixStream, network: OwnedFd) -> Result<()> {
+    let orders = Orders::read(channel).attempt(|| "read what to start".into())?;
+    nix::sched::setns(&network, CloneFlags::CLONE_NEWNET).attempt(|| "enter the network namespace".into())?;
+    drop(network);
+    let namespaces = CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC;
+    nix::sched::unshare(namespaces).attempt(|| "make namespaces".into())?;
+    // SAFETY: this process is single-threaded.
+    match unsafe { nix::unistd::fork() }.attempt(|| "fork init".into())? {
+        ForkResult::Parent { child } => {
+            channel.write_all(&child.as_raw().to_ne_bytes()).attempt(|| "report init".into())
+        }
+        ForkResult::Child => match init(channel, &orders) {
+            Ok(never) => match never {},
+            Err(error) => {
+                let _ = write!(channel, "E{error}");
+                std::process::exit(1);
+            }
+        },
+    }
+}
+
+enum Never {}
+
+fn init(channel: &mut UnixStream, orders: &Orders) -> Result<Never> {
+    nix::unistd::setsid().attempt(|| "start a session".into())?;
+    nix::unistd::sethostname(&orders.name).attempt(|| "set the host name".into())?;
+    prepare_mounts(&orders.scratch)?;
+    // The supervisor must trace us before the first process exists.
+    channel.write_all(&[READY]).attempt(|| "report to the supervisor".into())?;
+    // Nothing of ours may be waited for while the supervisor uses this process as a place to fork from, so the order
+    // is awaited in a child-free loop that an injected call may interrupt at any time.
+    let mut order = [0u8; 1];
+    if channel.read_exact(&mut order).is_ok() && order[0] == GO {
+        // SAFETY: this process is single-threaded.
+        match unsafe { nix::unistd::fork() }.attempt(|| "fork the program".into())? {
+            ForkResult::Child => {
+                let error = run(orders);
+                let _ = write!(channel, "{error}");
+                // SAFETY: ends the process without running anything of the parent's.
+                unsafe { libc::_exit(127) }
+            }
+            ForkResult::Parent { .. } => {}
+        }
+    }
+    loop {
+        match nix::sys::wait::wait() {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(_) => nix::unistd::pause(),
+        }
+    }
+}
+
+/// The root becomes read-only; /tmp, /run, /dev/shm and the scratch directories are memory of the workload's own.
+fn prepare_mounts(scratch: &[String]) -> Result<()> {
+    let none: Option<&str> = None;
+    let remount = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    nix::mount::mount(none, "/", none, remount, none).attempt(|| "make mounts private".into())?;
+    make_read_only("/").attempt(|| "make the root read-only".into())?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    for directory in PRIVATE_DIRECTORIES {
+        nix::mount::mount(Some("tmpfs"), directory, Some("tmpfs"), flags, Some(SCRATCH_LIMIT))
+            .attempt(|| format!("give the workload its own {directory}"))?;
+    }
+    for directory in scratch {
+        let path = Path::new(directory);
+        if PRIVATE_DIRECTORIES.iter().any(|private| path.starts_with(private)) {
+            fs::create_dir_all(path).attempt(|| format!("make the scratch directory {directory}"))?;
+            continue;
+        }
+        nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(SCRATCH_LIMIT))
+            .attempt(|| format!("use {directory} as a scratch directory (it must exist on every node)"))?;
+    }
+    // A new pid namespace needs its own /proc; the old one is under it and shows nothing.
+    let flags = flags | MsFlags::MS_NOEXEC;
+    nix::mount::mount(Some("proc"), "/proc", Some("proc"), flags, none).attempt(|| "mount /proc".into())?;
+    Ok(())
+}
+
+/// `mount_setattr(2)` with AT_RECURSIVE: a bind remount would reach only the topmost mount.
+fn make_read_only(path: &str) -> io::Result<()> {
+    let path = CString::new(path)?;
+    let attr =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: `path` and `attr` are live for the call, and the size given is that of `attr`.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// In the workload's first process: everything up to its own code. Returns only if that fails.
+fn run(orders: &Orders) -> String {
+    let attempt = || -> Result<io::Error> {
+        nix::unistd::setsid().attempt(|| "start a session".into())?;
+        nix::unistd::chdir(orders.directory.as_str())
+            .attempt(|| format!("change to the directory {}", orders.directory))?;
+        let (uid, gid) = (orders.ids.first().copied().unwrap_or(0), orders.ids.get(1).copied().unwrap_or(0));
+        let groups: Vec<nix::unistd::Gid> = orders.ids.iter().skip(2).map(|id| (*id).into()).collect();
+        nix::unistd::setgroups(&groups).attempt(|| "set the groups".into())?;
+        // The filter before the user: installing it takes a privilege that the user may not have.
+        seccomp::install().attempt(|| "install the system call filter".into())?;
+        nix::unistd::setgid(gid.into()).attempt(|| format!("become group {gid}"))?;
+        nix::unistd::setuid(uid.into()).attempt(|| format!("become user {uid}"))?;
+        let program = orders.arguments.first().ok_or_else(|| Error::Start("no program was named".into()))?;
+        let mut command = Command::new(program);
+        command.args(&orders.arguments[1..]).env_clear();
+        for variable in &orders.environment {
+            if let Some((key, value)) = variable.split_once('=') {
+                command.env(key, value);
+            }
+        }
+        Ok(command.exec())
+    };
+    let program = orders.arguments.first().map_or("", String::as_str);
+    match attempt() {
+        Ok(error) if error.kind() == io::ErrorKind::NotFound => {
+            format!("{program}: no such program; give its full path, and install it on every node")
+        }
+        Ok(error) => format!("{program}: {error}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// The clocks now, as this host tells them.
+pub fn host_clocks() -> crate::checkpoint::Clocks {
+    crate::checkpoint::Clocks {
+        monotonic: task::clock(libc::CLOCK_MONOTONIC),
+        boottime: task::clock(libc::CLOCK_BOOTTIME),
+    }
+}

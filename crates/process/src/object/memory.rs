@@ -1,0 +1,331 @@
+//! Mappings of an address space: what they are, and the steps from one layout to the next.
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Pid;
+use crate::error::{Error, Result};
+use crate::sys::pagemap::Range;
+use crate::sys::proc::MapsLine;
+use crate::sys::remote::WORKSPACE;
+
+/// What is behind a mapping.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backing {
+    /// Private memory without a file.
+    Anonymous,
+    /// A file that nobody writes through this mapping; private writes to it are the process's own pages.
+    File {
+        path: String,
+        offset: u64,
+    },
+    /// Memory shared between processes, named by the inode the kernel gave it.
+    Shared {
+        key: u64,
+        offset: u64,
+    },
+    /// The kernel's own page of code, and the data it reads.
+    Vdso,
+    Vvar,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    pub range: Range,
+    /// PROT_READ, PROT_WRITE, PROT_EXEC.
+    pub protection: u32,
+    pub shared: bool,
+    pub grows_down: bool,
+    /// Named `[heap]` by the kernel.
+    pub heap: bool,
+    pub backing: Backing,
+}
+
+impl Mapping {
+    /// Whether the process can have pages of its own here that must travel.
+    pub fn has_content(&self) -> bool {
+        match self.backing {
+            Backing::Anonymous | Backing::Shared { .. } => true,
+            Backing::File { .. } => !self.shared,
+            Backing::Vdso | Backing::Vvar => false,
+        }
+    }
+
+    pub fn is_kernel(&self) -> bool {
+        matches!(self.backing, Backing::Vdso | Backing::Vvar)
+    }
+
+    fn part(&self, range: Range) -> Self {
+        let skipped = range.start - self.range.start;
+        let backing = match &self.backing {
+            Backing::File { path, offset } => Backing::File { path: path.clone(), offset: offset + skipped },
+            Backing::Shared { key, offset } => Backing::Shared { key: *key, offset: offset + skipped },
+            other => other.clone(),
+        };
+        Self { range, backing, ..self.clone() }
+    }
+
+    /// Same thing behind the same addresses; protection may differ.
+    fn same_backing(&self, other: &Self) -> bool {
+        self.shared == other.shared && self.backing == other.backing
+    }
+}
+
+/// What the mappings of `/proc/PID/maps` are. What cannot be protected is refused by name (R3).
+pub fn interpret(pid: Pid, lines: &[MapsLine]) -> Result<Vec<Mapping>> {
+    let mut mappings = Vec::with_capacity(lines.len());
+    for line in lines {
+        let range = Range::new(line.start, line.end);
+        if range.intersect(&WORKSPACE).is_some() || line.path == "[vsyscall]" {
+            continue;
+        }
+        let refuse = |what: String, advice| Err(Error::Unsupported { pid, what, advice });
+        let backing = if line.path == "[vdso]" {
+            Backing::Vdso
+        } else if line.path.starts_with("[vvar") {
+            Backing::Vvar
+        } else if line.inode == 0 || line.path.starts_with('[') {
+            if line.path.starts_with('[') && !known_anonymous(&line.path) {
+                return refuse(
+                    format!("a mapping of {}", line.path),
+                    "no advice: the kernel does not say what it is",
+                );
+            }
+            Backing::Anonymous
+        } else if line.shared && line.path == "/dev/zero (deleted)" {
+            Backing::Shared { key: line.inode, offset: line.offset }
+        } else if line.path.ends_with(" (deleted)") || line.path.starts_with("/memfd:") {
+            return refuse(
+                format!("a mapping of {}, a file without a name", line.path),
+                "restart the workload if its program was upgraded under it",
+            );
+        } else if line.shared && line.write {
+            return refuse(
+                format!("a writable shared mapping of {}", line.path),
+                "configure the program to use plain reads and writes",
+            );
+        } else {
+            Backing::File { path: line.path.clone(), offset: line.offset }
+        };
+        let bit = |set: bool, value: i32| if set { value as u32 } else { 0 };
+        mappings.push(Mapping {
+            range,
+            protection: bit(line.read, libc::PROT_READ)
+                | bit(line.write, libc::PROT_WRITE)
+                | bit(line.execute, libc::PROT_EXEC),
+            shared: line.shared,
+            grows_down: line.path == "[stack]",
+            heap: line.path == "[heap]",
+            backing,
+        });
+    }
+    Ok(mappings)
+}
+
+fn known_anonymous(path: &str) -> bool {
+    path == "[heap]" || path == "[stack]" || path.starts_with("[anon:") || path.starts_with("[stack:")
+}
+
+/// A step from one layout to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Unmap(Range),
+    Map(Mapping),
+    Protect(Range, u32),
+}
+
+/// Steps that turn `old` into `new`. What lies in `fresh` is mapped anew even where it looks the same. The kernel's own
+/// mappings are left out: they are moved, not mapped.
+pub fn plan(old: &[Mapping], new: &[Mapping], fresh: &[Range]) -> Vec<Step> {
+    let mut cuts: Vec<u64> = old
+        .iter()
+        .chain(new)
+        .map(|mapping| mapping.range)
+        .chain(fresh.iter().copied())
+        .flat_map(|range| [range.start, range.end])
+        .collect();
+    cuts.sort_unstable();
+    cuts.dedup();
+    let (mut unmap, mut map, mut protect) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in cuts.windows(2) {
+        let piece = Range::new(pair[0], pair[1]);
+        let before = covering(old, piece);
+        let after = covering(new, piece);
+        match (before, after) {
+            (None, None) => {}
+            (Some(_), None) => push_range(&mut unmap, piece),
+            (None, Some(after)) => push_mapping(&mut map, after.part(piece)),
+            (Some(before), Some(after)) => {
+                let renewed = fresh.iter().any(|range| range.intersect(&piece).is_some());
+                if renewed || !before.part(piece).same_backing(&after.part(piece)) {
+                    push_range(&mut unmap, piece);
+                    push_mapping(&mut map, after.part(piece));
+                } else if before.protection != after.protection {
+                    protect.push(Step::Protect(piece, after.protection));
+                }
+            }
+        }
+    }
+    unmap.into_iter().map(Step::Unmap).chain(map.into_iter().map(Step::Map)).chain(protect).collect()
+}
+
+fn covering(layout: &[Mapping], piece: Range) -> Option<&Mapping> {
+    let index = layout.partition_point(|mapping| mapping.range.end <= piece.start);
+    layout.get(index).filter(|mapping| mapping.range.start <= piece.start && !mapping.is_kernel())
+}
+
+fn push_range(ranges: &mut Vec<Range>, piece: Range) {
+    match ranges.last_mut() {
+        Some(last) if last.end == piece.start => last.end = piece.end,
+        _ => ranges.push(piece),
+    }
+}
+
+/// Pieces that belong together are mapped in one call: cutting at every boundary must not leave more mappings than
+/// the workload has.
+fn push_mapping(mappings: &mut Vec<Mapping>, piece: Mapping) {
+    if let Some(last) = mappings.last_mut() {
+        let joined = Mapping { range: Range::new(last.range.start, piece.range.end), ..last.clone() };
+        if last.range.end == piece.range.start && joined.part(piece.range) == piece {
+            *last = joined;
+            return;
+        }
+    }
+    mappings.push(piece);
+}
+
+/// Takes out of sorted, disjoint `ranges` what lies in `holes`.
+pub fn subtract(ranges: &[Range], holes: &[Range]) -> Vec<Range> {
+    let mut left = ranges.to_vec();
+    for hole in holes {
+        left = left
+            .into_iter()
+            .flat_map(|range| {
+                let before = Range { start: range.start, end: range.end.min(hole.start).max(range.start) };
+                let after = Range { start: range.start.max(hole.end).min(range.end), end: range.end };
+                [before, after]
+            })
+            .filter(|range| !range.is_empty())
+            .collect();
+    }
+    left
+}
+
+/// The parts of sorted `ranges` that lie in sorted, disjoint `within`.
+pub fn intersect(ranges: &[Range], within: &[Range]) -> Vec<Range> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    for range in ranges {
+        while at < within.len() && within[at].end <= range.start {
+            at += 1;
+        }
+        found.extend(
+            within[at..].iter().take_while(|w| w.start < range.end).filter_map(|w| w.intersect(range)),
+        );
+    }
+    found
+}
+
+/// Sorts and joins ranges.
+pub fn normalise(mut ranges: Vec<Range>) -> Vec<Range> {
+    ranges.sort_unstable();
+    let mut joined: Vec<Range> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn anonymous(start: u64, end: u64, protection: u32) -> Mapping {
+        Mapping {
+            range: Range::new(start, end),
+            protection,
+            shared: false,
+            grows_down: false,
+            heap: false,
+            backing: Backing::Anonymous,
+        }
+    }
+
+    fn file(start: u64, end: u64, offset: u64) -> Mapping {
+        Mapping { backing: Backing::File { path: "/bin/x".into(), offset }, ..anonymous(start, end, 1) }
+    }
+
+    #[test]
+    fn unchanged_layout_needs_no_steps() {
+        let layout = [anonymous(0x1000, 0x3000, 3), file(0x5000, 0x7000, 0)];
+        assert_eq!(plan(&layout, &layout, &[]), []);
+    }
+
+    #[test]
+    fn fresh_ranges_are_mapped_anew_though_they_look_the_same() {
+        let layout = [anonymous(0x1000, 0x5000, 3)];
+        let steps = plan(&layout, &layout, &[Range::new(0x2000, 0x3000)]);
+        assert_eq!(steps, [Step::Unmap(Range::new(0x2000, 0x3000)), Step::Map(anonymous(0x2000, 0x3000, 3))]);
+    }
+
+    #[test]
+    fn growth_shrinking_protection_and_file_offsets() {
+        let old = [anonymous(0x1000, 0x3000, 3), file(0x5000, 0x9000, 0x1000)];
+        let new = [
+            anonymous(0x1000, 0x4000, 3),
+            file(0x5000, 0x6000, 0x1000),
+            Mapping { protection: 3, ..file(0x6000, 0x7000, 0x2000) },
+            file(0x8000, 0x9000, 0x9000),
+        ];
+        let steps = plan(&old, &new, &[]);
+        assert_eq!(
+            steps,
+            [
+                Step::Unmap(Range::new(0x7000, 0x9000)),
+                Step::Map(anonymous(0x3000, 0x4000, 3)),
+                Step::Map(file(0x8000, 0x9000, 0x9000)),
+                Step::Protect(Range::new(0x6000, 0x7000), 3),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_mapping_cut_by_a_neighbours_boundary_is_mapped_in_one_piece() {
+        let old = [anonymous(0x1000, 0x2000, 3)];
+        let new = [file(0x1000, 0x5000, 0)];
+        assert_eq!(
+            plan(&old, &new, &[]),
+            [Step::Unmap(Range::new(0x1000, 0x2000)), Step::Map(file(0x1000, 0x5000, 0))]
+        );
+    }
+
+    #[test]
+    fn range_arithmetic() {
+        let r = |a, b| Range::new(a, b);
+        assert_eq!(subtract(&[r(0, 10), r(20, 30)], &[r(5, 25)]), [r(0, 5), r(25, 30)]);
+        assert_eq!(subtract(&[r(0, 10)], &[r(2, 3), r(5, 6)]), [r(0, 2), r(3, 5), r(6, 10)]);
+        assert_eq!(intersect(&[r(0, 10), r(20, 30)], &[r(5, 25)]), [r(5, 10), r(20, 25)]);
+        assert_eq!(intersect(&[r(0, 100)], &[r(1, 2), r(5, 6), r(99, 200)]), [r(1, 2), r(5, 6), r(99, 100)]);
+        assert_eq!(normalise(vec![r(5, 7), r(0, 2), r(2, 3), r(6, 9)]), [r(0, 3), r(5, 9)]);
+    }
+
+    #[test]
+    fn r3_a_writable_shared_file_mapping_is_refused_by_name() {
+        let line = MapsLine {
+            start: 0x1000,
+            end: 0x2000,
+            read: true,
+            write: true,
+            execute: false,
+            shared: true,
+            offset: 0,
+            device: 1,
+            inode: 7,
+            path: "/data/file".into(),
+        };
+        let error = interpret(5, &[line]).unwrap_err().to_string();
+        assert!(error.contains("/data/file") && error.contains("process 5"), "{error}");
+    }
+}

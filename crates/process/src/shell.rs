@@ -1,0 +1,467 @@
+//! The backup's side: a process tree laid out like the workload, stopped, into which whole epochs are applied.
+//!
+//! Memory is held once: pages go straight into the shell's own address spaces, and a fork in an epoch is a fork of the
+//! shell, so that memory shared by copy-on-write stays shared. Small state is kept aside until [`Shell::activate`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::time::Instant;
+
+use crate::checkpoint::{
+    Checkpoint, Clocks, MemoryDelta, Object, ObjectId, Pid, ProcessState, Run, TreeEvent,
+};
+use crate::error::{Attempt, Error, Result};
+use crate::launch::{Container, Program};
+use crate::object::descriptor::Surroundings;
+use crate::object::memory::{Backing, Mapping, Step, plan};
+use crate::object::scratch;
+use crate::sys::pagemap::{PAGE_SIZE, Range};
+use crate::sys::proc;
+use crate::sys::ptrace::{self, Event, Stop, Tid};
+use crate::sys::remote::{Batch, Remote, WORKSPACE};
+use crate::tree;
+
+/// Zero runs up to this many pages are written, longer ones given back to the kernel.
+const WRITE_ZEROS: u32 = 16;
+
+#[derive(Debug)]
+pub(crate) struct ShellProcess {
+    pub host: Tid,
+    pub memory: File,
+    layout: Vec<Mapping>,
+    /// Whether the kernel's own mappings are where the workload has them.
+    placed: bool,
+    pub state: Option<ProcessState>,
+}
+
+/// A stopped copy of a workload.
+pub struct Shell {
+    pub(crate) container: Container,
+    pub(crate) init_memory: File,
+    pub(crate) processes: BTreeMap<Pid, ShellProcess>,
+    pub(crate) zombies: HashMap<Pid, Pid>,
+    pub(crate) objects: BTreeMap<ObjectId, Object>,
+    pub(crate) orphans: Vec<ObjectId>,
+    pub(crate) clocks: Option<(Clocks, Instant)>,
+    pub(crate) surroundings: Surroundings,
+    pub(crate) outputs: [Option<OwnedFd>; 2],
+}
+
+impl Shell {
+    /// Makes the namespaces and an init that waits. The calling thread becomes the tracer for good.
+    pub fn create(
+        program: &Program,
+        network: impl AsFd,
+        launcher: &[OsString],
+        output: [OwnedFd; 2],
+    ) -> Result<Self> {
+        let surroundings = tree::surroundings(program, &network, &output)?;
+        tree::enter_network(&network)?;
+        let outputs = [&output[0], &output[1]].map(|end| end.try_clone().ok());
+        let container = Container::create(program, &network, launcher, output)?;
+        let init = container.init;
+        let what = || "prepare the shell's init".to_owned();
+        ptrace::interrupt(init).attempt(what)?;
+        wait_stop(init)?;
+        let init_memory = proc::open_memory(init).attempt(what)?;
+        let syscall = tree::vdso_syscall(init, &init_memory).attempt(what)?;
+        let mut remote = Remote::begin(init, &init_memory).attempt(what)?;
+        remote.install_workspace(syscall).attempt(what)?;
+        remote.end().attempt(what)?;
+        Ok(Self {
+            container,
+            init_memory,
+            processes: BTreeMap::new(),
+            zombies: HashMap::new(),
+            objects: BTreeMap::new(),
+            orphans: Vec::new(),
+            clocks: None,
+            surroundings,
+            outputs,
+        })
+    }
+
+    /// The workload's own view of the file system.
+    pub fn root(&self) -> std::path::PathBuf {
+        proc::path(self.container.init, "root")
+    }
+
+    /// Applies a whole, verified epoch. After an error the shell is of no use.
+    pub fn apply(&mut self, checkpoint: Checkpoint, pages: &[u8]) -> Result<()> {
+        for event in &checkpoint.tree {
+            self.replay(event)?;
+        }
+        let mut rest = pages;
+        for state in checkpoint.processes {
+            self.apply_process(state, &mut rest)?;
+        }
+        if !rest.is_empty() {
+            return Err(Error::Mismatch(format!("{} bytes of pages belong to no run", rest.len())));
+        }
+        scratch::apply(&self.root(), &self.surroundings.scratch, &checkpoint.files)?;
+        for (id, object) in checkpoint.objects {
+            self.objects.insert(id, object);
+        }
+        self.orphans = checkpoint.orphans;
+        self.clocks = Some((checkpoint.clocks, Instant::now()));
+        self.forget_unused_objects();
+        Ok(())
+    }
+
+    /// Pages of a workload that is being copied for the first time.
+    pub fn apply_backlog(&mut self, pid: Pid, runs: &[Run], pages: &[u8]) -> Result<()> {
+        let mut rest = pages;
+        // A process that has ended meanwhile is no longer here once an epoch said so.
+        let Some(process) = self.processes.get(&pid) else { return Ok(()) };
+        write_runs(process, runs, &[], &mut rest)
+    }
+
+    fn forget_unused_objects(&mut self) {
+        let mut used: std::collections::HashSet<ObjectId> = self.orphans.iter().copied().collect();
+        for state in self.processes.values().filter_map(|process| process.state.as_ref()) {
+            used.extend(state.descriptors.iter().flatten().map(|descriptor| descriptor.object));
+        }
+        // The content of a pipe has no descriptor of its own: its ends refer to it.
+        self.objects.retain(|id, object| used.contains(id) || matches!(object, Object::Pipe(_)));
+    }
+
+    fn replay(&mut self, event: &TreeEvent) -> Result<()> {
+        match event {
+            TreeEvent::Fork { parent, child } => self.fork(*parent, *child),
+            TreeEvent::Exec { pid } => self.clear(*pid),
+            TreeEvent::Session { pid } => self.call(*pid, libc::SYS_setsid, &[]),
+            TreeEvent::Group { pid, group } => self.call(*pid, libc::SYS_setpgid, &[0, *group as u64]),
+            TreeEvent::Exit { pid, status } => self.exit(*pid, *status),
+            TreeEvent::Reaped { pid } => self.reap(*pid),
+        }
+    }
+
+    fn get(&self, pid: Pid) -> Result<&ShellProcess> {
+        self.processes.get(&pid).ok_or_else(|| Error::Mismatch(format!("process {pid} is not in the shell")))
+    }
+
+    fn call(&self, pid: Pid, number: i64, args: &[u64]) -> Result<()> {
+        let process = self.get(pid)?;
+        let mut batch = Batch::new();
+        batch.call(number, args);
+        run_in(process, &mut batch).map(drop)
+    }
+
+    fn fork(&mut self, parent: Pid, child: Pid) -> Result<()> {
+        let what = || format!("fork process {child} from {parent}");
+        let (host, memory, layout, placed) = if parent == 1 {
+            (self.container.init, &self.init_memory, Vec::new(), false)
+        } else {
+            let process = self.get(parent)?;
+            (process.host, &process.memory, process.layout.clone(), process.placed)
+        };
+        let mut remote = Remote::begin(host, memory).attempt(what)?;
+        let mut batch = Batch::new();
+        clone_call(&mut batch, child, 0, libc::SIGCHLD);
+        remote.run_all(&mut batch).attempt(what)?;
+        let born = remote.end().attempt(what)?;
+        let host = *born.first().ok_or_else(|| Error::Mismatch(format!("process {child} was not born")))?;
+        wait_stop(host)?;
+        let memory = proc::open_memory(host).attempt(what)?;
+        self.processes.insert(child, ShellProcess { host, memory, layout, placed, state: None });
+        if parent == 1 {
+            // Init's standard descriptors; the table is empty but for the channel from here on.
+            let mut batch = Batch::new();
+            for fd in 0..3 {
+                batch.call(libc::SYS_close, &[fd]);
+            }
+            batch.call(libc::SYS_setsid, &[]);
+            run_in(self.get(child)?, &mut batch)?;
+            self.clear(child)?;
+        }
+        Ok(())
+    }
+
+    /// A new program replaces the old one: nothing of what was mapped is left but our workspace and the vdso.
+    fn clear(&mut self, pid: Pid) -> Result<()> {
+        let process = self.get(pid)?;
+        let lines = read_maps(process.host)?;
+        let mut batch = Batch::new();
+        for line in &lines {
+            let range = Range::new(line.start, line.end);
+            let kept = line.path.starts_with("[v") || range.intersect(&WORKSPACE).is_some();
+            if !kept {
+                batch.call(libc::SYS_munmap, &[range.start, range.len()]);
+            }
+        }
+        run_in(process, &mut batch)?;
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.layout.clear();
+            process.placed = false;
+        }
+        Ok(())
+    }
+
+    fn exit(&mut self, pid: Pid, status: i32) -> Result<()> {
+        let process = self
+            .processes
+            .remove(&pid)
+            .ok_or_else(|| Error::Mismatch(format!("process {pid} ends but is not in the shell")))?;
+        let what = || format!("end process {pid} in the shell");
+        let signal = status & 0x7f;
+        if signal == 0 {
+            let mut regs = ptrace::registers(process.host).attempt(what)?;
+            regs.rip = WORKSPACE.start + SYSCALL_OFFSET;
+            regs.rax = libc::SYS_exit_group as u64;
+            regs.rdi = (status >> 8) as u64;
+            regs.orig_rax = u64::MAX;
+            ptrace::set_registers(process.host, &regs).attempt(what)?;
+            ptrace::resume(process.host, 0).attempt(what)?;
+        } else {
+            // The shell has no handlers, so the signal does what it did to the workload's process.
+            nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(process.host),
+                nix::sys::signal::Signal::try_from(signal).attempt(what)?,
+            )
+            .attempt(what)?;
+            ptrace::resume(process.host, 0).attempt(what)?;
+        }
+        loop {
+            match ptrace::wait_for(process.host, true).attempt(what)? {
+                Some(Event::Stopped(Stop::Signal(signal))) => {
+                    ptrace::resume(process.host, signal).attempt(what)?;
+                }
+                Some(Event::Stopped(_)) => ptrace::resume(process.host, 0).attempt(what)?,
+                Some(_) | None => break,
+            }
+        }
+        let parent = process.state.as_ref().map_or(1, |_| 1);
+        self.zombies.insert(pid, parent);
+        Ok(())
+    }
+
+    fn reap(&mut self, pid: Pid) -> Result<()> {
+        self.zombies.remove(&pid);
+        let parents: Vec<Pid> = self.processes.keys().copied().collect();
+        // Whoever is the parent now: only one of them can succeed, and if init is, it reaps by itself when it runs.
+        for parent in parents {
+            let process = self.get(parent)?;
+            let mut batch = Batch::new();
+            batch.call(libc::SYS_wait4, &[pid as u64, 0, libc::WNOHANG as u64, 0]);
+            let results = run_unchecked(process, &batch)?;
+            if results.first() == Some(&i64::from(pid)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_process(&mut self, state: ProcessState, pages: &mut &[u8]) -> Result<()> {
+        let pid = state.pid;
+        let process = self
+            .processes
+            .get_mut(&pid)
+            .ok_or_else(|| Error::Mismatch(format!("process {pid} is not in the shell")))?;
+        lay_out(process, &state.memory)?;
+        write_runs(process, &state.memory.runs, &state.memory.fresh, pages)?;
+        match &mut process.state {
+            None => process.state = Some(ProcessState { memory: MemoryDelta::default(), ..state }),
+            Some(known) => {
+                known.threads = state.threads;
+                known.pending = state.pending;
+                known.actions = state.actions.or(known.actions.take());
+                known.attributes = state.attributes.or(known.attributes.take());
+                known.descriptors = state.descriptors.or(known.descriptors.take());
+                known.interval_timers = state.interval_timers;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Offset of the `syscall` instruction in our workspace's code.
+pub(crate) const SYSCALL_OFFSET: u64 = 0x20;
+
+/// `clone3(2)` with a chosen id; `flags` 0 is a fork.
+pub(crate) fn clone_call(batch: &mut Batch, tid: Pid, flags: u64, exit_signal: i32) {
+    let wanted = batch.bytes(&tid.to_ne_bytes());
+    // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size.
+    let args = [flags, 0, 0, 0, exit_signal as u64, 0, 0, 0, wanted, 1];
+    let bytes: Vec<u8> = args.into_iter().flat_map(u64::to_ne_bytes).collect();
+    let at = batch.bytes(&bytes);
+    batch.call(libc::SYS_clone3, &[at, bytes.len() as u64]);
+}
+
+/// Waits until a task that is about to stop has stopped.
+pub(crate) fn wait_stop(tid: Tid) -> Result<()> {
+    match ptrace::wait_for(tid, true).attempt(|| format!("wait for task {tid}"))? {
+        Some(Event::Stopped(_)) => Ok(()),
+        other => Err(Error::Mismatch(format!("task {tid} did not stop: {other:?}"))),
+    }
+}
+
+pub(crate) fn run_in(process: &ShellProcess, batch: &mut Batch) -> Result<Vec<i64>> {
+    let what = || format!("work in process {} of the shell", process.host);
+    let mut remote = Remote::begin(process.host, &process.memory).attempt(what)?;
+    let results = remote.run_all(batch);
+    remote.end().attempt(what)?;
+    results.attempt(what)
+}
+
+pub(crate) fn run_unchecked(process: &ShellProcess, batch: &Batch) -> Result<Vec<i64>> {
+    let what = || format!("work in process {} of the shell", process.host);
+    let mut remote = Remote::begin(process.host, &process.memory).attempt(what)?;
+    let results = remote.run(batch);
+    remote.end().attempt(what)?;
+    results.attempt(what)
+}
+
+fn read_maps(host: Tid) -> Result<Vec<proc::MapsLine>> {
+    let text = std::fs::read_to_string(proc::path(host, "maps"))
+        .attempt(|| format!("read the mappings of {host}"))?;
+    proc::parse_maps(&text).ok_or_else(|| Error::Mismatch("mappings in a form that is not known".into()))
+}
+
+/// Brings the layout of a shell's process to what the checkpoint says.
+fn lay_out(process: &mut ShellProcess, delta: &MemoryDelta) -> Result<()> {
+    let new = delta.layout.as_ref().unwrap_or(&process.layout);
+    if !process.placed && new.iter().any(Mapping::is_kernel) {
+        place_vdso(process, new)?;
+    }
+    let mut batch = Batch::new();
+    for step in plan(&process.layout, new, &delta.fresh) {
+        if batch.is_full(4) {
+            run_in(process, &mut std::mem::take(&mut batch))?;
+        }
+        match step {
+            Step::Unmap(range) => {
+                batch.call(libc::SYS_munmap, &[range.start, range.len()]);
+            }
+            Step::Map(mapping) => map(&mut batch, &mapping)?,
+            Step::Protect(range, protection) => {
+                batch.call(libc::SYS_mprotect, &[range.start, range.len(), u64::from(protection)]);
+            }
+        }
+    }
+    for range in &delta.dropped {
+        if batch.is_full(1) {
+            run_in(process, &mut std::mem::take(&mut batch))?;
+        }
+        batch.call(libc::SYS_madvise, &[range.start, range.len(), libc::MADV_DONTNEED as u64]);
+    }
+    // Ranges that were emptied and unmapped later in the epoch are refused by madvise, rightly.
+    if delta.dropped.is_empty() {
+        run_in(process, &mut batch)?;
+    } else {
+        run_unchecked(process, &batch)?;
+    }
+    process.placed = true;
+    if let Some(layout) = &delta.layout {
+        process.layout.clone_from(layout);
+    }
+    Ok(())
+}
+
+fn map(batch: &mut Batch, mapping: &Mapping) -> Result<()> {
+    let range = mapping.range;
+    let protection = u64::from(mapping.protection);
+    let mut flags = libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+    if mapping.grows_down {
+        flags |= libc::MAP_GROWSDOWN | libc::MAP_STACK;
+    }
+    match &mapping.backing {
+        Backing::Anonymous => {
+            let flags = (flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+            batch.call(libc::SYS_mmap, &[range.start, range.len(), protection, flags, u64::MAX, 0]);
+        }
+        Backing::File { path, offset } => {
+            flags |= if mapping.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+            let path = batch.path(path);
+            // The shell's descriptor table is empty below the channel, so what is opened is number 0.
+            batch.call(
+                libc::SYS_openat,
+                &[libc::AT_FDCWD as u64, path, libc::O_RDONLY as u64 | libc::O_CLOEXEC as u64],
+            );
+            batch.call(libc::SYS_mmap, &[range.start, range.len(), protection, flags as u64, 0, *offset]);
+            batch.call(libc::SYS_close, &[0]);
+        }
+        Backing::Shared { .. } => {
+            return Err(Error::Mismatch("shared memory has no place in this shell".into()));
+        }
+        Backing::Vdso | Backing::Vvar => {}
+    }
+    Ok(())
+}
+
+/// Moves the kernel's own mappings to where the workload has them. Their order and distances are the kernel's, the same
+/// on both hosts; they go by way of a free place, since the old and the new place may overlap.
+fn place_vdso(process: &ShellProcess, new: &[Mapping]) -> Result<()> {
+    /// Far from the workspace and from everything the kernel chooses.
+    const ASIDE: u64 = WORKSPACE.end + 0x1000_0000;
+    let mut wanted: Vec<(bool, Range)> = new
+        .iter()
+        .filter(|mapping| mapping.is_kernel())
+        .map(|mapping| (mapping.backing == Backing::Vdso, mapping.range))
+        .collect();
+    wanted.sort_unstable_by_key(|(_, range)| range.start);
+    let here: Vec<(bool, Range)> = read_maps(process.host)?
+        .iter()
+        .filter(|line| line.path == "[vdso]" || line.path.starts_with("[vvar"))
+        .map(|line| (line.path == "[vdso]", Range::new(line.start, line.end)))
+        .collect();
+    let shape =
+        |list: &[(bool, Range)]| -> Vec<(bool, u64)> { list.iter().map(|(v, r)| (*v, r.len())).collect() };
+    if shape(&wanted) != shape(&here) {
+        return Err(Error::Mismatch(
+            "the kernels of the two nodes have different vdso; run the same kernel".into(),
+        ));
+    }
+    let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+    let mut batch = Batch::new();
+    let mut aside = ASIDE;
+    for ((_, from), (_, to)) in here.iter().zip(&wanted) {
+        if from != to {
+            batch.call(libc::SYS_mremap, &[from.start, from.len(), from.len(), flags, aside]);
+        }
+        aside += from.len();
+    }
+    let mut aside = ASIDE;
+    for ((_, from), (_, to)) in here.iter().zip(&wanted) {
+        if from != to {
+            batch.call(libc::SYS_mremap, &[aside, from.len(), from.len(), flags, to.start]);
+        }
+        aside += from.len();
+    }
+    run_in(process, &mut batch).map(drop)
+}
+
+/// Writes the content of runs. In `fresh` ranges, just mapped, zero pages are there already.
+fn write_runs(process: &ShellProcess, runs: &[Run], fresh: &[Range], pages: &mut &[u8]) -> Result<()> {
+    static ZEROS: [u8; (WRITE_ZEROS as u64 * PAGE_SIZE) as usize] =
+        [0; (WRITE_ZEROS as u64 * PAGE_SIZE) as usize];
+    let mut empty = Batch::new();
+    let write = |bytes: &[u8], at: u64| -> Result<()> {
+        let result = process.memory.write_all_at(bytes, at);
+        result.attempt(|| {
+            format!("write {} bytes at {at:#x} of the shell's process {}", bytes.len(), process.host)
+        })
+    };
+    for run in runs {
+        let range = run.range();
+        if !run.zero {
+            let (bytes, rest) = pages
+                .split_at_checked(range.len() as usize)
+                .ok_or_else(|| Error::Mismatch("fewer bytes of pages than the runs say".into()))?;
+            write(bytes, run.address)?;
+            *pages = rest;
+        } else if fresh.iter().any(|f| f.start <= range.start && range.end <= f.end) {
+            continue;
+        } else if run.pages <= WRITE_ZEROS {
+            write(&ZEROS[..range.len() as usize], run.address)?;
+        } else {
+            if empty.is_full(1) {
+                run_in(process, &mut std::mem::take(&mut empty))?;
+            }
+            empty.call(libc::SYS_madvise, &[range.start, range.len(), libc::MADV_DONTNEED as u64]);
+        }
+    }
+    run_in(process, &mut empty).map(drop)
+}

@@ -1,0 +1,160 @@
+//! Building the kernel objects of a shell before it comes to life: sockets first, silently, then everything else.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use crate::activate::Built;
+use crate::checkpoint::{Object, ObjectId};
+use crate::descriptors::as_socket;
+use crate::error::{Attempt, Error, Result};
+use crate::object::descriptor::BuildContext;
+use crate::object::file::FileHashes;
+use crate::object::tcp::{self, Connection, PeerAck, RawSegment, Restored, State, TcpSocket};
+use crate::shell::Shell;
+
+/// A connection whose peer can be asked what it has received.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    pub object: ObjectId,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub snd_una: u32,
+    pub rcv_nxt: u32,
+    /// As in the header: scaled.
+    pub window: u16,
+    pub timestamp: Option<u32>,
+}
+
+/// Sockets that are built and still silent.
+#[derive(Default)]
+pub struct Silent {
+    sockets: Vec<(ObjectId, Restored, TcpSocket)>,
+    /// Segments to be delivered to the workload's kernel, as from its peers, before anything goes live.
+    pub inject: Vec<RawSegment>,
+}
+
+impl Silent {
+    /// Lets the sockets speak. Gives further segments to be delivered.
+    pub fn go_live(&self) -> Result<Vec<RawSegment>> {
+        let mut after = Vec::new();
+        for (id, restored, socket) in &self.sockets {
+            after.extend(restored.go_live(socket).map_err(|error| unbuilt(*id, &error))?);
+        }
+        Ok(after)
+    }
+}
+
+fn unbuilt(id: ObjectId, error: &tcp::Error) -> Error {
+    Error::Mismatch(format!("TCP socket {} could not be rebuilt: {error}", id.0))
+}
+
+impl Shell {
+    fn sockets(&self) -> impl Iterator<Item = (ObjectId, &TcpSocket)> {
+        self.objects.iter().filter_map(|(id, object)| Some((*id, as_socket(object)?)))
+    }
+
+    fn connections(&self) -> impl Iterator<Item = (ObjectId, &TcpSocket, &Connection)> {
+        self.sockets().filter_map(|(id, socket)| match &socket.state {
+            State::Connected(connection) => Some((id, socket, &**connection)),
+            _ => None,
+        })
+    }
+
+    /// Connections to other hosts. (The two ends of one within the workload know of each other.)
+    pub fn to_be_asked(&self) -> Vec<Asked> {
+        let ends: HashMap<(SocketAddr, SocketAddr), ()> = self
+            .connections()
+            .map(|(_, socket, connection)| ((canonical(socket.local), canonical(connection.remote)), ()))
+            .collect();
+        self.connections()
+            .filter(|(_, socket, connection)| {
+                !ends.contains_key(&(canonical(connection.remote), canonical(socket.local)))
+            })
+            .map(|(object, socket, connection)| {
+                let window = &connection.window;
+                let room = window.rcv_wup.wrapping_add(window.rcv_wnd).wrapping_sub(connection.rcv_nxt);
+                let scale = connection.window_scales.map_or(0, |(_, own)| own);
+                Asked {
+                    object,
+                    local: canonical(socket.local),
+                    remote: canonical(connection.remote),
+                    snd_una: connection.snd_una,
+                    rcv_nxt: connection.rcv_nxt,
+                    window: u16::try_from(room >> scale).unwrap_or(u16::MAX),
+                    timestamp: connection.timestamp,
+                }
+            })
+            .collect()
+    }
+
+    /// Builds every kernel object that a descriptor refers to. The calling thread is in the workload's network namespace.
+    pub fn build(&self, answers: &HashMap<ObjectId, PeerAck>) -> Result<(Built, Silent)> {
+        let ends: HashMap<(SocketAddr, SocketAddr), &Connection> = self
+            .connections()
+            .map(|(_, socket, connection)| {
+                ((canonical(socket.local), canonical(connection.remote)), connection)
+            })
+            .collect();
+        let mut builder = tcp::Builder::new();
+        let mut silent = Silent::default();
+        let mut built = Built::default();
+        let mut list: Vec<(ObjectId, &TcpSocket)> = self.sockets().collect();
+        // Listeners hold the ports that their connections share with them.
+        list.sort_by_key(|(id, socket)| (!matches!(socket.state, State::Listening { .. }), *id));
+        for (id, socket) in list {
+            let peer = match &socket.state {
+                State::Connected(connection) => {
+                    let other = ends.get(&(canonical(connection.remote), canonical(socket.local)));
+                    match (other, answers.get(&id)) {
+                        (Some(other), _) => PeerAck::of_other_end(other),
+                        (None, Some(answer)) => *answer,
+                        (None, None) => PeerAck::Unknown,
+                    }
+                }
+                _ => PeerAck::Unknown,
+            };
+            let mut restored = builder.restore(socket, peer).map_err(|error| unbuilt(id, &error))?;
+            silent.inject.append(&mut restored.inject);
+            let fd = restored.fd.try_clone().attempt(|| "duplicate a socket".into())?;
+            built.descriptors.insert(id, fd);
+            silent.sockets.push((id, restored, socket.clone()));
+        }
+        self.build_others(&mut built)?;
+        Ok((built, silent))
+    }
+
+    fn build_others(&self, built: &mut Built) -> Result<()> {
+        let lookup = |id: ObjectId| self.objects.get(&id);
+        let mut hashes = FileHashes::new();
+        let outputs = self.outputs.each_ref().map(|end| end.as_ref().and_then(|end| end.try_clone().ok()));
+        let mut context = BuildContext::new(self.root(), &self.surroundings, outputs, &lookup, &mut hashes);
+        for (id, fd) in &built.descriptors {
+            context.insert(*id, fd.try_clone().attempt(|| "duplicate a socket".into())?);
+        }
+        let wanted: Vec<ObjectId> = self
+            .objects
+            .iter()
+            .filter(|(_, object)| !matches!(object, Object::Tcp(_) | Object::Pipe(_)))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in wanted {
+            let fd = context.build(id)?.try_clone_to_owned().attempt(|| "duplicate a descriptor".into())?;
+            built.descriptors.insert(id, fd);
+        }
+        Ok(())
+    }
+
+    /// Duplicates of connections that the workload had closed: the new primary goes on holding them.
+    pub(crate) fn orphans_of(&self, built: &Built) -> Vec<OwnedFd> {
+        self.orphans.iter().filter_map(|id| built.descriptors.get(id)?.try_clone().ok()).collect()
+    }
+}
+
+/// IPv4 addresses seen through an IPv6 socket are the same connection's.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V6(ip) => SocketAddr::new(ip.to_canonical(), address.port()),
+        IpAddr::V4(_) => address,
+    }
+}

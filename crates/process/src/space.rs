@@ -1,0 +1,494 @@
+//! The memory of one process: which pages changed since the last checkpoint, and their content.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use crate::checkpoint::{MemoryDelta, Pid, Run};
+use crate::error::{Attempt, Result};
+use crate::object::memory::{self, Backing, Mapping, intersect, normalise, subtract};
+use crate::sys::pagemap::{self, PAGE_SIZE, Range, USER_END};
+use crate::sys::proc;
+use crate::sys::ptrace::Tid;
+use crate::sys::remote::WORKSPACE;
+use crate::sys::task;
+use crate::sys::uffd::Tracker;
+
+/// All of a process's addresses but the first page, which cannot be mapped.
+const EVERYTHING: Range = Range { start: PAGE_SIZE, end: USER_END };
+/// A written range longer than this is asked which of its pages exist before they are read: reading a page that does
+/// not exist would make it.
+const SPARSE: u64 = 64;
+
+/// Bytes of pages, in buffers as they were copied: kept apart so that nothing is copied twice while the workload is
+/// stopped.
+#[derive(Debug, Default)]
+pub struct PageData {
+    buffers: Vec<Vec<u8>>,
+    /// Buffer, offset, length; in the order of the runs.
+    slices: Vec<(usize, usize, usize)>,
+}
+
+impl PageData {
+    pub fn len(&self) -> usize {
+        self.slices.iter().map(|(_, _, len)| len).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slices.is_empty()
+    }
+
+    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        self.slices.iter().map(|(buffer, offset, len)| &self.buffers[*buffer][*offset..offset + len])
+    }
+
+    pub fn append(&mut self, other: PageData) {
+        let base = self.buffers.len();
+        self.buffers.extend(other.buffers);
+        self.slices
+            .extend(other.slices.into_iter().map(|(buffer, offset, len)| (buffer + base, offset, len)));
+    }
+}
+
+/// Pages copied while the workload ran; valid where nothing was written afterwards.
+#[derive(Debug, Default)]
+struct Copied {
+    /// Each with its offset in `data`, sorted.
+    ranges: Vec<(Range, usize)>,
+    data: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub struct Space {
+    pub(crate) tracker: Tracker,
+    host: Tid,
+    pub(crate) memory: File,
+    pagemap: File,
+    maps: File,
+    /// `/proc/PID/maps` as of the last checkpoint, and what it means.
+    text: Vec<u8>,
+    pub(crate) layout: Vec<Mapping>,
+    /// Since the last checkpoint: mapped anew; emptied.
+    fresh: Vec<Range>,
+    dropped: Vec<Range>,
+    /// Since the live round: fresh or emptied, so that what the round copied there is void.
+    void: Vec<Range>,
+    live: Copied,
+    /// Changed since the last checkpoint though the tracker says that it is clean.
+    extra: Vec<Range>,
+    /// Still to be copied for a backup that has nothing yet.
+    backlog: Vec<Range>,
+    /// The next checkpoint must hold all of it.
+    whole: bool,
+    /// Mappings that cannot be tracked and need not be, because they can never be written.
+    unwritable: Vec<Range>,
+}
+
+/// What a child takes over from its parent's space at the fork.
+#[derive(Debug)]
+pub struct Unborn {
+    tracker: Tracker,
+    fresh: Vec<Range>,
+    dropped: Vec<Range>,
+    extra: Vec<Range>,
+    whole: bool,
+}
+
+impl Unborn {
+    pub fn open(self, host: Tid) -> io::Result<Space> {
+        let mut space = Space::new(host, self.tracker, proc::open_memory(host)?)?;
+        space.fresh = self.fresh;
+        space.dropped = self.dropped;
+        space.extra = self.extra;
+        space.whole = self.whole;
+        Ok(space)
+    }
+}
+
+impl Space {
+    pub fn new(host: Tid, tracker: Tracker, memory: File) -> io::Result<Self> {
+        Ok(Self {
+            tracker,
+            host,
+            memory,
+            pagemap: proc::open(host, "pagemap")?,
+            maps: proc::open(host, "maps")?,
+            text: Vec::new(),
+            layout: Vec::new(),
+            fresh: Vec::new(),
+            dropped: Vec::new(),
+            void: Vec::new(),
+            live: Copied::default(),
+            extra: Vec::new(),
+            backlog: Vec::new(),
+            whole: false,
+            unwritable: Vec::new(),
+        })
+    }
+
+    /// A fork: what this epoch has changed here so far has changed in the child as well, but the tracker of the child
+    /// knows only of what is still marked as written.
+    pub fn fork(&self, tracker: Tracker) -> Unborn {
+        let mut extra = self.extra.clone();
+        extra.extend(self.live.ranges.iter().map(|(range, _)| *range));
+        Unborn {
+            tracker,
+            fresh: self.fresh.clone(),
+            dropped: self.dropped.clone(),
+            extra: normalise(extra),
+            whole: self.whole || !self.backlog.is_empty(),
+        }
+    }
+
+    /// Pages were emptied by the process itself, which leaves no trace where whole page tables went with them.
+    pub fn dropped(&mut self, range: Range) {
+        self.dropped.push(range);
+        self.void.push(range);
+    }
+
+    /// Registers what was mapped since the last call. It is fresh: all in it counts as written.
+    fn track_new(&mut self) -> io::Result<()> {
+        for range in pagemap::unregistered(&self.pagemap, EVERYTHING)? {
+            for part in subtract(&subtract(&[range], &[WORKSPACE]), &self.unwritable) {
+                match self.tracker.register(part) {
+                    Ok(()) => {
+                        self.fresh.push(part);
+                        self.void.push(part);
+                    }
+                    // Mappings that can never be written (the kernel's own, shared read-only files): the range may
+                    // join one of those to others, so each mapping is tried by itself.
+                    Err(_) => self.track_each(part)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn track_each(&mut self, within: Range) -> io::Result<()> {
+        self.unwritable.clear();
+        let mut text = Vec::new();
+        proc::read_into(&mut self.maps, &mut text)?;
+        let lines = parse(&text)?;
+        for line in lines {
+            let Some(part) = Range::new(line.start, line.end).intersect(&within) else { continue };
+            let workspace = part.intersect(&WORKSPACE).is_some();
+            if !workspace && self.tracker.register(part).is_ok() {
+                self.fresh.push(part);
+                self.void.push(part);
+            } else {
+                self.unwritable.push(part);
+            }
+        }
+        Ok(())
+    }
+
+    /// One round while the process runs: what it has written so far is protected again and copied.
+    pub fn live_round(&mut self, pid: Pid) -> Result<()> {
+        let what = || format!("copy the memory of process {pid} as it runs");
+        self.merge_live_into_extra();
+        self.track_new().attempt(what)?;
+        let mut text = Vec::new();
+        proc::read_into(&mut self.maps, &mut text).attempt(what)?;
+        let layout = memory::interpret(pid, &parse(&text).attempt(what)?)?;
+        let written = pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
+        let content = self.content_of(&written, &layout).attempt(what)?;
+        self.void.clear();
+        let mut data = Vec::new();
+        let mut ranges = Vec::new();
+        for range in &content {
+            let at = data.len();
+            let got = copy_whole_pages(self.host, *range, &mut data);
+            if got > 0 {
+                ranges.push((Range::new(range.start, range.start + got), at));
+            }
+        }
+        // What could not be read was unmapped meanwhile, and what is mapped there later is fresh. What exists but has
+        // no content (emptied, or a hole) is looked at again when the process stands still.
+        let held: Vec<Range> = ranges.iter().map(|(range, _)| *range).collect();
+        self.extra.extend(subtract(&written, &held));
+        self.extra = normalise(std::mem::take(&mut self.extra));
+        self.live = Copied { ranges, data };
+        Ok(())
+    }
+
+    /// A second live round in one epoch makes the first's copies a mere list of places to look at again.
+    fn merge_live_into_extra(&mut self) {
+        let live = std::mem::take(&mut self.live);
+        self.extra.extend(live.ranges.into_iter().map(|(range, _)| range));
+        self.extra = normalise(std::mem::take(&mut self.extra));
+    }
+
+    /// The parts of `ranges` with content of the process's own: existing pages that are not clean pages of a file.
+    fn content_of(&self, ranges: &[Range], layout: &[Mapping]) -> io::Result<Vec<Range>> {
+        let mut content = Vec::new();
+        for mapping in layout.iter().filter(|mapping| mapping.has_content()) {
+            let of_file = matches!(mapping.backing, Backing::File { .. });
+            for part in intersect(ranges, &[mapping.range]) {
+                let readable = mapping.protection & libc::PROT_READ as u32 != 0;
+                if of_file || !readable || part.pages() > SPARSE {
+                    content.extend(pagemap::populated(&self.pagemap, part)?);
+                } else {
+                    content.push(part);
+                }
+            }
+        }
+        Ok(content)
+    }
+
+    /// How the memory changed since the last checkpoint. The process must stand still.
+    pub fn capture(&mut self, pid: Pid, data: &mut PageData) -> Result<MemoryDelta> {
+        let what = || format!("copy the memory of process {pid}");
+        self.track_new().attempt(what)?;
+        let mut text = Vec::new();
+        proc::read_into(&mut self.maps, &mut text).attempt(what)?;
+        let layout = if text == self.text {
+            None
+        } else {
+            self.layout = memory::interpret(pid, &parse(&text).attempt(what)?)?;
+            self.text = text;
+            Some(self.layout.clone())
+        };
+        let mut written = pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
+        let void = normalise(std::mem::take(&mut self.void));
+        let mut fresh = normalise(std::mem::take(&mut self.fresh));
+        written.append(&mut self.extra);
+        // A page that was copied live and then voided is to be looked at again.
+        written.extend(self.live.ranges.iter().flat_map(|(range, _)| intersect(&[*range], &void)));
+        if std::mem::take(&mut self.whole) {
+            fresh = self.layout.iter().filter(|m| m.has_content()).map(|m| m.range).collect();
+            written = fresh.clone();
+        }
+        let written = normalise(written);
+        let content = self.content_of(&written, &self.layout).attempt(what)?;
+
+        let mut runs = Vec::new();
+        self.take_live(&written, &mut runs, data);
+        let mut residue = Vec::new();
+        self.copy_stopped(&content, &mut residue).attempt(what)?;
+        push_runs(&content, residue, &mut runs, data);
+
+        // Emptied pages of anonymous memory are zero. (Of a file's they are the file's again: those are in `dropped`.)
+        let anonymous: Vec<Range> = self
+            .layout
+            .iter()
+            .filter(|mapping| matches!(mapping.backing, Backing::Anonymous))
+            .map(|mapping| mapping.range)
+            .collect();
+        let emptied = subtract(&subtract(&intersect(&written, &anonymous), &content), &fresh);
+        runs.extend(emptied.iter().flat_map(|range| split_run(*range, true)));
+        Ok(MemoryDelta { layout, fresh, dropped: std::mem::take(&mut self.dropped), runs })
+    }
+
+    /// Copies ranges that must all exist. What the process itself may not read (PROT_NONE with content) is read
+    /// through `/proc/PID/mem`, which does not ask.
+    fn copy_stopped(&self, ranges: &[Range], into: &mut Vec<u8>) -> io::Result<()> {
+        let start = into.len();
+        let mut done = task::copy_memory(self.host, ranges, into).unwrap_or_default();
+        debug_assert_eq!(into.len(), start + done);
+        for range in ranges {
+            let len = range.len() as usize;
+            if done >= len {
+                done -= len;
+                continue;
+            }
+            let at = into.len();
+            into.resize(at + len - done, 0);
+            self.memory.read_exact_at(&mut into[at..], range.start + done as u64)?;
+            done = 0;
+        }
+        Ok(())
+    }
+
+    /// Uses what the live round copied and nothing has touched since.
+    fn take_live(&mut self, touched: &[Range], runs: &mut Vec<Run>, data: &mut PageData) {
+        let live = std::mem::take(&mut self.live);
+        if live.ranges.is_empty() {
+            return;
+        }
+        let places: Vec<Range> =
+            self.layout.iter().filter(|mapping| mapping.has_content()).map(|mapping| mapping.range).collect();
+        let ranges: Vec<Range> = live.ranges.iter().map(|(range, _)| *range).collect();
+        let valid = subtract_sorted(&intersect(&ranges, &places), touched);
+        let buffer = data.buffers.len();
+        let mut at = 0;
+        for range in valid {
+            while live.ranges[at].0.end <= range.start {
+                at += 1;
+            }
+            let (whole, offset) = live.ranges[at];
+            let offset = offset + (range.start - whole.start) as usize;
+            runs.extend(split_run(range, false));
+            data.slices.push((buffer, offset, range.len() as usize));
+        }
+        data.buffers.push(live.data);
+    }
+
+    /// Forgets what any backup had: the next checkpoint describes all mappings, and the content of what exists now is
+    /// handed out by [`Space::copy_backlog`]. The process must stand still.
+    pub fn begin_whole(&mut self, pid: Pid) -> Result<MemoryDelta> {
+        let what = || format!("begin to copy the memory of process {pid}");
+        self.text.clear();
+        self.live = Copied::default();
+        self.extra.clear();
+        self.whole = false;
+        let mut unused = PageData::default();
+        self.track_new().attempt(what)?;
+        pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
+        let mut delta = self.capture(pid, &mut unused)?;
+        debug_assert!(unused.is_empty());
+        delta.runs.clear();
+        delta.dropped.clear();
+        delta.fresh.clear();
+        let all: Vec<Range> = self.layout.iter().filter(|m| m.has_content()).map(|m| m.range).collect();
+        let mut backlog = Vec::new();
+        for range in all {
+            backlog.extend(pagemap::populated(&self.pagemap, range).attempt(what)?);
+        }
+        self.backlog = backlog;
+        Ok(delta)
+    }
+
+    pub fn backlog_pages(&self) -> u64 {
+        self.backlog.iter().map(Range::pages).sum()
+    }
+
+    /// Up to `pages` pages of what a new backup still needs, copied while the process runs: what is written after it
+    /// was copied is in the next checkpoint anyway.
+    pub fn copy_backlog(&mut self, pages: u64) -> Option<(Vec<Run>, PageData)> {
+        let mut runs = Vec::new();
+        let mut data = PageData::default();
+        let mut left = pages;
+        while left > 0 {
+            let Some(range) = self.backlog.last_mut() else { break };
+            let take = range.pages().min(left);
+            let part = Range::new(range.end - take * PAGE_SIZE, range.end);
+            range.end = part.start;
+            if range.is_empty() {
+                self.backlog.pop();
+            }
+            left -= take;
+            let mut bytes = Vec::new();
+            let got = copy_whole_pages(self.host, part, &mut bytes);
+            if got > 0 {
+                push_runs(&[Range::new(part.start, part.start + got)], bytes, &mut runs, &mut data);
+            }
+        }
+        (left < pages).then_some((runs, data))
+    }
+}
+
+/// Copies as many whole pages from the start of a range as can be read.
+fn copy_whole_pages(host: Tid, range: Range, into: &mut Vec<u8>) -> u64 {
+    let start = into.len();
+    // An unreadable first page is an error, an unreadable later one a short copy; both mean that it is gone.
+    let got = task::copy_memory(host, &[range], into).unwrap_or(0) as u64;
+    let whole = got / PAGE_SIZE * PAGE_SIZE;
+    into.truncate(start + whole as usize);
+    whole
+}
+
+/// Describes copied pages, leaving out those that are all zero.
+fn push_runs(ranges: &[Range], bytes: Vec<u8>, runs: &mut Vec<Run>, data: &mut PageData) {
+    let buffer = data.buffers.len();
+    let page = PAGE_SIZE as usize;
+    let mut offset = 0;
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            let zero = is_zero(&bytes[offset..offset + page]);
+            let first = (at, offset);
+            while at < range.end && is_zero(&bytes[offset..offset + page]) == zero {
+                at += PAGE_SIZE;
+                offset += page;
+            }
+            runs.extend(split_run(Range::new(first.0, at), zero));
+            if !zero {
+                data.slices.push((buffer, first.1, offset - first.1));
+            }
+        }
+    }
+    data.buffers.push(bytes);
+}
+
+/// Most pages that are not zero differ in their first words, so that the whole is rarely looked at.
+fn is_zero(page: &[u8]) -> bool {
+    page.chunks_exact(64).all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
+}
+
+/// A run counts its pages in 32 bits.
+fn split_run(range: Range, zero: bool) -> impl Iterator<Item = Run> {
+    const MOST: u64 = 1 << 30;
+    let pages = range.pages();
+    (0..pages.div_ceil(MOST)).map(move |part| Run {
+        address: range.start + part * MOST * PAGE_SIZE,
+        pages: (pages - part * MOST).min(MOST) as u32,
+        zero,
+    })
+}
+
+/// As [`subtract`], for many sorted holes.
+fn subtract_sorted(ranges: &[Range], holes: &[Range]) -> Vec<Range> {
+    let mut left = Vec::new();
+    let mut at = 0;
+    for range in ranges {
+        while at < holes.len() && holes[at].end <= range.start {
+            at += 1;
+        }
+        let mut start = range.start;
+        for hole in holes[at..].iter().take_while(|hole| hole.start < range.end) {
+            if hole.start > start {
+                left.push(Range::new(start, hole.start));
+            }
+            start = start.max(hole.end);
+        }
+        if start < range.end {
+            left.push(Range::new(start, range.end));
+        }
+    }
+    left
+}
+
+fn parse(text: &[u8]) -> io::Result<Vec<proc::MapsLine>> {
+    std::str::from_utf8(text)
+        .ok()
+        .and_then(proc::parse_maps)
+        .ok_or_else(|| io::Error::other("mappings in a form that is not known"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_pages_are_told_from_others() {
+        let mut page = vec![0u8; PAGE_SIZE as usize];
+        assert!(is_zero(&page));
+        for at in [0, 63, 64, 4095] {
+            page[at] = 1;
+            assert!(!is_zero(&page), "byte {at}");
+            page[at] = 0;
+        }
+    }
+
+    #[test]
+    fn runs_leave_zero_pages_out_of_the_data() {
+        let page = PAGE_SIZE as usize;
+        let mut bytes = vec![0u8; 4 * page];
+        bytes[page..3 * page].fill(7);
+        let (mut runs, mut data) = (Vec::new(), PageData::default());
+        push_runs(&[Range::new(0x10000, 0x14000)], bytes, &mut runs, &mut data);
+        let shape: Vec<(u64, u32, bool)> =
+            runs.iter().map(|run| (run.address, run.pages, run.zero)).collect();
+        assert_eq!(shape, [(0x10000, 1, true), (0x11000, 2, false), (0x13000, 1, true)]);
+        assert_eq!(data.len(), 2 * page);
+    }
+
+    #[test]
+    fn many_holes_are_cut_out() {
+        let r = |a, b| Range::new(a, b);
+        assert_eq!(
+            subtract_sorted(&[r(0, 10), r(20, 30)], &[r(2, 3), r(8, 22), r(29, 40)]),
+            [r(0, 2), r(3, 8), r(22, 29)]
+        );
+    }
+}

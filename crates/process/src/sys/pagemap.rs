@@ -1,0 +1,172 @@
+//! `PAGEMAP_SCAN` (Linux 6.7, `Documentation/admin-guide/mm/pagemap.rst`): which pages were written, and
+//! write-protecting them again, in one pass from outside the process.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+pub const PAGE_SIZE: u64 = 4096;
+
+/// Categories of `include/uapi/linux/fs.h`.
+pub const IS_WPALLOWED: u64 = 1 << 0;
+pub const IS_WRITTEN: u64 = 1 << 1;
+pub const IS_FILE: u64 = 1 << 2;
+pub const IS_PRESENT: u64 = 1 << 3;
+pub const IS_SWAPPED: u64 = 1 << 4;
+pub const IS_PFNZERO: u64 = 1 << 5;
+
+const SCAN_WP_MATCHING: u64 = 1 << 0;
+/// `_IOWR('f', 16, struct pm_scan_arg)`, a structure of 96 bytes.
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+/// End of user addresses with four-level page tables, one guard page short (`TASK_SIZE_MAX`).
+pub const USER_END: u64 = 0x7fff_ffff_f000;
+/// Ranges asked for in one call; a call that fills them is continued where it stopped.
+const BATCH: usize = 2048;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// A half-open range of addresses, page-aligned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Range {
+    pub start: u64,
+    pub end: u64,
+}
+
+impl Range {
+    pub fn new(start: u64, end: u64) -> Self {
+        debug_assert!(start <= end);
+        Self { start, end }
+    }
+
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    pub fn pages(&self) -> u64 {
+        self.len() / PAGE_SIZE
+    }
+
+    pub fn intersect(&self, other: &Range) -> Option<Range> {
+        let start = self.start.max(other.start);
+        let end = self.end.min(other.end);
+        (start < end).then_some(Range { start, end })
+    }
+}
+
+/// What a scan asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Query {
+    /// Write-protect what matches, so that the next scan reports only later writes. Address ranges that are not
+    /// registered with a userfaultfd in asynchronous mode are then skipped without a word: see [`unregistered`].
+    pub protect: bool,
+    pub inverted: u64,
+    pub all_of: u64,
+    pub any_of: u64,
+    pub returned: u64,
+}
+
+/// Ranges of pages that match, in address order, with the categories asked for.
+pub fn scan(pagemap: &File, within: Range, query: Query) -> io::Result<Vec<(Range, u64)>> {
+    let mut found: Vec<(Range, u64)> = Vec::new();
+    let mut regions = [PageRegion::default(); BATCH];
+    let mut start = within.start;
+    while start < within.end {
+        let mut arg = ScanArg {
+            size: size_of::<ScanArg>() as u64,
+            flags: if query.protect { SCAN_WP_MATCHING } else { 0 },
+            start,
+            end: within.end,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: BATCH as u64,
+            category_inverted: query.inverted,
+            category_mask: query.all_of,
+            category_anyof_mask: query.any_of,
+            return_mask: query.returned,
+            ..ScanArg::default()
+        };
+        // SAFETY: `arg` and the `regions` it points to are live and exclusively borrowed, of the sizes stated in it.
+        let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+        if count < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for region in &regions[..count as usize] {
+            let range = Range::new(region.start, region.end);
+            match found.last_mut() {
+                Some((last, categories)) if last.end == range.start && *categories == region.categories => {
+                    last.end = range.end;
+                }
+                _ => found.push((range, region.categories)),
+            }
+        }
+        if arg.walk_end <= start {
+            break;
+        }
+        start = arg.walk_end;
+    }
+    Ok(found)
+}
+
+/// Pages written since the last such scan, write-protected again. With exactly these masks the kernel also reports
+/// entries that were emptied (`MADV_DONTNEED` of less than a whole page table), which is why file pages are told
+/// apart by a second question and not here (`fs/proc/task_mmu.c`, the fast path of `pagemap_scan_pmd_entry`).
+pub fn take_written(pagemap: &File, within: Range) -> io::Result<Vec<Range>> {
+    let query = Query { protect: true, all_of: IS_WRITTEN, returned: IS_WRITTEN, ..Query::default() };
+    Ok(scan(pagemap, within, query)?.into_iter().map(|(range, _)| range).collect())
+}
+
+/// Ranges whose mapping is not registered for tracking: whole mappings are skipped by their flag, so the cost is
+/// that of a walk over the mappings and not over the pages.
+pub fn unregistered(pagemap: &File, within: Range) -> io::Result<Vec<Range>> {
+    let query = Query { inverted: IS_WPALLOWED, all_of: IS_WPALLOWED, returned: 0, ..Query::default() };
+    Ok(merge(scan(pagemap, within, query)?.into_iter().map(|(range, _)| range)))
+}
+
+/// Pages of a range that hold something of their own: present or swapped, and not a clean page of a file.
+pub fn populated(pagemap: &File, within: Range) -> io::Result<Vec<Range>> {
+    let query = Query {
+        inverted: IS_FILE | IS_PFNZERO,
+        all_of: IS_FILE | IS_PFNZERO,
+        any_of: IS_PRESENT | IS_SWAPPED,
+        returned: 0,
+        ..Query::default()
+    };
+    Ok(merge(scan(pagemap, within, query)?.into_iter().map(|(range, _)| range)))
+}
+
+fn merge(ranges: impl Iterator<Item = Range>) -> Vec<Range> {
+    let mut merged: Vec<Range> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => merged.push(range),
+        }
+    }
+    merged
+}

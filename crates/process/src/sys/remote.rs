@@ -1,0 +1,258 @@
+//! System calls executed by a stopped tracee on the supervisor's behalf.
+//!
+//! Two ways: one call by single-stepping a `syscall` instruction that is in the tracee anyway (its vdso), and a batch:
+//! a table of calls which a few instructions of ours, in pages that every traced address space has at
+//! [`WORKSPACE`], execute one after the other. A batch costs two switches of task however many calls it holds.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::pagemap::{PAGE_SIZE, Range};
+use super::ptrace::{self, Event, Registers, Stop, Tid};
+
+/// Where every traced address space has our pages. Nothing the kernel or a known runtime chooses is near: programs
+/// and heaps start at 0x55…, mappings grow down from 0x7f…, Go's arenas start at 0xc0_0000_0000, AddressSanitizer's
+/// shadow ends at 0x1000_7fff_8000.
+pub const WORKSPACE: Range = Range { start: 0x2a00_0000_0000, end: 0x2a00_0000_0000 + 33 * PAGE_SIZE };
+const TABLE: u64 = WORKSPACE.start + PAGE_SIZE;
+/// Half of what follows the code page is for the table of calls, half for what their arguments point to.
+const TABLE_LEN: u64 = 16 * PAGE_SIZE;
+const PAYLOAD: u64 = TABLE + TABLE_LEN;
+const PAYLOAD_LEN: u64 = 16 * PAGE_SIZE;
+/// A row: number, six arguments, result, and where the result is stored as well.
+const ROW: u64 = 72;
+/// Largest number of calls in one batch.
+pub const MAX_CALLS: usize = (TABLE_LEN / ROW) as usize;
+
+/// Executes rows from rbx up to r12; with r13 set, stops after the first that fails.
+#[rustfmt::skip]
+const INTERPRETER: &[u8] = &[
+    0x4c, 0x39, 0xe3,                         // 00 cmp rbx, r12
+    0x73, 0x3d,                               // 03 jae 42 (end)
+    0x48, 0x8b, 0x03,                         // 05 mov rax, [rbx]
+    0x48, 0x8b, 0x7b, 0x08,                   // 08 mov rdi, [rbx+8]
+    0x48, 0x8b, 0x73, 0x10,                   // 0c mov rsi, [rbx+16]
+    0x48, 0x8b, 0x53, 0x18,                   // 10 mov rdx, [rbx+24]
+    0x4c, 0x8b, 0x53, 0x20,                   // 14 mov r10, [rbx+32]
+    0x4c, 0x8b, 0x43, 0x28,                   // 18 mov r8, [rbx+40]
+    0x4c, 0x8b, 0x4b, 0x30,                   // 1c mov r9, [rbx+48]
+    0x0f, 0x05,                               // 20 syscall
+    0x48, 0x89, 0x43, 0x38,                   // 22 mov [rbx+56], rax
+    0x48, 0x8b, 0x4b, 0x40,                   // 26 mov rcx, [rbx+64]
+    0x48, 0x89, 0x01,                         // 2a mov [rcx], rax
+    0x48, 0x83, 0xc3, 0x48,                   // 2d add rbx, 72
+    0x4d, 0x85, 0xed,                         // 31 test r13, r13
+    0x74, 0xca,                               // 34 jz 00
+    0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff,       // 36 cmp rax, -4095
+    0x72, 0xc2,                               // 3c jb 00
+    0x90, 0x90, 0x90, 0x90,                   // 3e nop
+    0xcc,                                     // 42 int3
+];
+/// Offset of the instruction after `int3`, where the tracee stands when the batch has ended.
+const END: u64 = 0x43;
+
+/// Blocks every signal that can be blocked.
+const ALL_SIGNALS: u64 = !0;
+
+/// One stopped thread that executes calls for us. [`Remote::end`] puts it back as it was.
+pub struct Remote<'a> {
+    tid: Tid,
+    memory: &'a File,
+    saved: Registers,
+    mask: u64,
+    /// Threads and processes that calls of ours made; they are stopped at birth.
+    pub born: Vec<Tid>,
+}
+
+impl<'a> Remote<'a> {
+    /// The thread must be in a stop from which a signal could be delivered ([`Stop::Interrupt`] or [`Stop::Signal`]):
+    /// only from there does the kernel look at the changed registers in the way relied on here.
+    pub fn begin(tid: Tid, memory: &'a File) -> io::Result<Self> {
+        let saved = ptrace::registers(tid)?;
+        let mask = ptrace::signal_mask(tid)?;
+        ptrace::set_signal_mask(tid, ALL_SIGNALS)?;
+        Ok(Self { tid, memory, saved, mask, born: Vec::new() })
+    }
+
+    pub fn end(self) -> io::Result<Vec<Tid>> {
+        ptrace::set_registers(self.tid, &self.saved)?;
+        ptrace::set_signal_mask(self.tid, self.mask)?;
+        Ok(self.born)
+    }
+
+    /// One call through the `syscall` instruction at `instruction`. Returns the raw result (−errno on failure).
+    pub fn call_at(&mut self, instruction: u64, number: i64, args: [u64; 6]) -> io::Result<i64> {
+        let mut regs = self.saved;
+        regs.rip = instruction;
+        regs.rax = number as u64;
+        regs.orig_rax = u64::MAX;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+        ptrace::set_registers(self.tid, &regs)?;
+        self.run_until_trap(true)?;
+        Ok(ptrace::registers(self.tid)?.rax as i64)
+    }
+
+    /// Makes our pages in an address space that has none yet.
+    pub fn install_workspace(&mut self, instruction: u64) -> io::Result<()> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        let prot = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        let args = [WORKSPACE.start, WORKSPACE.len(), prot as u64, flags as u64, u64::MAX, 0];
+        let at = self.call_at(instruction, libc::SYS_mmap, args)?;
+        if at != WORKSPACE.start as i64 {
+            return Err(io::Error::from_raw_os_error(-at as i32));
+        }
+        self.memory.write_all_at(INTERPRETER, WORKSPACE.start)
+    }
+
+    /// Executes a batch. `Ok` means that the calls were made; each one's result is in the answer.
+    pub fn run(&mut self, batch: &Batch) -> io::Result<Vec<i64>> {
+        if batch.rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let table: Vec<u8> =
+            batch.rows.iter().flat_map(|row| row.iter().flat_map(|word| word.to_ne_bytes())).collect();
+        self.memory.write_all_at(&table, TABLE)?;
+        if !batch.payload.is_empty() {
+            self.memory.write_all_at(&batch.payload, PAYLOAD)?;
+        }
+        let mut regs = self.saved;
+        regs.rip = WORKSPACE.start;
+        regs.rbx = TABLE;
+        regs.r12 = TABLE + table.len() as u64;
+        regs.r13 = u64::from(batch.stop_on_failure);
+        regs.orig_rax = u64::MAX;
+        ptrace::set_registers(self.tid, &regs)?;
+        self.run_until_trap(false)?;
+        let regs = ptrace::registers(self.tid)?;
+        if regs.rip != WORKSPACE.start + END {
+            return Err(io::Error::other(format!("batch stopped at {:#x}, not at its end", regs.rip)));
+        }
+        let done = (regs.rbx.saturating_sub(TABLE) / ROW) as usize;
+        let mut back = vec![0u8; done.min(batch.rows.len()) * ROW as usize];
+        self.memory.read_exact_at(&mut back, TABLE)?;
+        Ok(back.chunks_exact(ROW as usize).map(|row| word_at(row, 56) as i64).collect())
+    }
+
+    /// As [`Remote::run`], but the first failing call is an error that names it.
+    pub fn run_all(&mut self, batch: &mut Batch) -> io::Result<Vec<i64>> {
+        batch.stop_on_failure = true;
+        let results = self.run(batch)?;
+        if let Some((at, result)) =
+            results.iter().enumerate().find(|(_, result)| (-4095..0).contains(*result))
+        {
+            let error = io::Error::from_raw_os_error(-*result as i32);
+            let row = batch.rows[at];
+            return Err(io::Error::new(
+                error.kind(),
+                format!("system call {} ({:x?}) in the workload: {error}", row[0] as i64, &row[1..7]),
+            ));
+        }
+        Ok(results)
+    }
+
+    /// Reads back what calls wrote to a place of the payload.
+    pub fn read(&self, address: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0u8; len];
+        self.memory.read_exact_at(&mut bytes, address)?;
+        Ok(bytes)
+    }
+
+    /// Whether our pages are there.
+    pub fn has_workspace(memory: &File) -> bool {
+        let mut code = [0u8; INTERPRETER.len()];
+        memory.read_exact_at(&mut code, WORKSPACE.start).is_ok() && code == INTERPRETER
+    }
+
+    fn run_until_trap(&mut self, stepping: bool) -> io::Result<()> {
+        let go_on = |tid| if stepping { ptrace::step(tid) } else { ptrace::resume(tid, 0) };
+        go_on(self.tid)?;
+        loop {
+            match ptrace::wait_for(self.tid, true)? {
+                Some(Event::Stopped(Stop::Signal(libc::SIGTRAP))) => return Ok(()),
+                Some(Event::Stopped(Stop::Clone(child) | Stop::Fork(child) | Stop::Vfork(child))) => {
+                    self.born.push(child);
+                    go_on(self.tid)?;
+                }
+                // A pending interrupt, or the filter's notice of a call that is ours: neither says anything.
+                Some(Event::Stopped(_)) => go_on(self.tid)?,
+                Some(Event::Exited(_) | Event::Killed(_)) | None => {
+                    return Err(io::Error::other(format!("thread {} died while it worked for us", self.tid)));
+                }
+            }
+        }
+    }
+}
+
+fn word_at(row: &[u8], offset: usize) -> u64 {
+    let mut word = [0u8; 8];
+    word.copy_from_slice(&row[offset..offset + 8]);
+    u64::from_ne_bytes(word)
+}
+
+/// An argument of a call in a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct CallIndex(usize);
+
+/// Calls to be made, and the memory they point to.
+#[derive(Debug, Default)]
+pub struct Batch {
+    rows: Vec<[u64; 9]>,
+    payload: Vec<u8>,
+    stop_on_failure: bool,
+}
+
+impl Batch {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// No room for `more` further calls.
+    pub fn is_full(&self, more: usize) -> bool {
+        self.rows.len() + more > MAX_CALLS || self.payload.len() as u64 > PAYLOAD_LEN - 2 * PAGE_SIZE
+    }
+
+    pub fn call(&mut self, number: i64, args: &[u64]) -> CallIndex {
+        let index = self.rows.len();
+        let mut row = [0u64; 9];
+        row[0] = number as u64;
+        row[1..=args.len()].copy_from_slice(args);
+        row[8] = TABLE + index as u64 * ROW + 56;
+        self.rows.push(row);
+        CallIndex(index)
+    }
+
+    /// The result of `from` becomes argument `argument` (from 0) of the call after next ones: of call `to`.
+    pub fn feed(&mut self, from: CallIndex, to: CallIndex, argument: usize) {
+        self.rows[from.0][8] = TABLE + to.0 as u64 * ROW + 8 + 8 * argument as u64;
+    }
+
+    /// Puts bytes where the calls can point to them; gives their address in the tracee.
+    pub fn bytes(&mut self, bytes: &[u8]) -> u64 {
+        while !self.payload.len().is_multiple_of(16) {
+            self.payload.push(0);
+        }
+        let at = PAYLOAD + self.payload.len() as u64;
+        self.payload.extend_from_slice(bytes);
+        at
+    }
+
+    pub fn path(&mut self, path: &str) -> u64 {
+        let mut bytes = path.as_bytes().to_vec();
+        bytes.push(0);
+        self.bytes(&bytes)
+    }
+}
+
+/// Finds a `syscall` instruction in a piece of code (the vdso has several).
+pub fn find_syscall_instruction(code: &[u8]) -> Option<usize> {
+    code.windows(2).position(|pair| pair == [0x0f, 0x05])
+}

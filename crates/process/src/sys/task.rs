@@ -1,0 +1,104 @@
+//! Small per-task facilities: pidfds and descriptors taken over, memory copied out, files compared.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use super::pagemap::Range;
+use super::ptrace::Tid;
+
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// A descriptor that refers to a process for as long as it is open.
+pub fn pidfd_open(pid: Tid) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers and gives a new descriptor that nobody else owns.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: just made, see above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Sends a signal to the process that a pidfd refers to.
+pub fn signal_process(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: numbers, and a null pointer for the optional siginfo.
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, std::ptr::null::<u8>(), 0)
+    };
+    check(result).map(drop)
+}
+
+/// A duplicate of another process's descriptor (`pidfd_getfd(2)`), close-on-exec.
+pub fn take_descriptor(process: BorrowedFd<'_>, fd: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes three numbers and gives a new descriptor that nobody else owns.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) })?;
+    // SAFETY: just made, see above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Whether two descriptors, of two processes or one, are the same open file description (`kcmp(2)`, KCMP_FILE).
+pub fn same_description(a: (Tid, i32), b: (Tid, i32)) -> io::Result<bool> {
+    const KCMP_FILE: i32 = 0;
+    // SAFETY: all arguments are numbers.
+    let order = check(unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, KCMP_FILE, a.1, b.1) })?;
+    Ok(order == 0)
+}
+
+/// Most segments the kernel takes in one call (`UIO_MAXIOV`).
+const MAX_SEGMENTS: usize = 1024;
+
+/// Copies ranges of another process's memory, appending them to `into` in order. Returns how many bytes could be
+/// read: less than all only where a range is no longer mapped.
+pub fn copy_memory(pid: Tid, ranges: &[Range], into: &mut Vec<u8>) -> io::Result<usize> {
+    let mut copied = 0;
+    for chunk in ranges.chunks(MAX_SEGMENTS) {
+        let total: u64 = chunk.iter().map(Range::len).sum();
+        let total = total as usize;
+        into.reserve(total);
+        let remote: Vec<libc::iovec> = chunk
+            .iter()
+            .map(|range| libc::iovec { iov_base: range.start as *mut _, iov_len: range.len() as usize })
+            .collect();
+        let spare = into.spare_capacity_mut();
+        let local = libc::iovec { iov_base: spare.as_mut_ptr().cast(), iov_len: total };
+        // SAFETY: `local` is spare capacity of `into`, reserved above and exclusively borrowed; the remote side is
+        // checked by the kernel, which reports what it could not read.
+        let got = unsafe {
+            libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), remote.len() as u64, 0)
+        };
+        let got = check(got as libc::c_long)? as usize;
+        // SAFETY: the kernel has initialised exactly `got` bytes of the reserved capacity.
+        unsafe { into.set_len(into.len() + got) };
+        copied += got;
+        if got < total {
+            break;
+        }
+    }
+    Ok(copied)
+}
+
+/// Soft and hard limit of a resource of another process.
+pub fn resource_limit(pid: Tid, resource: u32) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is live and exclusively borrowed; nothing is set.
+    let result = unsafe { libc::prlimit(pid, resource, std::ptr::null(), &raw mut limit) };
+    check(libc::c_long::from(result))?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+/// Makes the calling thread a real-time one: as a normal task the tracer is preempted by the threads it resumes.
+pub fn become_realtime(priority: i32) -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: priority };
+    // SAFETY: `param` is live for the duration of the call.
+    let result = unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const param)
+    };
+    check(libc::c_long::from(result)).map(drop)
+}
+
+/// Nanoseconds of a clock now.
+pub fn clock(clock: libc::clockid_t) -> i64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is live and exclusively borrowed; the clocks used here always exist.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}

@@ -1,0 +1,675 @@
+//! The running process tree, as its tracer knows it: every thread and process from its first instruction on.
+//!
+//! One thread does nothing but this. It is told of every fork, exec, exit and signal, lets each go on at once, and
+//! keeps an ordered log of what a checkpoint cannot read from how the tree looks at its end.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::checkpoint::{Clocks, Pid, TreeEvent};
+use crate::descriptors::{Descriptors, Row};
+use crate::error::{Attempt, Error, Result};
+use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
+use crate::object::descriptor::Surroundings;
+use crate::object::scratch::Scratch;
+use crate::object::signal::SignalStack;
+use crate::space::{Space, Unborn};
+use crate::sys::pagemap::{PAGE_SIZE, Range};
+use crate::sys::proc;
+use crate::sys::ptrace::{self, Event, Stop, Tid};
+use crate::sys::remote::{self, Remote};
+use crate::sys::seccomp::Notice;
+use crate::sys::task;
+use crate::sys::uffd::{self, Tracker};
+
+/// How long the first exec may take: a program of hundreds of megabytes on a cold disk.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What a thread is doing, as far as its tracer is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Running {
+    Yes,
+    /// Stopped by us.
+    Stopped,
+    /// Stopped on its way to receive a signal, which it receives when it goes on.
+    Signalled(i32),
+    /// Stopped by job control.
+    Group,
+}
+
+/// A call that a thread was found waiting in, remembered over several stops so that its time limit is not renewed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Waiting {
+    pub number: u64,
+    pub stack: u64,
+    pub since: Instant,
+}
+
+#[derive(Debug)]
+pub(crate) struct Thread {
+    pub tid: Pid,
+    pub process: Pid,
+    pub running: Running,
+    /// Alternate stack and the address told to the kernel at birth; `None` until asked, or after a notice of change.
+    pub known: Option<(SignalStack, u64)>,
+    pub waiting: Option<Waiting>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub host: Tid,
+    pub parent: Pid,
+    /// `None` while nothing tracks it: before the first exec, while borrowed, and until a restored process is protected.
+    pub space: Option<Space>,
+    /// The memory is the parent's until exec (vfork).
+    pub borrows: bool,
+    /// Trackers of children whose fork has been seen by the memory and not yet by the tracer.
+    pub unborn: VecDeque<Unborn>,
+    pub pidfd: OwnedFd,
+    pub actions_changed: bool,
+    pub attributes_changed: bool,
+    pub uses_timers: bool,
+    /// The descriptor table as last captured.
+    pub descriptors: Vec<Row>,
+}
+
+/// What the owner of the tree should know of, beside time passing.
+#[derive(Debug, Default)]
+pub struct Happened {
+    /// The first process has ended, with this `wait` status: the workload is over.
+    pub ended: Option<i32>,
+    /// Something that no frame announces must reach the backup soon.
+    pub wants_epoch: bool,
+}
+
+/// A running workload.
+#[derive(Debug)]
+pub struct Workload {
+    pub(crate) container: Container,
+    pub(crate) threads: HashMap<Tid, Thread>,
+    pub(crate) processes: BTreeMap<Pid, Process>,
+    /// Stopped at birth, before the event that says whose child it is.
+    newborn: HashSet<Tid>,
+    /// Called exec, and have not reached the stop before their first instruction.
+    awaiting_space: HashSet<Pid>,
+    pub(crate) log: Vec<TreeEvent>,
+    pub(crate) refused: Option<Error>,
+    pub(crate) freezing: bool,
+    pub(crate) happened: Happened,
+    signals: SignalFd,
+    pub(crate) descriptors: Descriptors,
+    pub(crate) zombies: HashMap<Pid, Pid>,
+    /// What the workload's clocks are ahead of this host's.
+    pub(crate) clock_offsets: Clocks,
+}
+
+/// The first process of a workload; init is 1.
+pub const FIRST: Pid = 2;
+
+impl Process {
+    pub(crate) fn restored(host: Tid, parent: Pid, pidfd: OwnedFd, uses_timers: bool) -> Self {
+        Self {
+            host,
+            parent,
+            space: None,
+            borrows: false,
+            unborn: VecDeque::new(),
+            pidfd,
+            actions_changed: true,
+            attributes_changed: true,
+            uses_timers,
+            descriptors: Vec::new(),
+        }
+    }
+}
+
+impl Workload {
+    /// A workload that was brought to life from a shell; every thread is stopped.
+    pub(crate) fn restored(
+        container: Container,
+        processes: BTreeMap<Pid, Process>,
+        threads: HashMap<Tid, Thread>,
+        zombies: HashMap<Pid, Pid>,
+        clock_offsets: Clocks,
+        descriptors: Descriptors,
+    ) -> Result<Self> {
+        let mut workload = Self::with_container(container, descriptors)?;
+        workload.processes = processes;
+        workload.threads = threads;
+        workload.zombies = zombies;
+        workload.clock_offsets = clock_offsets;
+        workload.freezing = true;
+        Ok(workload)
+    }
+
+    /// Starts a program. The calling thread becomes its tracer: everything else here must be called from it, and
+    /// SIGCHLD must be blocked in the whole process.
+    pub fn launch(
+        program: &Program,
+        network: impl AsFd,
+        launcher: &[OsString],
+        output: [OwnedFd; 2],
+    ) -> Result<Self> {
+        let surroundings = surroundings(program, &network, &output)?;
+        enter_network(&network)?;
+        let container = Container::create(program, network, launcher, output)?;
+        let root = proc::path(container.init, "root");
+        let scratch = Scratch::new(root, surroundings.scratch.clone());
+        let mut workload = Self::with_container(container, Descriptors::new(surroundings, scratch))?;
+        ptrace::interrupt(workload.container.init).attempt(|| "stop init".into())?;
+        workload.container.start()?;
+        let begun = Instant::now();
+        while workload.processes.get(&FIRST).is_none_or(|first| first.space.is_none()) {
+            workload.wait(Duration::from_millis(100), &[])?;
+            if workload.happened.ended.is_some() || begun.elapsed() > START_DEADLINE {
+                let reason = workload.container.failure();
+                return Err(Error::Start(reason.unwrap_or_else(|| "the program ended before it ran".into())));
+            }
+        }
+        Ok(workload)
+    }
+
+    pub(crate) fn with_container(container: Container, descriptors: Descriptors) -> Result<Self> {
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGCHLD);
+        mask.thread_block().attempt(|| "block SIGCHLD".into())?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+            .attempt(|| "make a signal descriptor".into())?;
+        Ok(Self {
+            container,
+            threads: HashMap::new(),
+            processes: BTreeMap::new(),
+            newborn: HashSet::new(),
+            awaiting_space: HashSet::new(),
+            log: Vec::new(),
+            refused: None,
+            freezing: false,
+            happened: Happened::default(),
+            signals,
+            descriptors,
+            zombies: HashMap::new(),
+            clock_offsets: Clocks::default(),
+        })
+    }
+
+    /// The host's view of the file system root of the workload.
+    pub fn root(&self) -> std::path::PathBuf {
+        proc::path(self.container.init, "root")
+    }
+
+    /// The host's process id of init, which is alive as long as the workload.
+    pub fn init(&self) -> Tid {
+        self.container.init
+    }
+
+    pub fn host_pid(&self, pid: Pid) -> Option<Tid> {
+        self.processes.get(&pid).map(|process| process.host)
+    }
+
+    /// Sleeps until something happens to the tree or one of `others` becomes readable, at most `limit`; handles what
+    /// happened to the tree.
+    pub fn wait(&mut self, limit: Duration, others: &[BorrowedFd<'_>]) -> Result<()> {
+        {
+            let mut fds: Vec<PollFd<'_>> =
+                others.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+            fds.push(PollFd::new(self.signals.as_fd(), PollFlags::POLLIN));
+            for process in self.processes.values() {
+                if let Some(space) = &process.space {
+                    fds.push(PollFd::new(space.tracker.as_fd(), PollFlags::POLLIN));
+                }
+            }
+            // ppoll takes nanoseconds; a wait in whole milliseconds would round a short one to nothing.
+            let limit = nix::sys::time::TimeSpec::from_duration(limit);
+            match nix::poll::ppoll(&mut fds, Some(limit), None) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error).attempt(|| "wait for the workload".into()),
+            }
+        }
+        self.drain()
+    }
+
+    /// Handles everything that has happened so far.
+    pub fn drain(&mut self) -> Result<()> {
+        while let Ok(Some(_)) = self.signals.read_signal() {}
+        loop {
+            self.read_forks()?;
+            match ptrace::wait_any(-1, false).attempt(|| "wait for the workload's threads".into())? {
+                None => return Ok(()),
+                Some((tid, event)) => self.handle(tid, event)?,
+            }
+        }
+    }
+
+    pub fn take_happened(&mut self) -> Happened {
+        std::mem::take(&mut self.happened)
+    }
+
+    /// The forking thread of an address space sleeps until this has been read. One at a time, so that trackers and
+    /// children can be told apart: a second fork of the same space waits for the first to be claimed.
+    fn read_forks(&mut self) -> Result<()> {
+        for process in self.processes.values_mut() {
+            let Some(space) = &mut process.space else { continue };
+            if process.unborn.is_empty()
+                && let Some(tracker) = space.tracker.forked().attempt(|| "read of a fork".into())?
+            {
+                let child = space.fork(tracker);
+                process.unborn.push_back(child);
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, tid: Tid, event: Event) -> Result<()> {
+        match event {
+            Event::Exited(status) => self.gone(tid, status << 8),
+            Event::Killed(signal) => self.gone(tid, signal),
+            Event::Stopped(stop) if tid == self.container.init => self.init_stopped(stop),
+            Event::Stopped(stop) => self.stopped(tid, stop),
+        }
+    }
+
+    /// Init runs free; only what it forks is of interest.
+    fn init_stopped(&mut self, stop: Stop) -> Result<()> {
+        let signal = match stop {
+            Stop::Fork(child) | Stop::Vfork(child) | Stop::Clone(child) => {
+                self.born(1, child, false)?;
+                0
+            }
+            Stop::Signal(signal) => signal,
+            _ => 0,
+        };
+        ignore_gone(ptrace::resume(self.container.init, signal)).attempt(|| "resume init".into())
+    }
+
+    fn stopped(&mut self, tid: Tid, stop: Stop) -> Result<()> {
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            self.newborn.insert(tid);
+            return Ok(());
+        };
+        let pid = thread.process;
+        let freezing = self.freezing;
+        match stop {
+            Stop::Signal(signal) if freezing => {
+                thread.running = Running::Signalled(signal);
+                return Ok(());
+            }
+            Stop::Signal(signal) => return self.go(tid, signal),
+            Stop::Group(_) => {
+                thread.running = Running::Group;
+                return ignore_gone(ptrace::listen(tid)).attempt(|| format!("leave thread {tid} stopped"));
+            }
+            Stop::Interrupt => {
+                if self.awaiting_space.contains(&pid) {
+                    self.adopt(pid, tid)?;
+                }
+                if freezing {
+                    if let Some(thread) = self.threads.get_mut(&tid) {
+                        thread.running = Running::Stopped;
+                    }
+                    return Ok(());
+                }
+            }
+            Stop::Fork(child) => self.born(pid, child, false)?,
+            Stop::Vfork(child) => self.born(pid, child, true)?,
+            Stop::Clone(child) => self.born(pid, child, false)?,
+            Stop::Exec { former } => self.executed(pid, tid, former)?,
+            Stop::Exiting(_) => self.exiting(pid, tid),
+            Stop::Seccomp(data) => self.noticed(pid, tid, data)?,
+            Stop::Syscall => {}
+        }
+        self.go(tid, 0)
+    }
+
+    fn go(&mut self, tid: Tid, signal: i32) -> Result<()> {
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.running = Running::Yes;
+        }
+        ignore_gone(ptrace::resume(tid, signal)).attempt(|| format!("resume thread {tid}"))
+    }
+
+    /// A task was born to `parent`: a thread, or a process with memory of its own or (vfork) its parent's.
+    fn born(&mut self, parent: Pid, tid: Tid, shares_memory: bool) -> Result<()> {
+        let status = match proc::status(tid) {
+            Ok(status) => status,
+            // Killed before it ran.
+            Err(_) => return Ok(()),
+        };
+        let inner = |ids: &[Tid]| ids.last().copied().unwrap_or(0);
+        let process = inner(&status.namespaced_group);
+        let inside = inner(&status.namespaced);
+        if status.thread_group == tid {
+            let space = if shares_memory {
+                None
+            } else {
+                self.processes.get_mut(&parent).and_then(|parent| parent.unborn.pop_front())
+            };
+            let space = match space {
+                Some(space) => Some(space.open(tid).attempt(|| format!("open the memory of process {tid}"))?),
+                None => None,
+            };
+            if parent != 1 && !shares_memory && space.is_none() {
+                self.refuse(
+                    parent,
+                    "memory shared between processes (clone with CLONE_VM)",
+                    "use threads or fork",
+                );
+            }
+            let pidfd = task::pidfd_open(tid).attempt(|| format!("open process {tid}"))?;
+            let descriptors =
+                self.processes.get(&parent).map(|parent| parent.descriptors.clone()).unwrap_or_default();
+            self.processes.insert(
+                process,
+                Process {
+                    host: tid,
+                    parent,
+                    space,
+                    borrows: shares_memory || parent == 1,
+                    unborn: VecDeque::new(),
+                    pidfd,
+                    actions_changed: true,
+                    attributes_changed: true,
+                    uses_timers: false,
+                    descriptors,
+                },
+            );
+            self.log.push(TreeEvent::Fork { parent, child: process });
+        }
+        let thread = Thread { tid: inside, process, running: Running::Yes, known: None, waiting: None };
+        self.threads.insert(tid, thread);
+        if self.newborn.remove(&tid) {
+            self.stopped(tid, Stop::Interrupt)?;
+        }
+        Ok(())
+    }
+
+    /// A new program: the address space is new, the other threads are gone. The space is taken over at the stop
+    /// before its first instruction, from where calls can be injected.
+    fn executed(&mut self, pid: Pid, tid: Tid, former: Tid) -> Result<()> {
+        self.threads.retain(|other, thread| thread.process != pid || *other == tid);
+        if former != tid {
+            let thread = Thread { tid: pid, process: pid, running: Running::Yes, known: None, waiting: None };
+            self.threads.insert(tid, thread);
+        }
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.known = None;
+            thread.waiting = None;
+        }
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.space = None;
+            process.unborn.clear();
+            process.actions_changed = true;
+            process.attributes_changed = true;
+            process.uses_timers = false;
+        }
+        self.log.push(TreeEvent::Exec { pid });
+        self.awaiting_space.insert(pid);
+        ignore_gone(ptrace::interrupt(tid)).attempt(|| format!("stop thread {tid}"))
+    }
+
+    /// Gives a new address space our workspace and a tracker.
+    fn adopt(&mut self, pid: Pid, tid: Tid) -> Result<()> {
+        let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
+        let space = adopt_space(tid, process.pidfd.as_fd())?;
+        process.space = Some(space);
+        process.borrows = false;
+        self.awaiting_space.remove(&pid);
+        Ok(())
+    }
+
+    /// About to exit. With the last thread go the descriptors, which are still there.
+    fn exiting(&mut self, pid: Pid, tid: Tid) {
+        let Some(process) = self.processes.get(&pid) else { return };
+        let last =
+            process.host == tid || self.threads.values().filter(|thread| thread.process == pid).count() == 1;
+        if last && self.descriptors.release_all(process) {
+            self.happened.wants_epoch = true;
+        }
+    }
+
+    fn gone(&mut self, tid: Tid, status: i32) -> Result<()> {
+        self.newborn.remove(&tid);
+        if tid == self.container.init {
+            self.happened.ended = Some(status);
+            return Ok(());
+        }
+        let Some(thread) = self.threads.remove(&tid) else { return Ok(()) };
+        if thread.tid == thread.process
+            && let Some(process) = self.processes.remove(&thread.process)
+        {
+            self.log.push(TreeEvent::Exit { pid: thread.process, status });
+            self.zombies.insert(thread.process, process.parent);
+            if thread.process == FIRST {
+                self.happened.ended = Some(status);
+            }
+        }
+        Ok(())
+    }
+
+    fn noticed(&mut self, pid: Pid, tid: Tid, data: u16) -> Result<()> {
+        let Some(notice) = Notice::from_data(data) else { return Ok(()) };
+        let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
+        match notice {
+            Notice::SignalAction => process.actions_changed = true,
+            Notice::SignalStack => {
+                if let Some(thread) = self.threads.get_mut(&tid) {
+                    thread.known = None;
+                }
+            }
+            Notice::Attribute => {
+                process.attributes_changed = true;
+                if let Some(thread) = self.threads.get_mut(&tid) {
+                    thread.known = None;
+                }
+            }
+            Notice::Timer => {
+                process.uses_timers = true;
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                if regs.orig_rax == libc::SYS_timer_create as u64 {
+                    self.refuse(pid, "POSIX timers (timer_create)", "use timerfd or setitimer");
+                }
+            }
+            Notice::PagesDropped => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                let start = regs.rdi & !(PAGE_SIZE - 1);
+                let end = regs.rdi.saturating_add(regs.rsi).next_multiple_of(PAGE_SIZE);
+                if let Some(space) = &mut process.space
+                    && start < end
+                {
+                    space.dropped(Range::new(start, end));
+                }
+            }
+            Notice::SocketOption => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                self.descriptors.option_changed(process, regs.rdi as i32);
+            }
+            Notice::Close => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                if self.descriptors.release(process, regs.rdi as i32) {
+                    self.happened.wants_epoch = true;
+                }
+            }
+            Notice::Refused => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                let what = format!("system call {}", call_name(regs.orig_rax));
+                self.refuse(pid, &what, "run the program without the feature that needs it");
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn refuse(&mut self, pid: Pid, what: &str, advice: &'static str) {
+        self.refused.get_or_insert(Error::Unsupported { pid, what: what.to_owned(), advice });
+    }
+
+    /// Stops every thread. On failure everything runs again.
+    pub fn freeze(&mut self, limit: Duration) -> Result<()> {
+        let begun = Instant::now();
+        self.drain()?;
+        if self.processes.values().any(|process| process.borrows) {
+            return Err(Error::NotStopped(0));
+        }
+        self.freezing = true;
+        for (tid, thread) in &self.threads {
+            if thread.running == Running::Yes {
+                ignore_gone(ptrace::interrupt(*tid)).attempt(|| format!("stop thread {tid}"))?;
+            }
+        }
+        loop {
+            self.drain()?;
+            let all = self.threads.values().all(|thread| thread.running != Running::Yes);
+            if all && self.processes.values().all(|process| !process.borrows && process.unborn.is_empty()) {
+                return Ok(());
+            }
+            let elapsed = begun.elapsed();
+            if elapsed >= limit || self.happened.ended.is_some() {
+                self.thaw()?;
+                return Err(Error::NotStopped(elapsed.as_millis() as u64));
+            }
+            self.wait(limit - elapsed, &[])?;
+        }
+    }
+
+    /// Lets every thread go on, with the signals it was about to receive.
+    pub fn thaw(&mut self) -> Result<()> {
+        self.freezing = false;
+        let stopped: Vec<(Tid, Running)> =
+            self.threads.iter().map(|(tid, thread)| (*tid, thread.running)).collect();
+        for (tid, running) in stopped {
+            match running {
+                Running::Stopped => self.go(tid, 0)?,
+                Running::Signalled(signal) => self.go(tid, signal)?,
+                Running::Yes | Running::Group => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the workload: everything in its pid namespace dies with init.
+    pub fn kill(&mut self) {
+        self.container.kill();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) {
+            match ptrace::wait_any(-1, false) {
+                Ok(Some((tid, Event::Exited(_) | Event::Killed(_)))) if tid == self.container.init => return,
+                Ok(Some((tid, Event::Stopped(_)))) => drop(ptrace::resume(tid, 0)),
+                Ok(Some(_)) => {}
+                Ok(None) if !proc::path(self.container.init, "stat").exists() => return,
+                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Sends a signal to the workload's first process.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        let Some(first) = self.processes.get(&FIRST) else { return Ok(()) };
+        let signal = Signal::try_from(signal)?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(first.host), signal).map_err(Into::into)
+    }
+}
+
+/// What is around the processes of a workload, for capturing and building what they hold.
+pub(crate) fn surroundings(
+    program: &Program,
+    network: impl AsFd,
+    output: &[OwnedFd; 2],
+) -> Result<Surroundings> {
+    let inode = |fd: &OwnedFd| nix::sys::stat::fstat(fd).ok().map(|stat| stat.st_ino);
+    let directories = PRIVATE_DIRECTORIES.iter().map(|directory| (*directory).to_owned());
+    Ok(Surroundings {
+        scratch: directories.chain(program.scratch.iter().cloned()).collect(),
+        outputs: [inode(&output[0]), inode(&output[1])],
+        clocks: Default::default(),
+        network: Some(
+            network.as_fd().try_clone_to_owned().attempt(|| "duplicate the network namespace".into())?,
+        ),
+    })
+}
+
+/// The tracer works in the workload's network namespace: sockets are asked about, and built, there.
+pub(crate) fn enter_network(network: impl AsFd) -> Result<()> {
+    nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET)
+        .attempt(|| "enter the workload's network namespace".into())
+}
+
+/// Makes the workspace and the tracker of the address space that `tid`, stopped before its first instruction or
+/// anywhere a signal could be delivered, lives in.
+pub(crate) fn adopt_space(tid: Tid, pidfd: BorrowedFd<'_>) -> Result<Space> {
+    let what = || format!("track the memory of thread {tid}");
+    let memory = proc::open_memory(tid).attempt(what)?;
+    let syscall = vdso_syscall(tid, &memory).attempt(what)?;
+    ptrace::suspend_seccomp(tid, true).attempt(what)?;
+    let mut remote = Remote::begin(tid, &memory).attempt(what)?;
+    let made = (|| -> io::Result<OwnedFd> {
+        if !Remote::has_workspace(&memory) {
+            remote.install_workspace(syscall)?;
+        }
+        let flags = u64::from(libc::O_CLOEXEC as u32 | libc::O_NONBLOCK as u32) | uffd::USER_MODE_ONLY;
+        let fd = remote.call_at(syscall, libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0])?;
+        if fd < 0 {
+            return Err(io::Error::from_raw_os_error(-fd as i32));
+        }
+        let ours = task::take_descriptor(pidfd, fd as i32)?;
+        remote.call_at(syscall, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0])?;
+        Ok(ours)
+    })();
+    remote.end().attempt(what)?;
+    ptrace::suspend_seccomp(tid, false).attempt(what)?;
+    let tracker = Tracker::new(made.attempt(what)?).attempt(what)?;
+    Space::new(tid, tracker, memory).attempt(what)
+}
+
+/// Address of a `syscall` instruction in the vdso of a process.
+pub(crate) fn vdso_syscall(tid: Tid, memory: &File) -> io::Result<u64> {
+    let text = std::fs::read_to_string(proc::path(tid, "maps"))?;
+    let lines = proc::parse_maps(&text).ok_or_else(|| io::Error::other("unreadable mappings"))?;
+    let vdso = lines
+        .iter()
+        .find(|line| line.path == "[vdso]")
+        .ok_or_else(|| io::Error::other("no vdso; boot without vdso=0"))?;
+    let mut code = vec![0u8; (vdso.end - vdso.start) as usize];
+    memory.read_exact_at(&mut code, vdso.start)?;
+    remote::find_syscall_instruction(&code)
+        .map(|offset| vdso.start + offset as u64)
+        .ok_or_else(|| io::Error::other("no system call in the vdso"))
+}
+
+/// A thread that was killed between its stop and our answer reports its death by itself.
+fn ignore_gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+fn call_name(number: u64) -> String {
+    let names = [
+        (libc::SYS_ptrace, "ptrace"),
+        (libc::SYS_process_vm_writev, "process_vm_writev"),
+        (libc::SYS_setns, "setns"),
+        (libc::SYS_unshare, "unshare"),
+        (libc::SYS_mount, "mount"),
+        (libc::SYS_umount2, "umount2"),
+        (libc::SYS_pivot_root, "pivot_root"),
+        (libc::SYS_io_setup, "io_setup (kernel AIO)"),
+        (libc::SYS_seccomp, "seccomp with a listener"),
+    ];
+    names
+        .into_iter()
+        .find(|(known, _)| *known as u64 == number)
+        .map_or_else(|| number.to_string(), |(_, name)| name.to_owned())
+}

@@ -1,0 +1,137 @@
+//! What the tests of whole process trees share: a compiled program, namespaces for it, its output.
+#![allow(dead_code)]
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use outlive_process::checkpoint::Checkpoint;
+use outlive_process::launch::Program;
+use outlive_process::shell::Shell;
+use outlive_process::space::PageData;
+use outlive_process::tree::Workload;
+
+pub fn launcher() -> Vec<OsString> {
+    vec![env!("CARGO_BIN_EXE_outlive-workload-init").into()]
+}
+
+/// Compiles `tests/programs/NAME.c`.
+pub fn compile(name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(format!("{name}.c"));
+    // Not below /tmp, which a workload has for itself.
+    let directory = Path::new("/var/tmp/outlive-test-programs");
+    std::fs::create_dir_all(directory).expect("a directory for programs");
+    let target = directory.join(format!("{name}-{}", std::process::id()));
+    let status = Command::new("gcc")
+        .args(["-O1", "-Wall", "-pthread", "-o"])
+        .arg(&target)
+        .arg(&source)
+        .status()
+        .expect("gcc is installed");
+    assert!(status.success(), "{} compiles", source.display());
+    target
+}
+
+pub fn program(path: &Path) -> Program {
+    Program {
+        name: "test".into(),
+        arguments: vec![path.to_string_lossy().into_owned()],
+        environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        directory: "/".into(),
+        ..Program::default()
+    }
+}
+
+/// A network namespace of its own, with loopback up.
+pub fn network() -> OwnedFd {
+    std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+        let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip is installed");
+        assert!(status.success());
+        OwnedFd::from(File::open("/proc/thread-self/ns/net").expect("own namespace"))
+    })
+    .join()
+    .expect("the thread ends")
+}
+
+/// A pipe for the output of a workload: reading end, and the two ends for it.
+pub fn output() -> (File, [OwnedFd; 2]) {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("a pipe");
+    nix::fcntl::fcntl(&read, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("a flag");
+    let second = write.try_clone().expect("a duplicate");
+    (read.into(), [write, second])
+}
+
+pub fn read_all(pipe: &mut File) -> String {
+    let mut text = Vec::new();
+    let mut buffer = [0u8; 65536];
+    while let Ok(got @ 1..) = pipe.read(&mut buffer) {
+        text.extend_from_slice(&buffer[..got]);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Through the form in which a checkpoint travels.
+pub fn transfer(checkpoint: &Checkpoint, pages: &PageData) -> (Checkpoint, Vec<u8>) {
+    let bytes = postcard::to_stdvec(checkpoint).expect("a checkpoint can be written");
+    let again = postcard::from_bytes(&bytes).expect("and read");
+    (again, pages.slices().flatten().copied().collect())
+}
+
+/// The whole first copy into a shell.
+pub fn sync(workload: &mut Workload, shell: &mut Shell) {
+    freeze(workload);
+    let whole = workload.capture_whole().expect("everything is captured");
+    workload.thaw().expect("it runs on");
+    let (whole, _) = transfer(&whole, &PageData::default());
+    shell.apply(whole, &[]).expect("it is applied");
+    while let Some((pid, runs, pages)) = workload.copy_backlog(1024) {
+        let bytes: Vec<u8> = pages.slices().flatten().copied().collect();
+        shell.apply_backlog(pid, &runs, &bytes).expect("pages are applied");
+        workload.drain().expect("it runs on");
+    }
+    epoch(workload, shell);
+}
+
+pub fn freeze(workload: &mut Workload) {
+    for _ in 0..1000 {
+        if workload.freeze(std::time::Duration::from_millis(100)).is_ok() {
+            return;
+        }
+        workload.wait(std::time::Duration::from_millis(1), &[]).expect("it runs on");
+    }
+    panic!("the workload could not be stopped");
+}
+
+/// One epoch, with a live round, from a workload to a shell.
+pub fn epoch(workload: &mut Workload, shell: &mut Shell) {
+    workload.live_round().expect("a live round");
+    freeze(workload);
+    let captured = workload.capture();
+    workload.thaw().expect("it runs on");
+    let (checkpoint, pages) = captured.expect("everything is captured");
+    let (checkpoint, pages) = transfer(&checkpoint, &pages);
+    shell.apply(checkpoint, &pages).expect("it is applied");
+}
+
+/// Lets a workload run for about this long.
+pub fn run(workload: &mut Workload, time: std::time::Duration) {
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < time {
+        workload.wait(std::time::Duration::from_millis(1), &[]).expect("it runs");
+    }
+}
+
+/// The workload dies, the shell comes to life.
+pub fn fail_over(workload: Workload, shell: Shell) -> Workload {
+    drop(workload);
+    let (built, silent) = shell.build(&Default::default()).expect("objects are built");
+    let mut workload = shell.activate(&built).expect("the shell comes to life");
+    drop(built);
+    silent.go_live().expect("sockets speak");
+    workload.thaw().expect("it runs");
+    workload
+}

@@ -1,0 +1,45 @@
+//! Whole process trees, captured while they run and brought to life from a shell.
+
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+use outlive_process::shell::Shell;
+use outlive_process::tree::Workload;
+
+/// Totals printed by `threads.c`, checked to grow.
+fn totals(text: &str) -> Vec<u64> {
+    assert!(!text.contains("BAD"), "{text}");
+    text.lines().filter_map(|line| line.strip_prefix("total ")?.split(' ').next()?.parse().ok()).collect()
+}
+
+#[test]
+fn threads_go_on_through_epochs_and_two_failovers() {
+    // The tracer is a thread, and stays one.
+    let program = program(&compile("threads"));
+    let (mut read, ends) = output();
+    let mut workload = Workload::launch(&program, network(), &launcher(), ends).expect("it starts");
+    run(&mut workload, Duration::from_millis(50));
+    let mut last = 0;
+    for round in 0..2 {
+        let (next_read, ends) = output();
+        let mut shell = Shell::create(&program, network(), &launcher(), ends).expect("a shell");
+        sync(&mut workload, &mut shell);
+        for _ in 0..20 {
+            run(&mut workload, Duration::from_millis(5));
+            epoch(&mut workload, &mut shell);
+        }
+        let before = totals(&read_all(&mut read));
+        assert!(before.len() > 3, "round {round}: it printed {before:?}");
+        last = last.max(before[0]);
+        workload = fail_over(workload, shell);
+        read = next_read;
+        run(&mut workload, Duration::from_millis(100));
+        let after = totals(&read_all(&mut read));
+        assert!(after.len() > 3, "round {round}: it goes on: {after:?}");
+        assert!(after[0] > last, "round {round}: {} after {last}", after[0]);
+        assert!(after.windows(2).all(|pair| pair[0] <= pair[1]));
+        last = *after.last().expect("not empty");
+    }
+}
