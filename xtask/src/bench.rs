@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
+use outlive_lab::Host;
 use outlive_lab::client::latency::{self, Service};
 use outlive_lab::client::stats::Summary;
 use outlive_lab::cluster::{Cluster, Start, WORKERS};
@@ -137,8 +138,8 @@ fn measure_epoch(cluster: &Cluster, rounds: usize, requests: u64, say: &dyn Fn(&
     for number in 1..=rounds {
         // Side by side in time: what else the machine does hits both.
         let round = Round {
-            native_rps: throughput(cluster, native, requests)?,
-            protected_rps: throughput(cluster, protected, requests)?,
+            native_rps: throughput(cluster.client(), native, requests)?,
+            protected_rps: throughput(cluster.client(), protected, requests)?,
         };
         say(&format!(
             "round {number} of {rounds}: {:.0} requests a second natively, {:.0} protected",
@@ -176,11 +177,11 @@ fn measure_epoch(cluster: &Cluster, rounds: usize, requests: u64, say: &dyn Fn(&
 }
 
 /// Requests a second of `redis-benchmark` with 50 connections, one request at a time on each.
-fn throughput(cluster: &Cluster, address: Ipv4Addr, requests: u64) -> Result<f64> {
+fn throughput(client: &Host, address: Ipv4Addr, requests: u64) -> Result<f64> {
     let line = format!(
         "redis-benchmark -h {address} -p {REDIS_PORT} -t set -c 50 -P 1 -n {requests} -r 100000 --csv"
     );
-    let output = cluster.client().exec_within(BENCHMARK_LIMIT, line.split(' '))?;
+    let output = client.exec_within(BENCHMARK_LIMIT, line.split(' '))?;
     let text = String::from_utf8_lossy(&output.stdout);
     parse_throughput(&text).with_context(|| format!("`{line}` said: {text}"))
 }
@@ -297,6 +298,19 @@ fn machine() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_throughput_of_a_redis_in_a_lab_is_measured() {
+        let lab = outlive_lab::Lab::new("bench").unwrap();
+        let (host, client) = (lab.host("a").unwrap(), lab.client("client").unwrap());
+        let redis = host.spawn(REDIS).unwrap();
+        let deadline = Instant::now() + PROTECT_LIMIT;
+        while !redis.stdout().contains("Ready to accept connections") {
+            assert!(Instant::now() < deadline, "{}", redis.tail());
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(throughput(&client, host.address(), 1000).unwrap() > 0.0);
+    }
 
     #[test]
     fn the_throughput_is_found_in_what_redis_benchmark_says() {

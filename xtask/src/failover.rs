@@ -257,3 +257,71 @@ fn seed() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     since.as_nanos() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// An `outlive` that keeps nothing in step: when the primary is gone, it starts a new Redis at the same address
+    /// and claims that all is well.
+    const LIAR: &str = r#"#!/bin/sh
+state=$(dirname "$0")/state
+me=$(hostname)
+serve() {
+    ip addr add "$1/24" dev br0 && echo 1 > /proc/sys/net/ipv4/conf/br0/arp_notify
+    ip link set br0 down && ip link set br0 up # announces the address
+    redis-server --save "" --appendonly no --bind 0.0.0.0 --protected-mode no > /dev/null 2>&1 &
+}
+case "$1" in
+    cert | seed) ;;
+    agent) echo ready; exec sleep 1000 ;;
+    run)
+        while [ "$1" != --ip ]; do shift; done
+        serve "${2%/*}"
+        echo "$me b 1 ${2%/*}" > "$state" ;;
+    inspect)
+        read -r primary backup generation ip < "$state"
+        role=primary
+        if [ "$primary" != "$me" ]; then
+            role=backup
+            if ! timeout 1 redis-cli -h "$ip" ping > /dev/null 2>&1; then
+                role=primary backup=$primary primary=$me generation=$((generation + 1))
+                serve "$ip"
+                echo "$primary $backup $generation $ip" > "$state"
+            fi
+        fi
+        cat << END
+{"name":"redis","state":"protected","role":"$role","generation":$generation,"epoch":1,
+ "primary_node":"$primary","backup_node":"$backup",
+ "last_failover":{"detect_ms":1.0,"arbitrate_ms":2.0,"activate_ms":3.0}}
+END
+        ;;
+    *) echo "unknown command $1" >&2; exit 2 ;;
+esac
+"#;
+
+    #[test]
+    fn a_product_that_only_claims_to_protect_is_found_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("outlive");
+        fs::write(&program, LIAR).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let plan = Plan { program, kills: 1, clients: 4, resident: 1 << 20 };
+        let outcome = run(&plan, &|line| println!("{line}")).unwrap();
+        assert_eq!((outcome.kills, outcome.connections, outcome.connections_dropped), (1, 4, 4));
+        // All of the fill, and what the clients wrote before.
+        assert!(outcome.acked_writes_lost > 256, "{outcome:?}");
+        assert!(outcome.stall_ms.max > 0 && outcome.failover_ms.arbitrate == 2.0);
+        assert!(!outcome.is_good());
+    }
+
+    #[test]
+    fn the_median_is_the_middle_one() {
+        assert_eq!(median(vec![3.0, 1.04, 2.0]), 2.0);
+        assert_eq!(median(vec![1.04]), 1.0);
+        assert_eq!(median(Vec::new()), 0.0);
+    }
+}

@@ -63,7 +63,7 @@ fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
 }
 
 /// What holds for one source file.
-pub fn source_file(shown: &str, text: &str, findings: &mut Vec<String>) {
+pub fn source_file(shown: &str, text: &str, is_test: bool, findings: &mut Vec<String>) {
     let lines = text.lines().count();
     if lines > LINES {
         findings.push(format!("{shown}: {lines} lines, more than {LINES}: it has more than one concern"));
@@ -74,7 +74,7 @@ pub fn source_file(shown: &str, text: &str, findings: &mut Vec<String>) {
             findings.push(format!("{shown}:{}: `unsafe` without a SAFETY comment", number + 1));
         }
     }
-    if is_test_file(shown) {
+    if is_test {
         return;
     }
     for (number, line) in source::code_outside_tests(text).lines().enumerate() {
@@ -87,8 +87,8 @@ pub fn source_file(shown: &str, text: &str, findings: &mut Vec<String>) {
 }
 
 /// Tests of a crate from outside, and what they share.
-fn is_test_file(shown: &str) -> bool {
-    ["/tests/", "/benches/"].iter().any(|folder| shown.contains(folder)) || shown.ends_with("/tests.rs")
+pub fn is_test_file(path: &Path) -> bool {
+    path.iter().any(|part| part == "tests" || part == "benches") || path.ends_with("tests.rs")
 }
 
 /// `unsafe` blocks, functions, impls and traits; not the attribute `unsafe(...)` nor a lint's name.
@@ -201,7 +201,7 @@ mod tests {
 
     fn found(text: &str) -> Vec<String> {
         let mut findings = Vec::new();
-        source_file("crates/x/src/lib.rs", text, &mut findings);
+        source_file("crates/x/src/lib.rs", text, false, &mut findings);
         findings
     }
 
@@ -215,8 +215,11 @@ mod tests {
         assert!(found("#[cfg(test)]\nmod tests { fn f() { x.unwrap(); } }\n").is_empty());
         assert!(found("// x.unwrap()\nfn f() { x.unwrap_or(1); }\n").is_empty());
         let mut findings = Vec::new();
-        source_file("crates/x/tests/y.rs", "fn f() { x.unwrap(); }\n", &mut findings);
+        source_file("crates/x/src/y.rs", "fn f() { x.unwrap(); }\n", true, &mut findings);
         assert!(findings.is_empty());
+        assert!(
+            is_test_file(Path::new("crates/x/tests/y.rs")) && !is_test_file(Path::new("crates/x/src/y.rs"))
+        );
     }
 
     #[test]

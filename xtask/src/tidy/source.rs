@@ -52,6 +52,20 @@ pub fn code_outside_tests(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// The names of modules that only tests have and that are files of their own: `#[cfg(test)] mod name;`.
+pub fn test_modules(text: &str) -> Vec<String> {
+    let code = code(text);
+    code.split("#[cfg(test)]")
+        .skip(1)
+        .filter_map(|item| item.split_once(';'))
+        .filter_map(|(item, _)| {
+            Some(item.trim_start().trim_start_matches("pub(crate) ").strip_prefix("mod ")?.trim())
+        })
+        .filter(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
+        .map(str::to_owned)
+        .collect()
+}
+
 /// The end of the item that begins here: its closing brace, or the semicolon before any brace.
 fn item_end(code: &[u8], begin: usize) -> usize {
     let mut depth = 0_usize;
@@ -162,6 +176,13 @@ mod tests {
         assert!(code.contains("d.unwrap();") && code.contains("fn f<'a>(x: &'a str) {"));
         assert_eq!(code.len(), text.len());
         assert_eq!(code.lines().count(), text.lines().count());
+    }
+
+    #[test]
+    fn files_that_only_tests_have_are_named() {
+        let text = "mod a;\n#[cfg(test)]\nmod b;\n#[cfg(test)]\npub(crate) mod c;\n\
+                    #[cfg(test)]\nuse d;\n#[cfg(test)]\nmod tests { fn e() {} }\nmod f;\n";
+        assert_eq!(test_modules(text), ["b", "c"]);
     }
 
     #[test]
