@@ -114,7 +114,8 @@ impl Scenario<'_> {
             node: first,
             backup: Some(second),
             address,
-            options: &[],
+            // Filled first, so that the first copy is one of everything.
+            options: &["--detach"],
             command: &REDIS,
         })?;
         say(&format!("redis runs on {first} at {target}, unaware of any of this"));

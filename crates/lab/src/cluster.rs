@@ -218,9 +218,7 @@ impl Cluster {
     /// Starts a workload, protected by epochs.
     pub fn run(&self, start: &Start<'_>) -> Result<()> {
         let ip = format!("{}/{PREFIX}", start.address);
-        let mut words = vec!["run"];
-        let config = text(&config_path(self.host(start.node)?));
-        words.extend(["--config", &config, "--name", start.name, "--level", "epoch", "--ip", &ip]);
+        let mut words = vec!["run", "--name", start.name, "--level", "epoch", "--ip", &ip];
         if let Some(backup) = start.backup {
             words.extend(["--backup", backup]);
         }
