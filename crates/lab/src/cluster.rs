@@ -137,9 +137,7 @@ impl Cluster {
         for name in NODES {
             cluster.start_agent(name)?;
         }
-        let config = config_path(cluster.host(NODES[0])?);
-        let seeds = NODES.join(",");
-        cluster.command(NODES[0], &["seed", "bootstrap", "--config", &text(&config), "--seeds", &seeds])?;
+        cluster.command(NODES[0], &["seed", "bootstrap", "--seeds", &NODES.join(",")])?;
         Ok(cluster)
     }
 
