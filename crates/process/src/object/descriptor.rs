@@ -78,17 +78,15 @@ pub struct Output {
 pub struct StatusFlags(pub i32);
 
 impl StatusFlags {
-    /// What can be said again when opening: neither one-time flags nor close-on-exec, which is the descriptor's.
+    /// What can be said again when opening: neither what matters only then (`O_CREAT`, `O_NOFOLLOW` …), nor
+    /// close-on-exec, which is the descriptor's, nor `O_LARGEFILE`, which the kernel adds by itself.
     const KEPT: i32 = libc::O_ACCMODE
         | libc::O_APPEND
         | libc::O_NONBLOCK
         | libc::O_SYNC
         | libc::O_DIRECT
         | libc::O_NOATIME
-        | libc::O_PATH
-        | libc::O_DIRECTORY
-        | libc::O_NOFOLLOW
-        | LARGE_FILE;
+        | libc::O_PATH;
     /// What `F_SETFL` can change (`SETFL_MASK` in fs/fcntl.c, without `O_ASYNC`).
     const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
 
@@ -119,10 +117,6 @@ impl StatusFlags {
             .attempt(|| format!("set the status flags {:#o} of a descriptor", self.0))
     }
 }
-
-/// `O_LARGEFILE` of the kernel's x86-64 (the C library's constant is 0 there); `openat` sets it by itself, and
-/// fdinfo shows it.
-const LARGE_FILE: i32 = 0o100000;
 
 /// One row of a descriptor table that refers to a description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -540,6 +534,6 @@ mod tests {
     fn flags_that_create_or_truncate_never_reach_open() {
         let flags =
             StatusFlags(libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND | libc::O_TMPFILE);
-        assert_eq!(flags.for_open() & !libc::O_DIRECTORY, libc::O_RDWR | libc::O_APPEND);
+        assert_eq!(flags.for_open(), libc::O_RDWR | libc::O_APPEND);
     }
 }

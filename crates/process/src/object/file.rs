@@ -176,9 +176,10 @@ fn check_path(at: &At<'_>, path: &str, stat: &FileStat) -> Result<()> {
 
 pub(super) fn capture(at: &At<'_>, surroundings: &Surroundings, hashes: &mut FileHashes) -> Result<OpenFile> {
     let info = at.info()?;
+    // Before the flags: a lease sets `O_ASYNC` as well, and is what to complain about.
+    let locks = capture_locks(at, &info)?;
     let flags = at.status_flags(&info)?;
     let offset = offset(at, &info)?;
-    let locks = capture_locks(at, &info)?;
     let stat = at.stat()?;
     let mut path = open_path(at)?;
     if stat.st_nlink == 0 {
@@ -333,7 +334,7 @@ pub(super) fn open_in_root(
     if flags.is_path() {
         return Ok((found, stat));
     }
-    let opened = sys::reopen(found.as_fd(), flags.for_open() & !libc::O_NOFOLLOW).attempt(attempt)?;
+    let opened = sys::reopen(found.as_fd(), flags.for_open()).attempt(attempt)?;
     Ok((opened, stat))
 }
 
@@ -429,7 +430,7 @@ fn build_deleted(
         context.deleted.insert(deleted.key, OwnedFd::from(made));
     }
     let made = &context.deleted[&deleted.key];
-    sys::reopen(made.as_fd(), object.flags.for_open() & !libc::O_NOFOLLOW).attempt(attempt)
+    sys::reopen(made.as_fd(), object.flags.for_open()).attempt(attempt)
 }
 
 pub(super) fn build_directory(object: &Directory, root: &Path) -> Result<OwnedFd> {

@@ -47,7 +47,7 @@ pub(super) fn capture_end(
 ) -> Result<PipeEnd> {
     let pipe = objects(Inode::Pipe(inode))
         .ok_or_else(|| Error::Mismatch(format!("pipe {inode} has an end and is not known itself")))?;
-    let info = at.info()?;
+    let flags = at.status_flags(&at.info()?)?;
     if sys::signal_owner(at.duplicate()?.as_fd()).attempt(|| "ask who is signalled by a pipe".to_owned())?
         != 0
     {
@@ -55,7 +55,7 @@ pub(super) fn capture_end(
             at.refuse("a pipe with an owner for signals (F_SETOWN)", "let the program use poll or epoll")
         );
     }
-    Ok(PipeEnd { pipe, flags: at.status_flags(&info)? })
+    Ok(PipeEnd { pipe, flags })
 }
 
 /// A pipe of our own into which the contents of others are duplicated by `tee(2)`, which shares the pages and consumes

@@ -161,7 +161,7 @@ pub(super) fn capture(
     if !KINDS.contains(&kind) {
         return Err(at.refuse(format!("a unix socket of type {kind}"), "let the program use a stream"));
     }
-    let info = at.info()?;
+    let flags = at.status_flags(&at.info()?)?;
     if sys::signal_owner(socket.as_fd()).attempt(|| "ask who is signalled by a unix socket".to_owned())? != 0
     {
         return Err(at.refuse("a unix socket with an owner for signals", "let the program use poll or epoll"));
@@ -187,7 +187,6 @@ pub(super) fn capture(
         let peer_name = peer.as_ref().map_or(&[][..], |peer| peer.name.as_slice());
         queue = capture_queue(&socket, &entry, peer_name, ready, at, survey)?;
     }
-    let flags = at.status_flags(&info)?;
     Ok(UnixSocket { kind, flags, name, node, role, queue, shutdown: entry.shutdown, options, timeouts })
 }
 

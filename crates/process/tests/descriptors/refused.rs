@@ -1,0 +1,55 @@
+//! R3: what cannot be kept is refused by its name.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use crate::support::{alone, assert_refused};
+
+fn made(fd: i32) -> OwnedFd {
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: every caller passes what a call has just made.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+#[test]
+fn r3_every_unknown_kind_is_refused_by_its_name() {
+    let _alone = alone();
+    // SAFETY: numbers and a literal only.
+    assert_refused(vec![made(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })], "inotify");
+    // SAFETY: as above.
+    assert_refused(vec![made(unsafe { libc::memfd_create(c"x".as_ptr(), libc::MFD_CLOEXEC) })], "memfd");
+    // SAFETY: as above.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
+    assert_refused(vec![made(pidfd as i32)], "pidfd");
+    let inet = |kind| socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    assert_refused(vec![inet(SockType::Datagram)], "UDP");
+    let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    assert_refused(vec![netlink], "netlink");
+    assert_refused(vec![File::open("/proc/self/ns/net").unwrap().into()], "network namespace");
+    let path = format!("/tmp/outlive-fifo-{}", std::process::id());
+    nix::unistd::mkfifo(path.as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let fifo = std::fs::OpenOptions::new().read(true).write(true).open(&path);
+    std::fs::remove_file(&path).unwrap();
+    assert_refused(vec![fifo.unwrap().into()], "named pipe");
+}
+
+#[test]
+fn r3_a_terminal_is_refused() {
+    let _alone = alone();
+    let Ok(terminal) = File::open("/dev/ptmx") else { return };
+    assert_refused(vec![terminal.into()], "terminal");
+}
+
+#[test]
+fn r3_signal_driven_descriptors_are_refused() {
+    let _alone = alone();
+    let (reader, _writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    let own = reader.as_fd().try_clone_to_owned().unwrap();
+    // SAFETY: F_SETOWN takes a number.
+    assert_eq!(unsafe { libc::fcntl(own.as_raw_fd(), libc::F_SETOWN, std::process::id()) }, 0);
+    assert_refused(vec![reader.try_clone().unwrap()], "owner");
+    outlive_process::sys::descriptor::set_status_flags(own.as_fd(), libc::O_ASYNC).unwrap();
+    assert_refused(vec![reader], "O_ASYNC");
+}
