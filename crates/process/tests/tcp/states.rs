@@ -57,8 +57,11 @@ pub fn ask(world: &World, checkpoint: &TcpSocket) -> PeerAck {
     world.inject(Side::A, &probe(checkpoint, connection).unwrap().packet);
     let mut answer = None;
     until("the answer to the probe", || {
-        answer =
-            world.take(Side::B).iter().filter_map(|packet| peer_ack(checkpoint, connection, packet)).last();
+        answer = world
+            .take(Side::B)
+            .iter()
+            .filter_map(|packet| peer_ack(checkpoint, connection, packet))
+            .next_back();
         answer.is_some()
     });
     // What came before still has to come.

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
@@ -92,13 +92,15 @@ impl Host {
             "link set lo up\nlink set t0 up mtu 1500 txqueuelen 10000\naddr add {v4}/24 dev t0\n\
              addr add {v6}/64 dev t0 nodad\n"
         ));
-        // The kernel makes an IPv6 address local some time after it said yes (`addrconf_dad_start` queues work), even without
-        // duplicate address detection.
-        until("the IPv6 address", || {
-            let table = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap());
+        // The kernel makes an IPv6 address local some time after it said yes (`addrconf_dad_start` queues work, which
+        // inserts the route), even without duplicate address detection.
+        let local: String =
+            v6.parse::<Ipv6Addr>().unwrap().octets().iter().map(|byte| format!("{byte:02x}")).collect();
+        until("the route of the IPv6 address", || {
+            const RTF_LOCAL: u32 = 0x8000_0000;
+            let table = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap());
             table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|fields| {
-                let flags = u32::from_str_radix(fields[4], 16).unwrap();
-                fields[5] == "t0" && fields[0].starts_with("fd99") && flags & libc::IFA_F_TENTATIVE == 0
+                fields[0] == local && u32::from_str_radix(fields[8], 16).unwrap() & RTF_LOCAL != 0
             })
         });
         Self { namespace, tun: Arc::new(tun) }
@@ -119,7 +121,6 @@ pub enum Side {
 pub enum Mode {
     Pass,
     Hold,
-    Drop,
 }
 
 /// One direction.
@@ -204,7 +205,6 @@ fn carry(wire: &mut Wire, from: Side, packet: &[u8]) {
     match way.mode {
         Mode::Pass => wire.deliver(from, packet),
         Mode::Hold => way.held.push_back(packet.to_vec()),
-        Mode::Drop => {}
     }
 }
 
@@ -241,7 +241,7 @@ impl World {
         self.wire.lock().unwrap().way(from).mode = mode;
     }
 
-    /// All that the kernels have sent so far is held, dropped or delivered.
+    /// All that the kernels have sent so far is held or delivered.
     pub fn drain(&self) {
         let mut wire = self.wire.lock().unwrap();
         let mut packet = vec![0; 1 << 16];

@@ -49,16 +49,16 @@ impl Capturer {
     ///
     /// `known` are the options captured before, if no `setsockopt` was noticed since; reading them is most of the cost.
     pub fn capture(&mut self, fd: BorrowedFd<'_>, known: Option<&Options>) -> Result<Captured> {
-        let options = match known {
+        let mut options = match known {
             Some(options) => options.clone(),
             None => Options::read(fd)?,
         };
+        options.follow_peek_offset(fd)?;
         let info = sys::info(fd).attempt("read TCP_INFO")?;
         let local = local_address(fd)?;
         let buffers = Buffers {
             send: sys::get(fd, libc::SOL_SOCKET, libc::SO_SNDBUF).attempt("read SO_SNDBUF")?,
             receive: sys::get(fd, libc::SOL_SOCKET, libc::SO_RCVBUF).attempt("read SO_RCVBUF")?,
-            locks: sys::get(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK).attempt("read SO_BUF_LOCK")?,
             window_clamp: sys::get(fd, libc::SOL_TCP, libc::TCP_WINDOW_CLAMP)
                 .attempt("read TCP_WINDOW_CLAMP")?,
         };
@@ -72,17 +72,13 @@ impl Capturer {
             state_number::CLOSE => closed(fd, &options)?,
             state_number::SYN_SENT => {
                 let remote = remote_address(fd, &options)?;
-                // The SYN itself is 1; more is data of Fast Open.
-                if info.unacked > 1 {
-                    return Err(Error::Refused(Refused::FastOpen));
-                }
-                State::Connecting(self.connecting(fd, &options, &info, local, remote, known.is_none())?)
+                State::Connecting(self.connecting(fd, &options, &info, local, remote)?)
             }
             number => {
                 let stage = Stage::from_number(number).ok_or(Error::Refused(Refused::HalfOpen))?;
                 let remote = remote_address(fd, &options)?;
-                if known.is_none() {
-                    self.refuse_md5(fd, local, remote)?;
+                if known.is_none() && self.look_up(fd, local, remote)?.md5 {
+                    return Err(Error::Refused(Refused::Md5));
                 }
                 let (connection, skipped) = connected(fd, &options, &info, stage, remote)?;
                 unframed = segments_of(&connection, local, skipped, info.snd_mss)?;
@@ -108,10 +104,6 @@ impl Capturer {
         }
     }
 
-    fn refuse_md5(&mut self, fd: BorrowedFd<'_>, local: SocketAddr, remote: SocketAddr) -> Result<()> {
-        if self.look_up(fd, local, remote)?.md5 { Err(Error::Refused(Refused::Md5)) } else { Ok(()) }
-    }
-
     fn connecting(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -119,14 +111,17 @@ impl Capturer {
         info: &TcpInfo,
         local: SocketAddr,
         remote: SocketAddr,
-        first: bool,
     ) -> Result<Connecting> {
-        if first {
-            self.refuse_md5(fd, local, remote)?;
+        // The SYN itself is 1; more is data of Fast Open.
+        if info.unacked > 1 {
+            return Err(Error::Refused(Refused::FastOpen));
         }
         let timestamp = sys::timestamp(fd).attempt("read TCP_TIMESTAMP")?;
-        let expires = self.look_up(fd, local, remote)?.expires_ms;
-        let age = (info.rto / 1000).saturating_sub(expires) + SYN_AGE_MARGIN_MS;
+        let seen = self.look_up(fd, local, remote)?;
+        if seen.md5 {
+            return Err(Error::Refused(Refused::Md5));
+        }
+        let age = (info.rto / 1000).saturating_sub(seen.expires_ms) + SYN_AGE_MARGIN_MS;
         let repair = InRepair::enter(fd, options)?;
         sys::select_queue(fd, Queue::Send).attempt("select the send queue")?;
         // The SYN is the only number written.
@@ -151,8 +146,7 @@ impl<'a> InRepair<'a> {
 
     fn leave(mut self) -> Result<()> {
         self.left = true;
-        sys::set_repair(self.fd, Repair::OffSilently).attempt("leave repair")?;
-        self.options.apply_reuse_address(self.fd)
+        self.options.leave_repair(self.fd)
     }
 }
 
@@ -160,8 +154,7 @@ impl Drop for InRepair<'_> {
     fn drop(&mut self) {
         if !self.left {
             // On the way out of another error, which is the one to report.
-            let _ = sys::set_repair(self.fd, Repair::OffSilently);
-            let _ = self.options.apply_reuse_address(self.fd);
+            let _ = self.options.leave_repair(self.fd);
         }
     }
 }
@@ -181,9 +174,8 @@ fn connected(
     if conditions & libc::POLLERR != 0 {
         return Err(Error::Refused(Refused::ErrorQueue));
     }
-    refuse_urgent(fd, options, conditions)?;
     // Peeking may send an acknowledgement that was due (`tcp_cleanup_rbuf`), so the window is read after it.
-    let receive = peek_receive_queue(fd, options)?;
+    let receive = receive_queue(fd, options, conditions)?;
     let quick_ack = sys::get::<i32>(fd, libc::SOL_TCP, libc::TCP_QUICKACK).attempt("read TCP_QUICKACK")? != 0;
     let timestamp = if info.options & info_option::TIMESTAMPS != 0 {
         Some(sys::timestamp(fd).attempt("read TCP_TIMESTAMP")?)
@@ -274,44 +266,32 @@ fn segments_of(
     Ok(segments)
 }
 
-/// An urgent byte leaves the stream (`SO_OOBINLINE` off) or is a mark in it; neither can be rebuilt.
-fn refuse_urgent(fd: BorrowedFd<'_>, options: &Options, conditions: i16) -> Result<()> {
+/// The bytes received and not read. Refuses an urgent one among them: it leaves the stream (`SO_OOBINLINE` off) or is a
+/// mark in it, and neither can be rebuilt.
+fn receive_queue(fd: BorrowedFd<'_>, options: &Options, conditions: i16) -> Result<Vec<u8>> {
+    let length = sys::unread(fd).attempt("read SIOCINQ")?;
     let mut urgent = conditions & libc::POLLPRI != 0;
-    if options.int("SO_OOBINLINE") == Some(0) && !urgent {
+    if !urgent && options.int(libc::SOL_SOCKET, libc::SO_OOBINLINE) == Some(0) {
         // One that was read leaves a hole that no condition shows; but SIOCINQ ends before it, unless urgent data
         // count as ordinary (`tcp_inq`).
         let set = |value: i32| {
             sys::set(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, value).attempt("set SO_OOBINLINE")
         };
-        let apart = sys::unread(fd).attempt("read SIOCINQ")?;
         set(1)?;
         let inline = sys::unread(fd);
         set(0)?;
-        urgent = inline.attempt("read SIOCINQ")? != apart;
+        urgent = inline.attempt("read SIOCINQ")? != length;
     }
-    if urgent { Err(Error::Refused(Refused::Urgent)) } else { Ok(()) }
-}
-
-fn peek_receive_queue(fd: BorrowedFd<'_>, options: &Options) -> Result<Vec<u8>> {
+    if urgent {
+        return Err(Error::Refused(Refused::Urgent));
+    }
     // Not even a peek when there is nothing: it would take a pending error.
-    let length = sys::unread(fd).attempt("read SIOCINQ")? as usize;
     if length == 0 {
         return Ok(Vec::new());
     }
-    let peek_offset = if options.peek_offset >= 0 {
-        // A peek begins there, and moves it.
-        let offset: i32 = sys::get(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF).attempt("read SO_PEEK_OFF")?;
-        sys::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1).attempt("set SO_PEEK_OFF")?;
-        Some(offset)
-    } else {
-        None
-    };
-    let bytes = sys::peek(fd, length);
-    if let Some(offset) = peek_offset {
-        sys::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset).attempt("set SO_PEEK_OFF")?;
-    }
+    let bytes = options.without_peek_offset(fd, || sys::peek(fd, length as usize))?;
     match bytes {
-        Ok(bytes) if bytes.len() == length => Ok(bytes),
+        Ok(bytes) if bytes.len() == length as usize => Ok(bytes),
         Ok(_) => Err(Error::Changed),
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(Error::Changed),
         Err(source) => Err(Error::System { attempt: "peek at the receive queue", source }),
@@ -324,9 +304,8 @@ fn closed(fd: BorrowedFd<'_>, options: &Options) -> Result<State> {
     if conditions & libc::POLLRDHUP == 0 {
         return Ok(State::Idle { max_segment: max_segment(fd)? });
     }
-    refuse_urgent(fd, options, conditions)?;
     Ok(State::Dead {
-        receive: peek_receive_queue(fd, options)?,
+        receive: receive_queue(fd, options, conditions)?,
         error_pending: conditions & libc::POLLERR != 0,
     })
 }

@@ -75,8 +75,6 @@ pub struct Buffers {
     /// As `getsockopt` says: twice what a program sets.
     pub send: u32,
     pub receive: u32,
-    /// `SO_BUF_LOCK`: which of the two the program has set.
-    pub locks: i32,
     /// `TCP_WINDOW_CLAMP`.
     pub window_clamp: u32,
 }
@@ -203,21 +201,21 @@ pub struct Fingerprint {
     segs_out: u32,
     segs_in: u32,
     unread: u32,
-    unacknowledged: u32,
     unsent: u32,
     snd_wnd: u32,
     backlog: u32,
     waiting: u32,
 }
 
-/// The cheap test for change: four system calls, no repair, no effect.
+/// The cheap test for change: three system calls, no repair, no effect.
 ///
 /// Equal fingerprints of one socket mean equal queues and sequence numbers, because each of them is a function of the
 /// fingerprint and of constants of the connection:
 ///
 /// - `snd_una` moves only in `tcp_snd_una_update`, which adds the same to `bytes_acked` (64 bits: no wrap);
 /// - `rcv_nxt` moves only in `tcp_rcv_nxt_update`, which adds the same to `bytes_received`, FIN included;
-/// - `write_seq` is `snd_una` + SIOCOUTQ, `snd_nxt` is `write_seq` − `tcpi_notsent_bytes`;
+/// - `snd_nxt` moves only when a segment is sent, which is counted in `segs_out` (or when a captured socket's is marked
+///   as sent, which is subtracted from `tcpi_notsent_bytes`); `write_seq` is `snd_nxt` + `tcpi_notsent_bytes`;
 /// - `copied_seq`, what the program has read, is `rcv_nxt` − SIOCINQ: a plain `read`, which sends no frame and changes
 ///   nothing in TCP_INFO, is seen there. (Reading the end of the stream moves it over the FIN unseen; a restored socket
 ///   then just says "end" again, as this one does.)
@@ -226,7 +224,7 @@ pub struct Fingerprint {
 /// as good as any), so queues are equal when their bounds are. The windows change only by a segment in or out, both of
 /// which are counted (`segs_in`, `segs_out`: 2^32 segments between two looks do not happen). What has no segment and
 /// no number (an error taken by the program, `shutdown(SHUT_RD)`, urgent data read) shows in the conditions of `poll`.
-/// Options are not covered: `setsockopt` has to be noticed.
+/// Options are not covered: `setsockopt` has to be noticed. Nor are buffer sizes, which the kernel adapts.
 ///
 /// The reverse does not hold: a duplicate acknowledgement changes the fingerprint and nothing else.
 pub fn fingerprint(fd: BorrowedFd<'_>) -> Result<Fingerprint> {
@@ -241,7 +239,6 @@ pub fn fingerprint(fd: BorrowedFd<'_>) -> Result<Fingerprint> {
         segs_in: info.segs_in,
         // A listener has no queues (`tcp_ioctl`: EINVAL).
         unread: if listening { 0 } else { sys::unread(fd).attempt("read SIOCINQ")? },
-        unacknowledged: if listening { 0 } else { sys::unacknowledged(fd).attempt("read SIOCOUTQ")? },
         unsent: info.notsent_bytes,
         snd_wnd: info.snd_wnd,
         backlog: if listening { info.sacked } else { 0 },

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Attempt, Error, Refused, Result};
-use crate::sys::tcp_repair::{self as sys, Linger, Timeout};
+use crate::sys::tcp_repair::{self as sys, Linger, Repair, Timeout};
 
 /// Whether a socket was made as AF_INET or AF_INET6; the latter can hold IPv4 connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -91,7 +91,7 @@ const INTS: &[Int] = &[
     int("TCP_DEFER_ACCEPT", libc::SOL_TCP, libc::TCP_DEFER_ACCEPT),
     int("TCP_THIN_LINEAR_TIMEOUTS", libc::SOL_TCP, 16),
     int("TCP_USER_TIMEOUT", libc::SOL_TCP, libc::TCP_USER_TIMEOUT),
-    int("TCP_FASTOPEN", libc::SOL_TCP, 23),
+    int("TCP_FASTOPEN", libc::SOL_TCP, TCP_FASTOPEN),
     int("TCP_NOTSENT_LOWAT", libc::SOL_TCP, NOTSENT_LOWAT),
     int("TCP_FASTOPEN_NO_COOKIE", libc::SOL_TCP, 34),
     int("TCP_INQ", libc::SOL_TCP, 36),
@@ -102,6 +102,7 @@ const INTS: &[Int] = &[
 ];
 
 pub(super) const NOTSENT_LOWAT: i32 = 25;
+const TCP_FASTOPEN: i32 = 23;
 const SO_RCVTIMEO_NEW: i32 = 66;
 const SO_SNDTIMEO_NEW: i32 = 67;
 /// `IPPROTO_MPTCP` (`include/uapi/linux/in.h`).
@@ -132,13 +133,15 @@ pub struct Options {
     family: Family,
     /// In the order of [`INTS`]; `None` where this kernel or this family lacks the option.
     ints: Vec<Option<i32>>,
-    pub(super) reuse_address: bool,
+    reuse_address: bool,
+    /// `SO_BUF_LOCK`: which of the buffer sizes the program has set.
+    pub(super) buffer_locks: i32,
     linger: Linger,
     receive_timeout: Timeout,
     send_timeout: Timeout,
     max_pacing_rate: u64,
     /// The place of the next peek; -1 unless the program uses it.
-    pub(super) peek_offset: i32,
+    peek_offset: i32,
     device: Vec<u8>,
     congestion: Vec<u8>,
 }
@@ -172,6 +175,7 @@ impl Options {
             family,
             ints,
             reuse_address: sys::get::<i32>(fd, socket, libc::SO_REUSEADDR).attempt("read SO_REUSEADDR")? != 0,
+            buffer_locks: sys::get(fd, socket, libc::SO_BUF_LOCK).attempt("read SO_BUF_LOCK")?,
             linger: sys::get(fd, socket, libc::SO_LINGER).attempt("read SO_LINGER")?,
             receive_timeout: sys::get(fd, socket, SO_RCVTIMEO_NEW).attempt("read SO_RCVTIMEO")?,
             send_timeout: sys::get(fd, socket, SO_SNDTIMEO_NEW).attempt("read SO_SNDTIMEO")?,
@@ -236,14 +240,62 @@ impl Options {
         Ok(())
     }
 
-    /// Leaving repair clears it (`do_tcp_setsockopt`, TCP_REPAIR: `sk->sk_reuse = SK_NO_REUSE`).
-    pub(super) fn apply_reuse_address(&self, fd: BorrowedFd<'_>) -> Result<()> {
+    /// `SO_PEEK_OFF`, if the program uses it, moves with every peek and read.
+    pub(super) fn follow_peek_offset(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
+        if self.peek_offset >= 0 {
+            self.peek_offset =
+                sys::get(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF).attempt("read SO_PEEK_OFF")?;
+        }
+        Ok(())
+    }
+
+    /// Runs `peek`, which is to begin at the beginning, and move nothing.
+    pub(super) fn without_peek_offset<T>(&self, fd: BorrowedFd<'_>, peek: impl FnOnce() -> T) -> Result<T> {
+        let set = |offset: i32| {
+            sys::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset).attempt("set SO_PEEK_OFF")
+        };
+        if self.peek_offset < 0 {
+            return Ok(peek());
+        }
+        set(-1)?;
+        let peeked = peek();
+        set(self.peek_offset)?;
+        Ok(peeked)
+    }
+
+    /// What a connection accepted from a listener with these options begins with, so that its first capture need not read
+    /// them: all but what is the listener's alone (`inet_csk_clone_lock` clears the accept queue and its settings), and
+    /// the priority (`sk_clone_lock`).
+    pub fn of_accepted(&self) -> Self {
+        let mut accepted = self.clone();
+        for (option, value) in INTS.iter().zip(&mut accepted.ints) {
+            let reset = [
+                (libc::SOL_SOCKET, libc::SO_PRIORITY),
+                (libc::SOL_TCP, libc::TCP_DEFER_ACCEPT),
+                (libc::SOL_TCP, TCP_FASTOPEN),
+            ];
+            if reset.contains(&(option.level, option.number)) {
+                *value = value.map(|_| 0);
+            }
+        }
+        accepted
+    }
+
+    /// Leaves repair without a frame, and without losing `SO_REUSEADDR`, which leaving clears
+    /// (`do_tcp_setsockopt`, TCP_REPAIR: `sk->sk_reuse = SK_NO_REUSE`).
+    pub(super) fn leave_repair(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        sys::set_repair(fd, Repair::OffSilently).attempt("leave repair")?;
+        if self.reuse_address { self.apply_reuse_address(fd) } else { Ok(()) }
+    }
+
+    fn apply_reuse_address(&self, fd: BorrowedFd<'_>) -> Result<()> {
         sys::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, i32::from(self.reuse_address))
             .attempt("set SO_REUSEADDR")
     }
 
-    pub(super) fn int(&self, name: &str) -> Option<i32> {
-        INTS.iter().position(|option| option.name == name).and_then(|index| *self.ints.get(index)?)
+    pub(super) fn int(&self, level: i32, number: i32) -> Option<i32> {
+        let index = INTS.iter().position(|option| option.number == number && option.level == level)?;
+        *self.ints.get(index)?
     }
 }
 

@@ -132,7 +132,7 @@ impl Builder {
                 Live::AsItIs
             }
             State::Connecting(connecting) => {
-                set_buffers(fd.as_fd(), &checkpoint.buffers, fresh, 0, 0)?;
+                set_buffers(fd.as_fd(), checkpoint, fresh, 0, 0)?;
                 set_initial_seq(fd.as_fd(), checkpoint, connecting.initial_seq)?;
                 Live::Connect
             }
@@ -203,11 +203,12 @@ fn bind_to(fd: BorrowedFd<'_>, address: SocketAddr) -> Result<()> {
 /// `SO_SNDBUF` and `SO_RCVBUF` with room for these bytes; [`settle_buffers`] sets them to what they were.
 fn set_buffers(
     fd: BorrowedFd<'_>,
-    buffers: &Buffers,
+    checkpoint: &TcpSocket,
     fresh: &Fresh,
     send: usize,
     receive: usize,
 ) -> Result<()> {
+    let buffers = &checkpoint.buffers;
     // The kernel doubles what is set, and counts up to about twice the bytes (`truesize`); a small queue's overhead is
     // within 64 KiB.
     let room = |bytes: usize| if bytes == 0 { 0 } else { bytes.saturating_mul(2).saturating_add(1 << 16) };
@@ -221,20 +222,23 @@ fn set_buffers(
     if receive != 0 || buffers.receive != fresh.receive {
         set(libc::SO_RCVBUFFORCE, buffers.receive, room(receive))?;
     }
-    if send == 0 && receive == 0 { settle_locks(fd, buffers, fresh) } else { Ok(()) }
+    if send == 0 && receive == 0 { settle_locks(fd, checkpoint, fresh) } else { Ok(()) }
 }
 
-fn settle_buffers(fd: BorrowedFd<'_>, buffers: &Buffers) -> Result<()> {
+fn settle_buffers(fd: BorrowedFd<'_>, checkpoint: &TcpSocket) -> Result<()> {
+    let buffers = checkpoint.buffers;
     for (name, size) in [(libc::SO_SNDBUFFORCE, buffers.send), (libc::SO_RCVBUFFORCE, buffers.receive)] {
         sys::set(fd, libc::SOL_SOCKET, name, (size / 2) as i32).attempt("set a buffer size")?;
     }
-    sys::set(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK, buffers.locks).attempt("set SO_BUF_LOCK")
+    sys::set(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK, checkpoint.options.buffer_locks)
+        .attempt("set SO_BUF_LOCK")
 }
 
 /// Setting a size marks it as the program's choice.
-fn settle_locks(fd: BorrowedFd<'_>, buffers: &Buffers, fresh: &Fresh) -> Result<()> {
-    if buffers.locks != 0 || buffers.send != fresh.send || buffers.receive != fresh.receive {
-        sys::set(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK, buffers.locks).attempt("set SO_BUF_LOCK")?;
+fn settle_locks(fd: BorrowedFd<'_>, checkpoint: &TcpSocket, fresh: &Fresh) -> Result<()> {
+    let (buffers, locks) = (checkpoint.buffers, checkpoint.options.buffer_locks);
+    if locks != 0 || buffers.send != fresh.send || buffers.receive != fresh.receive {
+        sys::set(fd, libc::SOL_SOCKET, libc::SO_BUF_LOCK, locks).attempt("set SO_BUF_LOCK")?;
     }
     Ok(())
 }
@@ -246,7 +250,7 @@ fn unconnected(
     fresh: &Fresh,
     max_segment: Option<u32>,
 ) -> Result<()> {
-    set_buffers(fd, &checkpoint.buffers, fresh, 0, 0)?;
+    set_buffers(fd, checkpoint, fresh, 0, 0)?;
     if let Some(size) = max_segment {
         sys::set(fd, libc::SOL_TCP, libc::TCP_MAXSEG, size).attempt("set TCP_MAXSEG")?;
     }
@@ -341,7 +345,7 @@ fn connected(
 
     // Before connecting, so that window and segment sizes come out of the right ones.
     let (to_send, received) = (connection.send.len() - cut.acknowledged, connection.receive.len());
-    set_buffers(fd, &checkpoint.buffers, fresh, to_send, received)?;
+    set_buffers(fd, checkpoint, fresh, to_send, received)?;
     establish(fd, checkpoint.local, connection.remote, snd, rcv_nxt.wrapping_sub(received as u32))?;
     let agreed = Agreed {
         mss: connection.max_segment,
@@ -474,7 +478,7 @@ impl Resume {
             sys::select_queue(fd, Queue::Send).attempt("select the send queue")?;
             ignore_dead(shutdown(fd.as_raw_fd(), Shutdown::Write)).attempt("shut down writing")?;
         }
-        leave_repair(fd, &checkpoint.options)?;
+        checkpoint.options.leave_repair(fd)?;
         if !unsent.is_empty() {
             // A limit on unsent bytes would keep them out of the queue they were in.
             sys::set(fd, libc::SOL_TCP, NOTSENT_LOWAT, i32::MAX).attempt("set TCP_NOTSENT_LOWAT")?;
@@ -483,7 +487,7 @@ impl Resume {
                 Err(Error::System { source, .. }) if source.kind() == io::ErrorKind::ConnectionReset => {}
                 filled => filled?,
             }
-            let limit = checkpoint.options.int("TCP_NOTSENT_LOWAT").unwrap_or(0);
+            let limit = checkpoint.options.int(libc::SOL_TCP, NOTSENT_LOWAT).unwrap_or(0);
             sys::set(fd, libc::SOL_TCP, NOTSENT_LOWAT, limit).attempt("set TCP_NOTSENT_LOWAT")?;
         }
         if self.own_fin == OwnFin::Sent {
@@ -493,7 +497,7 @@ impl Resume {
             ignore_dead(shutdown(fd.as_raw_fd(), Shutdown::Read)).attempt("shut down reading")?;
         }
         if !connection.send.is_empty() || !connection.receive.is_empty() {
-            settle_buffers(fd, &checkpoint.buffers)?;
+            settle_buffers(fd, checkpoint)?;
         }
         if !connection.quick_ack {
             sys::set(fd, libc::SOL_TCP, libc::TCP_QUICKACK, 0).attempt("set TCP_QUICKACK")?;
@@ -517,7 +521,7 @@ fn set_initial_seq(fd: BorrowedFd<'_>, checkpoint: &TcpSocket, seq: u32) -> Resu
     bind_to(fd, checkpoint.local)?;
     sys::select_queue(fd, Queue::Send).attempt("select the send queue")?;
     sys::set_queue_seq(fd, seq).attempt("set write_seq")?;
-    leave_repair(fd, &checkpoint.options)
+    checkpoint.options.leave_repair(fd)
 }
 
 fn connect_again(fd: BorrowedFd<'_>, checkpoint: &TcpSocket, connecting: &Connecting) -> Result<()> {
@@ -534,16 +538,10 @@ fn connect_again(fd: BorrowedFd<'_>, checkpoint: &TcpSocket, connecting: &Connec
         // echoes it is not from the past.
         sys::set_repair(fd, Repair::On).attempt("enter repair")?;
         let set = sys::set_timestamp(fd, value);
-        leave_repair(fd, &checkpoint.options)?;
+        checkpoint.options.leave_repair(fd)?;
         set.attempt("set TCP_TIMESTAMP")?;
     }
     Ok(())
-}
-
-/// Without a frame, and without losing `SO_REUSEADDR`.
-fn leave_repair(fd: BorrowedFd<'_>, options: &Options) -> Result<()> {
-    sys::set_repair(fd, Repair::OffSilently).attempt("leave repair")?;
-    if options.reuse_address { options.apply_reuse_address(fd) } else { Ok(()) }
 }
 
 /// A connection at its end, with what can still be read: built with another socket of ours as its peer, over the
@@ -566,7 +564,7 @@ fn dead(
         ignore_dead(shutdown(fd.as_raw_fd(), Shutdown::Both)).attempt("shut down")?;
         return Ok(());
     }
-    set_buffers(fd, &checkpoint.buffers, fresh, 0, receive.len())?;
+    set_buffers(fd, checkpoint, fresh, 0, receive.len())?;
     let peer = new_socket(checkpoint.options.family())?;
     sys::set_repair(&peer, Repair::On).attempt("enter repair")?;
     let mut any_port = local;
@@ -587,7 +585,7 @@ fn dead(
     sys::set(&peer, libc::SOL_SOCKET, libc::SO_LINGER, Linger { on: 1, seconds: 0 })
         .attempt("set SO_LINGER")?;
     drop(peer);
-    leave_repair(fd, &checkpoint.options)?;
+    checkpoint.options.leave_repair(fd)?;
     if sys::conditions(fd, RESET_TIMEOUT_MS).attempt("poll")? & libc::POLLRDHUP == 0 {
         let source = io::Error::from(io::ErrorKind::TimedOut);
         return Err(Error::System { attempt: "reset over the loopback (is it up?)", source });
@@ -595,5 +593,5 @@ fn dead(
     if !error_pending {
         let _: i32 = sys::get(fd, libc::SOL_SOCKET, libc::SO_ERROR).attempt("take the error")?;
     }
-    if !receive.is_empty() { settle_buffers(fd, &checkpoint.buffers) } else { Ok(()) }
+    if !receive.is_empty() { settle_buffers(fd, checkpoint) } else { Ok(()) }
 }
