@@ -59,7 +59,7 @@ struct Inner {
 
 struct Cgroups {
     running: Cgroup,
-    /// Where [`Host::freeze_only`] puts what it freezes.
+    /// Where those are put that are frozen alone.
     singled_out: Cgroup,
 }
 
@@ -188,12 +188,22 @@ impl Host {
     /// Stops those processes, and what they start later, whose command line contains `pattern`. Returns their ids
     /// as seen from outside.
     pub fn freeze_only(&self, pattern: &str) -> Result<Vec<i32>> {
+        self.freeze_those(pattern, |pid| command_line(pid).contains(pattern))
+    }
+
+    /// Stops these processes and what they start later. They are named by their ids on the host, as its own programs
+    /// tell them; their ids as seen from outside are returned.
+    pub fn freeze_pids(&self, pids: &[i32]) -> Result<Vec<i32>> {
+        self.freeze_those(&format!("{pids:?}"), |pid| id_on_host(pid).is_some_and(|id| pids.contains(&id)))
+    }
+
+    fn freeze_those(&self, which: &str, chosen: impl Fn(libc::pid_t) -> bool) -> Result<Vec<i32>> {
         self.while_on("freeze some of its processes", |_| {
             let groups = self.inner.cgroups()?;
             let mut matching = groups.running.processes();
-            matching.retain(|pid| command_line(*pid).contains(pattern));
+            matching.retain(|pid| chosen(*pid));
             if matching.is_empty() {
-                let (pattern, host) = (pattern.to_owned(), self.inner.name.clone());
+                let (pattern, host) = (which.to_owned(), self.inner.name.clone());
                 return Err(LabError::NoMatch { pattern, host });
             }
             for pid in &matching {
@@ -204,7 +214,7 @@ impl Host {
         })
     }
 
-    /// Ends [`Host::freeze`] and [`Host::freeze_only`].
+    /// Ends all freezing.
     pub fn thaw(&self) -> Result<()> {
         self.while_on("thaw", |_| {
             let groups = self.inner.cgroups()?;
@@ -495,6 +505,14 @@ fn program_name(command: &[OsString]) -> String {
 fn command_line(pid: libc::pid_t) -> String {
     let raw = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&raw).replace('\0', " ")
+}
+
+/// The id that a process has in the pid namespace of its host: the one next to the owner's in the list of ids from
+/// the outside in (proc_pid_status(5), NSpid).
+fn id_on_host(pid: libc::pid_t) -> Option<libc::pid_t> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    ids.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn read_pid(pipe: OwnedFd) -> io::Result<libc::pid_t> {

@@ -161,6 +161,16 @@ fn the_frozen_stand_still_and_go_on_when_thawed() {
     goes_on(&other);
     host.thaw().unwrap();
     goes_on(&one);
+    let script = "echo $$; while :; do echo tick; sleep 0.005; done";
+    let third = host.spawn(["sh", "-c", script]).unwrap();
+    goes_on(&third);
+    let own_id: i32 = third.stdout().lines().next().unwrap().parse().unwrap();
+    assert_eq!(host.freeze_pids(&[own_id]).unwrap(), [third.pid()]);
+    stands_still(&third);
+    goes_on(&one);
+    host.thaw().unwrap();
+    goes_on(&third);
+    assert!(matches!(host.freeze_pids(&[i32::MAX]), Err(LabError::NoMatch { .. })));
     assert!(matches!(host.freeze_only("no such thing"), Err(LabError::NoMatch { .. })));
 
     // The power of a frozen host can be cut all the same, and its next life is not frozen.

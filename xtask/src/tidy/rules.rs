@@ -86,9 +86,10 @@ pub fn source_file(shown: &str, text: &str, is_test: bool, findings: &mut Vec<St
     }
 }
 
-/// Tests of a crate from outside, and what they share.
+/// Tests of a crate from outside, what they share, and programs that only try something out.
 pub fn is_test_file(path: &Path) -> bool {
-    path.iter().any(|part| part == "tests" || part == "benches") || path.ends_with("tests.rs")
+    let folders = ["tests", "benches", "examples"];
+    path.iter().any(|part| folders.iter().any(|folder| part == *folder)) || path.ends_with("tests.rs")
 }
 
 /// `unsafe` blocks, functions, impls and traits; not the attribute `unsafe(...)` nor a lint's name.
