@@ -328,3 +328,67 @@ pub(super) fn local_address(fd: BorrowedFd<'_>) -> Result<SocketAddr> {
     let v6 = name.as_sockaddr_in6().ok_or(Error::Refused(Refused::NotTcp))?;
     Ok(SocketAddrV6::new(v6.ip(), v6.port(), v6.flowinfo(), v6.scope_id()).into())
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{SlicedPacket, TransportSlice};
+
+    use super::*;
+    use crate::sys::tcp_repair::RepairWindow;
+
+    fn queue_of(stage: Stage, send: Vec<u8>, sent: u32) -> Connection {
+        let snd_una = u32::MAX - 1000;
+        Connection {
+            stage,
+            remote: "10.0.0.2:2".parse().unwrap(),
+            snd_una,
+            snd_nxt: snd_una.wrapping_add(sent),
+            send,
+            rcv_nxt: 77,
+            receive: Vec::new(),
+            window: RepairWindow { rcv_wup: 77, rcv_wnd: 1 << 16, ..RepairWindow::default() },
+            rcv_ssthresh: 0,
+            max_segment: 1460,
+            window_scales: Some((7, 7)),
+            sack: true,
+            timestamp: Some(5),
+            read_shut: false,
+            quick_ack: true,
+        }
+    }
+
+    /// What the kernel skipped comes out as segments: all of it, none longer than a segment, the FIN last.
+    #[test]
+    fn skipped_data_becomes_segments() {
+        let bytes: Vec<u8> = (0..5000).map(|place| (place % 251) as u8).collect();
+        for (stage, skipped, fin) in [
+            (Stage::Established, 4500, false),
+            (Stage::Established, 5000, false),
+            (Stage::FinWait1, 5001, true),
+        ] {
+            let connection = queue_of(stage, bytes.clone(), 500);
+            let end = connection.snd_una.wrapping_add(skipped);
+            let segments = segments_of(&connection, "10.0.0.1:1".parse().unwrap(), end, 1448).unwrap();
+            let mut payload = Vec::new();
+            for (index, segment) in segments.iter().enumerate() {
+                let packet = SlicedPacket::from_ip(&segment.packet).unwrap();
+                let Some(TransportSlice::Tcp(tcp)) = packet.transport else { panic!("not TCP") };
+                let place = connection.snd_nxt.wrapping_add(payload.len() as u32);
+                assert_eq!((tcp.sequence_number(), tcp.acknowledgment_number()), (place, 77));
+                assert_eq!(tcp.window_size(), 1 << 9);
+                assert!(tcp.payload().len() <= 1448);
+                assert_eq!(tcp.fin(), fin && index + 1 == segments.len());
+                payload.extend_from_slice(tcp.payload());
+            }
+            assert_eq!(payload, bytes[500..skipped.min(5000) as usize]);
+        }
+    }
+
+    #[test]
+    fn a_skipped_fin_alone_is_one_segment() {
+        let connection = queue_of(Stage::LastAck, vec![1; 10], 10);
+        let end = connection.snd_una.wrapping_add(11);
+        let segments = segments_of(&connection, "10.0.0.1:1".parse().unwrap(), end, 1448).unwrap();
+        assert_eq!(segments.len(), 1);
+    }
+}
