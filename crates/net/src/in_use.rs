@@ -17,7 +17,7 @@ const QUESTIONS: u32 = 3;
 /// The question is one of duplicate detection (RFC 5227, RFC 4862): it claims nothing, from a MAC that is
 /// nobody's, so that it disturbs neither caches nor switches where the address is in use.
 pub fn probe_in_use(port: &Port, address: IpAddr, patience: Duration) -> Result<Option<Mac>, PortError> {
-    let ours = asking_mac(port.name());
+    let ours = port.asking_mac();
     let question = match address {
         IpAddr::V4(address) => arp_request(ours, Ipv4Addr::UNSPECIFIED, address),
         IpAddr::V6(address) => solicitation(ours, Ipv6Addr::UNSPECIFIED, address),
@@ -37,10 +37,4 @@ pub fn probe_in_use(port: &Port, address: IpAddr, patience: Duration) -> Result<
         }
     }
     Ok(None)
-}
-
-/// A MAC for the question alone: not the device's own, whose frames a bridge keeps to the host, and not the
-/// workload's, which may be alive elsewhere.
-fn asking_mac(port: &str) -> Mac {
-    Mac::derive(&format!("{port} asks, process {}", std::process::id()))
 }

@@ -6,13 +6,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::sys::netlink::{LinkSettings, Netlink};
 use crate::sys::tap::Tap;
-use crate::{ConfigError, NetworkConfig, Route};
+use crate::{ConfigError, Moment, NetworkConfig, Route};
 
 /// The name of the workload's only interface.
 const INTERFACE: &str = "eth0";
@@ -26,6 +27,11 @@ pub(crate) const QUEUE: u32 = 16_384;
 /// table, and the host's has hundreds of thousands of buckets. 4,096 keep chains short up to tens of thousands
 /// of connections.
 const TCP_TABLE_BUCKETS: &str = "4096";
+
+/// How long the kernel may take to make a new address its own, and how often to look. It takes less than a
+/// millisecond; a machine that takes seconds for it is not one to start a workload on.
+const LOCAL_WITHIN: Duration = Duration::from_secs(10);
+const LOCAL_INTERVAL: Duration = Duration::from_micros(200);
 
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
@@ -194,10 +200,30 @@ fn set_up(config: &NetworkConfig) -> Result<Tap, NamespaceError> {
     for &address in &config.addresses {
         netlink.add_address(index, address).map_err(|source| NamespaceError::Address { address, source })?;
     }
+    for &address in &config.addresses {
+        wait_until_local(&mut netlink, address)?;
+    }
     for &route in &config.routes {
         netlink.add_route(index, &route).map_err(|source| NamespaceError::Route { route, source })?;
     }
     Ok(tap)
+}
+
+/// Waits until the kernel takes the address as its own. An IPv6 address becomes so on a work queue, even where no
+/// duplicate is looked for (`addrconf_dad_start`, net/ipv6/addrconf.c); until then it looks like a neighbour's.
+fn wait_until_local(netlink: &mut Netlink, address: IpNet) -> Result<(), NamespaceError> {
+    let failed = |source| NamespaceError::Address { address, source };
+    let deadline = Moment::now() + LOCAL_WITHIN;
+    while !netlink.is_local(address.addr()).map_err(failed)? {
+        if Moment::now() >= deadline {
+            return Err(failed(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the kernel does not take it as its own",
+            )));
+        }
+        thread::sleep(LOCAL_INTERVAL);
+    }
+    Ok(())
 }
 
 /// Sets a value under `/proc/sys`, which shows the calling thread its own namespace's `net`. What the kernel was

@@ -55,6 +55,7 @@ pub enum PortError {
 pub struct Port {
     tap: Tap,
     index: u32,
+    mac: Mac,
     bridge: String,
     mtu: u16,
     netlink: Mutex<Netlink>,
@@ -67,17 +68,19 @@ impl Port {
         let mut netlink = Netlink::open().map_err(PortError::Netlink)?;
         let link = find_bridge(&mut netlink, bridge, mtu)?;
         let tap = Tap::create(NAME_PATTERN).map_err(PortError::Tap)?;
-        let index = (|| {
+        let (index, mac) = (|| {
             let device = netlink.link(tap.name())?.ok_or(Errno::ENODEV)?;
-            let mac = device_mac(device.index);
+            // The kernel gave it a random one (`eth_hw_addr_random`, drivers/net/tun.c).
+            let mut mac = device.mac.ok_or(Errno::EADDRNOTAVAIL)?;
+            mac.0[0] = DEVICE_MAC_FIRST_BYTE;
             // A bridge takes on the least MTU of its ports (`br_mtu_auto_adjust`, net/bridge/br_if.c): a port with
             // the bridge's own changes nothing for the others.
             netlink.configure_link(device.index, &LinkSettings { mac, mtu: link.mtu, queue: QUEUE })?;
             netlink.bring_up_mute(device.index)?;
-            Ok(device.index)
+            Ok((device.index, mac))
         })()
         .map_err(|source| PortError::SetUp { port: tap.name().to_owned(), source })?;
-        Ok(Port { tap, index, bridge: bridge.to_owned(), mtu, netlink: Mutex::new(netlink) })
+        Ok(Port { tap, index, mac, bridge: bridge.to_owned(), mtu, netlink: Mutex::new(netlink) })
     }
 
     /// Attaches the port to its bridge: from now on its frames reach the network. May be called from any thread.
@@ -105,6 +108,14 @@ impl Port {
 
     pub fn name(&self) -> &str {
         self.tap.name()
+    }
+
+    /// An address to ask the network from that is nobody's: not the device's own, whose frames a bridge keeps to
+    /// the host, and not the workload's, which may be alive elsewhere.
+    pub(crate) fn asking_mac(&self) -> Mac {
+        let mut mac = self.mac;
+        mac.0[0] = ASKING_MAC_FIRST_BYTE;
+        mac
     }
 
     /// Writes a frame to the network.
@@ -167,13 +178,12 @@ fn find_bridge(netlink: &mut Netlink, bridge: &str, mtu: u16) -> Result<Link, Po
     Ok(link)
 }
 
-/// The address of the device itself, which is nobody's on the network. A bridge without an address of its own
-/// takes the lowest of its ports' (`br_stp_recalculate_bridge_id`, net/bridge/br_stp_if.c), and must not change it
-/// because of us: 0xfe is the highest first byte of a local unicast address.
-fn device_mac(index: u32) -> Mac {
-    let [a, b, c, d] = index.to_be_bytes();
-    Mac([0xfe, 0x4f, a, b, c, d])
-}
+/// The first byte of the device's own address, the highest of a local unicast one. A bridge without an address of
+/// its own takes the lowest of its ports' (`br_stp_recalculate_bridge_id`, net/bridge/br_stp_if.c), and must not
+/// change it because of us.
+const DEVICE_MAC_FIRST_BYTE: u8 = 0xfe;
+/// And of the address that asks for others: likewise local and unicast.
+const ASKING_MAC_FIRST_BYTE: u8 = 0xfa;
 
 #[cfg(test)]
 mod tests {

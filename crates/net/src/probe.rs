@@ -111,7 +111,7 @@ pub struct Prober {
     targets: Vec<Target>,
     /// By local and remote address and port.
     index: HashMap<Ends, usize>,
-    /// The first target that may be due: all before it were asked just now.
+    /// Where to go on looking for targets that are due: all before it were asked just now.
     next: usize,
 }
 
@@ -146,11 +146,11 @@ impl Prober {
     pub fn due(&mut self, now: Moment, neighbours: &mut Neighbours, limit: usize) -> Vec<Vec<u8>> {
         let source = neighbours.network().mac;
         let mut frames = Vec::new();
-        for step in 0..self.targets.len() {
+        let (first, count) = (self.next, self.targets.len());
+        for at in (0..count).map(|step| (first + step) % count) {
             if frames.len() == limit {
                 break;
             }
-            let at = (self.next + step) % self.targets.len();
             let target = &mut self.targets[at];
             if target.answer.is_some() || target.next_at > now {
                 continue;

@@ -34,6 +34,7 @@ pub struct Link {
     pub is_bridge: bool,
     pub is_up: bool,
     pub mtu: u32,
+    pub mac: Option<Mac>,
 }
 
 /// What to change about a device before it is brought up.
@@ -72,10 +73,12 @@ impl Netlink {
             is_bridge: false,
             is_up: link.header.flags.contains(LinkFlags::Up),
             mtu: 0,
+            mac: None,
         };
         for attribute in &link.attributes {
             match attribute {
                 LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
+                LinkAttribute::Address(mac) => found.mac = mac[..].try_into().ok().map(Mac),
                 LinkAttribute::LinkInfo(info) => {
                     found.is_bridge = info.contains(&LinkInfo::Kind(InfoKind::Bridge));
                 }
@@ -158,6 +161,22 @@ impl Netlink {
         self.ask(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
+    /// Whether the kernel takes packets for `address` as its own.
+    pub fn is_local(&mut self, address: IpAddr) -> io::Result<bool> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(address);
+        message.header.destination_prefix_length = IpNet::from(address).prefix_len();
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
+        match self.ask(RouteNetlinkMessage::GetRoute(message), 0) {
+            Ok(Some(RouteNetlinkMessage::NewRoute(route))) => Ok(route.header.kind == RouteType::Local),
+            Ok(_) => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "netlink answered RTM_GETROUTE with no route"))
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENETUNREACH) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn change_link(&mut self, index: u32, change: impl FnOnce(&mut LinkMessage)) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
@@ -169,7 +188,8 @@ impl Netlink {
     fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
         self.sequence = self.sequence.wrapping_add(1);
         // A GET answers with the message itself and, asked to, with an acknowledgement that would be left over.
-        let acknowledge = if matches!(message, RouteNetlinkMessage::GetLink(_)) { 0 } else { NLM_F_ACK };
+        let asks = matches!(message, RouteNetlinkMessage::GetLink(_) | RouteNetlinkMessage::GetRoute(_));
+        let acknowledge = if asks { 0 } else { NLM_F_ACK };
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | acknowledge | flags;
         header.sequence_number = self.sequence;

@@ -72,8 +72,9 @@ pub fn cable(a: &Namespace, a_name: &str, b: &Namespace, b_name: &str) {
     // A veth is up for the kernel only when its link watch has run, which it does once a second
     // (`linkwatch_schedule_work`, net/core/link_watch.c); until then a bridge forwards nothing through it.
     for (namespace, name) in [(a, a_name), (b, b_name)] {
+        let ready = if name.starts_with("port") { "state forwarding" } else { "state UP" };
         let deadline = Moment::now() + PATIENCE;
-        while !ip(namespace, &format!("-o link show {name}")).contains("state UP") {
+        while !ip(namespace, &format!("-d -o link show {name}")).contains(ready) {
             assert!(Moment::now() < deadline, "the cable never comes up");
             thread::sleep(Duration::from_millis(5));
         }
