@@ -4,6 +4,9 @@
 //! the blocks that differ by their hashes. Scanned once while the workload runs and once more when it is stopped, the
 //! second one has little to read. Scanning while it runs is safe: what changes meanwhile has later times.
 //!
+//! Names of one file stay names of one file; of a symbolic link or a named pipe with several names each is kept for
+//! itself. Times of access and of symbolic links are not kept.
+//!
 //! A write through a shared mapping leaves no trace in the times of a file on tmpfs (shmem has no `page_mkwrite`, so
 //! nothing calls `file_update_time`): name the files that are mapped so by [`Scratch::set_mapped`].
 
@@ -73,7 +76,8 @@ enum What {
     File(Vec<u64>),
     /// A further name of the file at this path.
     Link(String),
-    Symlink,
+    /// Where to, and whose.
+    Symlink(String, (u32, u32)),
     Node,
 }
 
@@ -307,10 +311,7 @@ impl Walk {
                 Some(blocks) => What::File(blocks),
                 None => return Ok(None),
             },
-            (libc::S_IFLNK, _) => {
-                self.symlink(parent, name, path, &stamp)?;
-                What::Symlink
-            }
+            (libc::S_IFLNK, _) => self.symlink(parent, name, path, &stamp, before)?,
             (libc::S_IFIFO | libc::S_IFSOCK, _) => {
                 if !before.is_some_and(|before| before.stamp.looks_like(&stamp)) {
                     let socket = stamp.kind() == libc::S_IFSOCK;
@@ -368,13 +369,25 @@ impl Walk {
         self.directory(stamp, path, directory, before, depth + 1).map(Some)
     }
 
-    fn symlink(&mut self, parent: BorrowedFd<'_>, name: &CStr, path: &str, stamp: &Stamp) -> Result<()> {
+    fn symlink(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &CStr,
+        path: &str,
+        stamp: &Stamp,
+        before: Option<Entry>,
+    ) -> Result<What> {
         let target = readlinkat(parent, name).attempt(|| format!("read the symbolic link {path}"))?;
         let target = target.into_string().map_err(|target| {
             refuse(format!("the symbolic link {path} to {target:?}, which is not UTF-8"), "rename it")
         })?;
-        self.changes.push(FileChange::Symlink { path: path.to_owned(), target, owner: stamp.owner });
-        Ok(())
+        let owner = stamp.owner;
+        if !before.is_some_and(|old| matches!(old.what, What::Symlink(to, by) if to == target && by == owner))
+        {
+            let (path, target) = (path.to_owned(), target.clone());
+            self.changes.push(FileChange::Symlink { path, target, owner });
+        }
+        Ok(What::Symlink(target, owner))
     }
 
     /// The hashes of a file's blocks, after saying which have changed. `None` if it is not there any more.

@@ -36,7 +36,6 @@ pub fn apply(root: &Path, directories: &[String], changes: &[FileChange]) -> Res
         apply.check(path)?;
         apply.change(path, change).attempt(|| format!("change {path} as it was changed"))?;
     }
-    // What was done inside a directory has changed its time; the inner ones do not touch the outer ones'.
     for (path, modified) in std::mem::take(&mut apply.times) {
         let set = apply.directory(&path).and_then(|directory| set_time(directory.as_fd(), modified));
         match set {
@@ -66,6 +65,7 @@ struct Apply<'a> {
     directories: &'a [String],
     /// The directory that the last change was in, and its path.
     parent: Option<(String, OwnedFd)>,
+    /// What the times of directories that were worked in have to be in the end.
     times: BTreeMap<String, (i64, i64)>,
 }
 
@@ -103,6 +103,10 @@ impl Apply<'_> {
         let name = CString::new(name).map_err(io::Error::other)?;
         if self.parent.as_ref().is_none_or(|(known, _)| known != parent) {
             let directory = self.open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+            // What is done in it changes its time, also where the original's was left alone (a file that is made anew
+            // here because its first link was removed there).
+            let stat = fstat(&directory)?;
+            self.times.entry(parent.to_owned()).or_insert((stat.st_mtime, stat.st_mtime_nsec));
             self.parent = Some((parent.to_owned(), directory));
         }
         let (_, directory) = self.parent.as_ref().ok_or(Errno::ENOENT)?;
