@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use outlive_net::{Event, Moment, Namespace, Port, PortError, PumpConfig, VNET_HEADER, Voice, probe_in_use};
+use outlive_net::{Event, Moment, Namespace, Port, PortError, VNET_HEADER, Voice, probe_in_use};
 use support::*;
 
 /// Answers every datagram with what it says and its own name, from inside a workload.
@@ -93,7 +93,7 @@ fn address_moves(v6: bool) {
 
     // The backup is ready: same address, same MAC, not on the bridge.
     let generation = Voice::Exposed { generation: 2 };
-    let (second, closed) = Workload::prepare(&second_host, PumpConfig::new(network(), generation));
+    let (second, closed) = Workload::prepare(&second_host, config(network(), generation));
     let _second_answers = Responder::start(&second.namespace, v6, "second");
     assert_eq!(who_answers(&socket, v6), "first");
 
@@ -183,7 +183,7 @@ fn a_port_is_heard_only_while_it_is_attached_and_leaves_the_bridge_as_it_was() {
         |text: String| text.split("link/ether").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
     let before = (bridge(read(BRIDGE)), read(BRIDGE).contains("mtu 9000"));
 
-    let (workload, closed) = Workload::prepare(&host, PumpConfig::new(quiet_network(), exposed()));
+    let (workload, closed) = Workload::prepare(&host, config(quiet_network(), exposed()));
     drop(closed);
     let name = workload.pump.port().name().to_owned();
     assert!(name.len() <= 15 && !read(&name).is_empty());

@@ -40,6 +40,13 @@ pub fn quiet_network() -> NetworkConfig {
     NetworkConfig::new("net-test", vec!["10.7.0.10/24".parse().unwrap()])
 }
 
+/// A pump whose acknowledgements never grow stale: on a slow machine they would.
+pub fn config(network: NetworkConfig, voice: Voice) -> PumpConfig {
+    let mut config = PumpConfig::new(network, voice);
+    config.plug.freshness = PATIENCE;
+    config
+}
+
 /// Runs iproute2 inside a namespace.
 pub fn ip(namespace: &Namespace, arguments: &str) -> String {
     let output = namespace
@@ -145,12 +152,12 @@ pub fn plugged() -> Voice {
 impl Workload {
     /// On the bridge, with its input open.
     pub fn start(host: &Namespace, voice: Voice) -> Workload {
-        Workload::start_with(host, PumpConfig::new(network(), voice))
+        Workload::start_with(host, config(network(), voice))
     }
 
     /// Without IPv6, whose kernel reports its groups by itself.
     pub fn start_quiet(host: &Namespace, voice: Voice) -> Workload {
-        Workload::start_with(host, PumpConfig::new(quiet_network(), voice))
+        Workload::start_with(host, config(quiet_network(), voice))
     }
 
     pub fn start_with(host: &Namespace, config: PumpConfig) -> Workload {
