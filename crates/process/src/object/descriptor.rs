@@ -372,6 +372,9 @@ impl Capturer {
 
     /// A cheap sign of whether a description has changed: it has not if the sign is the same as before. `None` where
     /// only capturing it and [`Object::same_as`] can tell.
+    ///
+    /// The sign of an epoll instance says nothing of the tables: when rows have gone from the table of a process that
+    /// holds one, it is to be captured again whatever its sign, since a watched file may live on under no number.
     pub fn fingerprint(&self, kind: Kind, at: &At<'_>) -> Result<Option<u64>> {
         let mut seen = match kind {
             Kind::Tcp { .. } | Kind::Unix { .. } | Kind::TimerFd => return Ok(None),
@@ -387,10 +390,13 @@ impl Capturer {
                 seen.push_str(&format!("{:?}", (stat.st_size, file::modified(&stat), file::changed(&stat))));
             }
         }
-        // Other rows of the tables matter to a lock and to an interest.
+        // Other rows of the tables matter to an interest, and to the locks that their processes hold.
         if matches!(kind, Kind::File | Kind::Epoll) {
             for other in at.others {
                 seen.push_str(&format!("{} {}\n", other.process, other.fd));
+                if kind == Kind::File && other.tid != at.holder.tid {
+                    seen.push_str(&At { holder: *other, ..*at }.info()?);
+                }
             }
         }
         Ok(Some(xxh3_64(seen.as_bytes())))
@@ -422,7 +428,13 @@ impl Capturer {
             Kind::File => Object::File(Box::new(file::capture(at, &self.surroundings, &mut self.hashes)?)),
             Kind::Directory => Object::Directory(file::capture_directory(at, &self.surroundings)?),
             Kind::Device => Object::Device(device::capture(at)?),
-            Kind::Output(stream) => Object::Output(Output { stream, flags: at.status_flags(&at.info()?)? }),
+            Kind::Output(stream) => {
+                let flags = at.status_flags(&at.info()?)?;
+                if flags.access() != libc::O_WRONLY {
+                    return Err(at.refuse("its own standard output for reading", "open it for writing only"));
+                }
+                Object::Output(Output { stream, flags })
+            }
         })
     }
 
@@ -514,8 +526,10 @@ impl<'a> BuildContext<'a> {
         let end =
             end.ok_or_else(|| Error::Mismatch(format!("there is no standard stream {}", output.stream)))?;
         // A description of its own, as each of the workload's was.
-        sys::reopen(end.as_fd(), libc::O_WRONLY | output.flags.for_open() & libc::O_NONBLOCK)
-            .attempt(|| format!("open standard stream {} for the workload", output.stream))
+        let fd = sys::reopen(end.as_fd(), libc::O_WRONLY | libc::O_NONBLOCK)
+            .attempt(|| format!("open standard stream {} for the workload", output.stream))?;
+        output.flags.restore(fd.as_fd())?;
+        Ok(fd)
     }
 }
 

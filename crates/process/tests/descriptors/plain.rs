@@ -6,7 +6,8 @@ use std::path::Path;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use outlive_process::checkpoint::{Object, ObjectId};
-use outlive_process::object::descriptor::{Capturer, ClockOffsets};
+use outlive_process::object::descriptor::{BuildContext, Capturer, ClockOffsets, Surroundings};
+use outlive_process::object::file::FileHashes;
 use outlive_process::object::timerfd::Reference;
 use outlive_process::sys::descriptor as sys;
 use outlive_process::sys::task::clock;
@@ -159,4 +160,26 @@ fn devices_are_opened_again() {
     assert_eq!(read_now(&built[0]).unwrap(), []);
     assert!(read_now(&built[1]).unwrap().iter().all(|byte| *byte == 0));
     assert_eq!(status_flags(&built[0]) & libc::O_ACCMODE, libc::O_RDWR);
+}
+
+#[test]
+fn standard_streams_go_to_the_pipes_of_the_supervisor_that_builds() {
+    let _alone = alone();
+    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    let ((_old_reader, old), (new_reader, new)) = (pipe(), pipe());
+    let surroundings =
+        Surroundings { outputs: [None, Some(nix::sys::stat::fstat(&old).unwrap().st_ino)], ..surroundings() };
+    sys::set_status_flags(old.as_fd(), libc::O_APPEND).unwrap();
+    let mut capturer = Capturer::new(surroundings);
+    let objects = Workload::hold(vec![old]).capture(&mut capturer).unwrap();
+    assert!(matches!(&objects[&ObjectId(0)], Object::Output(output) if output.stream == 2));
+    let find = |id: ObjectId| objects.get(&id);
+    let mut hashes = FileHashes::new();
+    let root = Path::new("/").to_owned();
+    let mut context = BuildContext::new(root, &capturer.surroundings, [None, Some(new)], &find, &mut hashes);
+    let built = context.build(ObjectId(0)).unwrap().try_clone_to_owned().unwrap();
+    drop(context);
+    assert_eq!(status_flags(&built) & !0o100000, libc::O_WRONLY | libc::O_APPEND);
+    nix::unistd::write(&built, b"line").unwrap();
+    assert_eq!(read_now(&new_reader).unwrap(), b"line");
 }
