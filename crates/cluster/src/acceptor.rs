@@ -78,6 +78,12 @@ impl<S: Storage> Acceptor<S> {
         }
     }
 
+    /// The disk, to give it to another: for the model checker.
+    #[cfg(test)]
+    pub(crate) fn into_storage(self) -> S {
+        self.storage
+    }
+
     /// Why this node stopped voting, if its disk failed.
     pub fn failure(&self) -> Option<&StoreError> {
         self.failure.as_ref()
@@ -308,5 +314,168 @@ fn ballot(counter: u64, attempt: Attempt) -> Result<Ballot, Declined> {
         Ok(Ballot { counter, attempt })
     } else {
         Err(Declined::Malformed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ClusterId, Holder, Holding, Incarnation, MemoryStorage, RedbStorage};
+
+    fn seeds(count: usize) -> Seeds {
+        let names = (0..count).map(|number| format!("s{number}").parse().unwrap()).collect();
+        Seeds::new(ClusterId(1), 1, names).unwrap()
+    }
+
+    fn name(name: &str) -> NodeName {
+        name.parse().unwrap()
+    }
+
+    fn register(version: u64) -> Register {
+        let primary = Holder { incarnation: Incarnation(5), node: name("a") };
+        Register {
+            version,
+            generation: 1,
+            holding: Holding::Held { primary, synced_backup: None },
+            seeds_version: 1,
+        }
+    }
+
+    fn request(attempt: u128, ask: Ask) -> Request {
+        Request { cluster: ClusterId(1), seeds_version: 1, attempt: Attempt(attempt), ask }
+    }
+
+    fn prepare(counter: u64, attempt: u128) -> Request {
+        request(attempt, Ask::Prepare { workload: "web".parse().unwrap(), counter })
+    }
+
+    fn accept(counter: u64, attempt: u128, version: u64) -> Request {
+        let (workload, value) = ("web".parse().unwrap(), Some(register(version)));
+        request(attempt, Ask::Accept { workload, counter, value })
+    }
+
+    fn ask<S: Storage>(acceptor: &mut Acceptor<S>, request: &Request) -> Answer {
+        acceptor.handle(&name("a"), request).answer
+    }
+
+    fn voting() -> Acceptor<MemoryStorage> {
+        let mut acceptor = Acceptor::open(MemoryStorage::default()).unwrap();
+        acceptor.bootstrap(seeds(3), name("s0")).unwrap();
+        acceptor
+    }
+
+    #[test]
+    fn a_promise_is_kept_over_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("arbitration");
+        let mut acceptor = Acceptor::open(RedbStorage::open(&path).unwrap()).unwrap();
+        assert_eq!(acceptor.standing(), Standing::Blank);
+        acceptor.bootstrap(seeds(3), name("s0")).unwrap();
+        assert!(matches!(ask(&mut acceptor, &prepare(2, 1)), Answer::Promised { accepted: None, .. }));
+        assert!(matches!(ask(&mut acceptor, &accept(2, 1, 1)), Answer::Accepted { .. }));
+        assert!(matches!(ask(&mut acceptor, &prepare(5, 2)), Answer::Promised { .. }));
+        drop(acceptor);
+
+        let mut acceptor = Acceptor::open(RedbStorage::open(&path).unwrap()).unwrap();
+        assert_eq!(acceptor.standing(), Standing::Voting);
+        let promised = Ballot { counter: 5, attempt: Attempt(2) };
+        assert_eq!(ask(&mut acceptor, &accept(2, 1, 1)), Answer::Outbid { counter: 2, promised });
+        let Answer::Promised { accepted: Some(accepted), .. } = ask(&mut acceptor, &prepare(6, 3)) else {
+            panic!("the vote is gone");
+        };
+        assert_eq!(accepted.value, Some(register(1)));
+    }
+
+    #[test]
+    fn the_same_request_again_gets_the_same_answer() {
+        let mut acceptor = voting();
+        for request in [prepare(2, 1), accept(2, 1, 1)] {
+            let answer = ask(&mut acceptor, &request);
+            assert_eq!(ask(&mut acceptor, &request), answer);
+        }
+    }
+
+    #[test]
+    fn one_ballot_has_one_value() {
+        let mut acceptor = voting();
+        assert!(matches!(ask(&mut acceptor, &accept(2, 1, 1)), Answer::Accepted { .. }));
+        assert_eq!(ask(&mut acceptor, &accept(2, 1, 2)), Answer::Declined(Declined::Malformed));
+    }
+
+    #[test]
+    fn who_has_no_history_does_not_vote() {
+        let mut acceptor = Acceptor::open(MemoryStorage::default()).unwrap();
+        assert_eq!(ask(&mut acceptor, &prepare(2, 1)), Answer::Declined(Declined::Blank));
+        acceptor.rejoin(seeds(3), name("s0")).unwrap();
+        assert_eq!(ask(&mut acceptor, &prepare(2, 1)), Answer::Declined(Declined::Learning));
+        let teach = request(1, Ask::Teach { life: Life(1), after: None });
+        assert_eq!(
+            acceptor.handle(&name("s1"), &teach).answer,
+            Answer::Declined(Declined::Learning),
+            "who knows nothing teaches nothing"
+        );
+        assert!(matches!(acceptor.bootstrap(seeds(3), name("s0")), Err(MembershipError::NotBlank(_))));
+    }
+
+    #[test]
+    fn strangers_are_declined() {
+        let mut acceptor = voting();
+        let other = Request { cluster: ClusterId(9), ..prepare(2, 1) };
+        assert_eq!(ask(&mut acceptor, &other), Answer::Declined(Declined::OtherCluster(ClusterId(1))));
+        let other = Request { seeds_version: 2, ..prepare(2, 1) };
+        assert_eq!(ask(&mut acceptor, &other), Answer::Declined(Declined::OtherSeeds(1)));
+        let teach = request(1, Ask::Teach { life: Life(1), after: None });
+        assert_eq!(ask(&mut acceptor, &teach), Answer::Declined(Declined::NotASeed));
+        assert_eq!(ask(&mut acceptor, &prepare(u64::MAX, 1)), Answer::Declined(Declined::Malformed));
+        assert_eq!(ask(&mut acceptor, &prepare(0, 1)), Answer::Declined(Declined::Malformed));
+        assert!(matches!(
+            Acceptor::open(MemoryStorage::default()).unwrap().bootstrap(seeds(3), name("s7")),
+            Err(MembershipError::NotASeed { .. })
+        ));
+    }
+
+    #[test]
+    fn a_single_seed_is_taught_by_hand() {
+        let mut acceptor = Acceptor::open(MemoryStorage::default()).unwrap();
+        assert!(matches!(acceptor.rejoin(seeds(1), name("s0")), Err(MembershipError::ByHandOnly(1))));
+        let registers = BTreeMap::from([("web".parse().unwrap(), register(4))]);
+        acceptor.teach_by_hand(seeds(1), name("s0"), registers, 1_800_000_000).unwrap();
+        assert_eq!(acceptor.standing(), Standing::Voting);
+        assert!(
+            matches!(ask(&mut acceptor, &accept(7, 1, 1)), Answer::Outbid { .. }),
+            "what was under way before the wipe counts no more"
+        );
+        let Answer::Promised { accepted, .. } = ask(&mut acceptor, &prepare(1_800_000_001, 1)) else {
+            panic!("a new proposer does not get through");
+        };
+        assert_eq!(accepted.unwrap().value, Some(register(4)));
+    }
+
+    /// A disk that fails once.
+    struct Failing(MemoryStorage, bool);
+
+    impl Storage for Failing {
+        fn load(&self) -> Result<Option<crate::Disk>, StoreError> {
+            self.0.load()
+        }
+
+        fn persist(&mut self, records: &[Record<'_>]) -> Result<(), StoreError> {
+            if std::mem::take(&mut self.1) {
+                return Err(StoreError::Damaged { what: "the test's disk".to_owned() });
+            }
+            self.0.persist(records)
+        }
+    }
+
+    #[test]
+    fn a_failed_disk_silences_until_it_is_opened_again() {
+        let Acceptor { storage, .. } = voting();
+        let mut acceptor = Acceptor::open(Failing(storage, true)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(ask(&mut acceptor, &prepare(2, 1)), Answer::Declined(Declined::CannotPersist));
+        }
+        assert!(acceptor.failure().is_some());
+        let mut acceptor = Acceptor::open(acceptor.into_storage()).unwrap();
+        assert!(matches!(ask(&mut acceptor, &prepare(2, 1)), Answer::Promised { .. }));
     }
 }

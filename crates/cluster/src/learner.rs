@@ -178,3 +178,93 @@ impl Learner {
         Some(Lesson { seeds: self.seeds.clone(), me: self.me.clone(), lives, slots })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Acceptor, ClusterId, MemoryStorage, Standing};
+
+    const TEACHERS: [usize; 2] = [1, 2];
+
+    struct Cluster {
+        seeds: Seeds,
+        teachers: BTreeMap<usize, Acceptor<MemoryStorage>>,
+    }
+
+    impl Cluster {
+        /// Both teachers have promised something for `count` workloads, but the second something later.
+        fn new(count: usize) -> Self {
+            let names: Vec<NodeName> = ["s0", "s1", "s2"].map(|name| name.parse().unwrap()).to_vec();
+            let seeds = Seeds::new(ClusterId(1), 1, names).unwrap();
+            let teachers = TEACHERS.map(|place| {
+                let mut acceptor = Acceptor::open(MemoryStorage::default()).unwrap();
+                acceptor.bootstrap(seeds.clone(), seeds.members()[place].clone()).unwrap();
+                for number in 0..count {
+                    let workload = format!("w{number}").parse().unwrap();
+                    let ask = Ask::Prepare { workload, counter: place as u64 };
+                    let request =
+                        Request { cluster: ClusterId(1), seeds_version: 1, attempt: Attempt(7), ask };
+                    acceptor.handle(&seeds.members()[0], &request);
+                }
+                (place, acceptor)
+            });
+            Self { seeds, teachers: teachers.into() }
+        }
+
+        fn learner(&self, attempt: u128) -> Learner {
+            let me = self.seeds.members()[0].clone();
+            Learner::new(self.seeds.clone(), me, Attempt(attempt), Duration::ZERO, Duration::from_millis(20))
+        }
+
+        fn teach(&mut self, learner: &mut Learner, heard: &[usize]) {
+            for second in 0..100 {
+                let now = Duration::from_secs(second);
+                for Action::Send { to, request } in learner.poll(now) {
+                    let place = self.seeds.place(&to).unwrap();
+                    if heard.contains(&place) {
+                        let teacher = self.teachers.get_mut(&place).unwrap();
+                        let response = teacher.handle(&self.seeds.members()[0], &request);
+                        learner.on_response(&to, &response, now);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn all_pages_of_a_majority_make_a_lesson() {
+        let count = 3 * crate::message::LESSON_PAGE + 1;
+        let mut cluster = Cluster::new(count);
+        let mut learner = cluster.learner(1);
+        cluster.teach(&mut learner, &TEACHERS);
+        let lesson = learner.lesson().unwrap();
+        assert_eq!(lesson.slots.len(), count);
+        assert!(
+            lesson.slots.values().all(|slot| slot.promised.unwrap().counter == 2),
+            "not the latest promise"
+        );
+
+        let mut wiped = Acceptor::open(MemoryStorage::default()).unwrap();
+        wiped.rejoin(cluster.seeds.clone(), cluster.seeds.members()[0].clone()).unwrap();
+        wiped.take_lesson(lesson).unwrap();
+        assert_eq!(wiped.standing(), Standing::Voting);
+    }
+
+    #[test]
+    fn one_teacher_of_three_is_not_enough() {
+        let mut cluster = Cluster::new(1);
+        let mut learner = cluster.learner(1);
+        cluster.teach(&mut learner, &[1]);
+        assert_eq!(learner.lesson(), None);
+    }
+
+    #[test]
+    fn who_was_wiped_twice_begins_a_later_life() {
+        let mut cluster = Cluster::new(1);
+        let mut first = cluster.learner(1);
+        cluster.teach(&mut first, &[1]);
+        let mut second = cluster.learner(2);
+        cluster.teach(&mut second, &TEACHERS);
+        assert_eq!(second.lesson().unwrap().lives[0], (Life(2), Attempt(2)));
+    }
+}

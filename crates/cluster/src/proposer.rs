@@ -298,3 +298,165 @@ impl Proposer {
             State::Done(if self.proposed { Outcome::Unknown(silence) } else { Outcome::NoMajority(silence) });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Acceptor, ClusterId, Holder, Incarnation, MemoryStorage, Why};
+
+    struct Cluster {
+        seeds: Seeds,
+        acceptors: Vec<Acceptor<MemoryStorage>>,
+    }
+
+    impl Cluster {
+        fn new() -> Self {
+            let names: Vec<NodeName> = ["s0", "s1", "s2"].map(|name| name.parse().unwrap()).to_vec();
+            let seeds = Seeds::new(ClusterId(1), 1, names.clone()).unwrap();
+            let acceptors = names.into_iter().map(|name| {
+                let mut acceptor = Acceptor::open(MemoryStorage::default()).unwrap();
+                acceptor.bootstrap(seeds.clone(), name).unwrap();
+                acceptor
+            });
+            Self { acceptors: acceptors.collect(), seeds }
+        }
+
+        fn change(&self, attempt: u128, transition: Transition) -> Proposer {
+            let (seeds, limits) = (self.seeds.clone(), Limits::default());
+            Proposer::new(seeds, "web".parse().unwrap(), transition, Attempt(attempt), Duration::ZERO, limits)
+        }
+
+        /// Delivers what the proposer sends to the seed nodes that can be `reached`; true if it sent anything.
+        fn step(&mut self, proposer: &mut Proposer, now: Duration, reached: &[usize]) -> bool {
+            let actions = proposer.poll(now);
+            for Action::Send { to, request } in &actions {
+                let place = self.seeds.place(to).unwrap();
+                if reached.contains(&place) {
+                    let response = self.acceptors[place].handle(&"a".parse().unwrap(), request);
+                    proposer.on_response(to, &response, now);
+                }
+            }
+            !actions.is_empty()
+        }
+
+        fn run(&mut self, proposer: &mut Proposer, reached: &[usize]) -> Outcome {
+            let mut now = Duration::ZERO;
+            for _ in 0..1_000 {
+                self.step(proposer, now, reached);
+                match proposer.wakeup() {
+                    Some(at) => now = now.max(at),
+                    None => return proposer.outcome().cloned().unwrap(),
+                }
+            }
+            panic!("it goes on for ever");
+        }
+
+        fn read(&mut self, attempt: u128) -> Outcome {
+            let (seeds, limits) = (self.seeds.clone(), Limits::default());
+            let workload = "web".parse().unwrap();
+            let mut read = Proposer::read(seeds, workload, Attempt(attempt), Duration::ZERO, limits);
+            self.run(&mut read, &[0, 1, 2])
+        }
+    }
+
+    fn create(incarnation: u128) -> Transition {
+        Transition::Create {
+            by: Holder { incarnation: Incarnation(incarnation), node: "a".parse().unwrap() },
+        }
+    }
+
+    #[test]
+    fn the_first_is_granted_and_the_second_is_told_who_holds_it() {
+        let mut cluster = Cluster::new();
+        let mut first = cluster.change(1, create(10));
+        let Outcome::Granted(granted) = cluster.run(&mut first, &[0, 1]) else { panic!("not granted") };
+        assert_eq!((granted.generation, granted.seeds_version), (1, 1));
+        let mut second = cluster.change(2, create(20));
+        let Outcome::Refused(refused) = cluster.run(&mut second, &[1, 2]) else { panic!("not refused") };
+        assert_eq!(refused.why, Why::Exists);
+        assert_eq!(refused.current.as_deref(), Some(&granted));
+        assert_eq!(cluster.read(3), Outcome::Read(Some(granted)));
+    }
+
+    #[test]
+    fn a_minority_decides_nothing() {
+        let mut cluster = Cluster::new();
+        let mut proposer = cluster.change(1, create(10));
+        let Outcome::NoMajority(NoMajority(silence)) = cluster.run(&mut proposer, &[2]) else {
+            panic!("a minority decided")
+        };
+        let silence: Vec<_> = silence.into_iter().map(|(_, silence)| silence).collect();
+        assert_eq!(silence, [Silence::Unheard, Silence::Unheard, Silence::Answered]);
+        assert_eq!(cluster.read(2), Outcome::Read(None));
+    }
+
+    /// The change gets to one seed node only, and the answer to nobody.
+    fn half_proposed(cluster: &mut Cluster) -> Proposer {
+        let mut proposer = cluster.change(1, create(10));
+        assert!(cluster.step(&mut proposer, Duration::ZERO, &[0, 1]));
+        assert!(cluster.step(&mut proposer, Duration::ZERO, &[0]));
+        let deadline = Limits::default().deadline;
+        assert!(!cluster.step(&mut proposer, deadline, &[]));
+        proposer
+    }
+
+    #[test]
+    fn an_outcome_is_unknown_once_the_change_is_out() {
+        let mut cluster = Cluster::new();
+        assert!(matches!(half_proposed(&mut cluster).outcome(), Some(Outcome::Unknown(_))));
+        // Either answer would do; from then on it stands.
+        let settled = cluster.read(2);
+        assert_eq!(cluster.read(3), settled);
+    }
+
+    #[test]
+    fn a_read_that_missed_a_half_proposed_change_ends_it() {
+        let mut cluster = Cluster::new();
+        half_proposed(&mut cluster);
+        let (seeds, limits) = (cluster.seeds.clone(), Limits::default());
+        let mut read = Proposer::read(seeds, "web".parse().unwrap(), Attempt(2), Duration::ZERO, limits);
+        assert_eq!(cluster.run(&mut read, &[1, 2]), Outcome::Read(None));
+        assert_eq!(cluster.read(3), Outcome::Read(None), "the change came back");
+    }
+
+    #[test]
+    fn the_same_transition_again_settles_an_unknown_outcome() {
+        let mut cluster = Cluster::new();
+        half_proposed(&mut cluster);
+        let mut again = cluster.change(2, create(10));
+        let Outcome::Granted(register) = cluster.run(&mut again, &[0, 1]) else { panic!("not granted") };
+        assert_eq!(register.version, 1, "created twice");
+    }
+
+    #[test]
+    fn two_in_each_others_way_both_end() {
+        let mut cluster = Cluster::new();
+        let mut proposers = [cluster.change(1, create(10)), cluster.change(2, create(20))];
+        let mut now = Duration::ZERO;
+        while proposers.iter().any(|proposer| proposer.outcome().is_none()) {
+            for proposer in &mut proposers {
+                cluster.step(proposer, now, &[0, 1, 2]);
+            }
+            now += Duration::from_micros(500);
+        }
+        let granted = |proposer: &Proposer| matches!(proposer.outcome(), Some(Outcome::Granted(_)));
+        let refused = |proposer: &Proposer| matches!(proposer.outcome(), Some(Outcome::Refused(_)));
+        assert_eq!(proposers.iter().filter(|proposer| granted(proposer)).count(), 1);
+        assert_eq!(proposers.iter().filter(|proposer| refused(proposer)).count(), 1);
+    }
+
+    #[test]
+    fn a_ballot_beyond_all_bounds_ends_it() {
+        let cluster = Cluster::new();
+        let mut proposer = cluster.change(1, create(10));
+        proposer.poll(Duration::ZERO);
+        for seed in cluster.seeds.members() {
+            let promised = Ballot { counter: u64::MAX, attempt: Attempt(9) };
+            let answer = Answer::Outbid { counter: 1, promised };
+            let response = Response { cluster: ClusterId(1), attempt: Attempt(1), answer };
+            proposer.on_response(seed, &response, Duration::ZERO);
+            proposer.poll(Duration::ZERO);
+        }
+        assert!(matches!(proposer.outcome(), Some(Outcome::NoMajority(_))));
+    }
+}

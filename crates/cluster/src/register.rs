@@ -80,7 +80,7 @@ pub enum Transition {
 }
 
 /// A transition that may not be had, and what the register says instead.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 #[error("{why}; {}", Said(.current.as_deref()))]
 pub struct Refused {
     pub why: Why,
@@ -89,7 +89,7 @@ pub struct Refused {
 }
 
 /// Why a transition may not be had.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Why {
     #[error("no workload of this name was ever started: start it first")]
     NeverCreated,

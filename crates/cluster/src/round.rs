@@ -12,7 +12,7 @@ pub(crate) enum Wish {
 }
 
 /// What holds once the value of the second phase is agreed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Verdict {
     Granted(Register),
     Refused(Refused),
@@ -105,6 +105,39 @@ impl Round {
             Verdict::Refused(_) | Verdict::Read(_) => current.clone(),
         };
         self.phase = Phase::Accept { value, before: current, votes: Tally::new(seeds) };
+    }
+
+    /// What the first phase found.
+    #[cfg(test)]
+    pub fn found(&self) -> Option<Register> {
+        match &self.phase {
+            Phase::Prepare(_) => None,
+            Phase::Accept { before, .. } => before.clone(),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn is_proposing(&self) -> bool {
+        matches!(self.phase, Phase::Accept { .. })
+    }
+
+    /// What this round knows of the seed node at `place`.
+    #[cfg(test)]
+    pub fn hash_votes(&self, place: usize, hasher: &mut impl std::hash::Hasher) {
+        match &self.phase {
+            Phase::Prepare(votes) => votes.hash_vote(place, hasher),
+            Phase::Accept { votes, .. } => votes.hash_vote(place, hasher),
+        }
+    }
+
+    /// Gives the seed nodes other places: the new first is the one that `order` names first.
+    #[cfg(test)]
+    pub fn reorder(&mut self, order: &[usize]) {
+        match &mut self.phase {
+            Phase::Prepare(votes) => votes.reorder(order),
+            Phase::Accept { votes, .. } => votes.reorder(order),
+        }
+        self.outbid = order.iter().map(|old| self.outbid[*old]).collect();
     }
 
     /// Whether a change of the register may have gone out.

@@ -53,6 +53,20 @@ impl<T> Tally<T> {
 }
 
 #[cfg(test)]
+impl<T: Clone + std::hash::Hash> Tally<T> {
+    pub fn hash_vote(&self, place: usize, hasher: &mut impl std::hash::Hasher) {
+        std::hash::Hash::hash(&self.votes[place], hasher);
+    }
+
+    pub fn reorder(&mut self, order: &[usize]) {
+        self.votes = order.iter().map(|old| self.votes[*old].clone()).collect();
+        for (voter, _) in self.votes.iter_mut().flatten() {
+            voter.lives = order.iter().map(|old| voter.lives[*old]).collect();
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::ClusterId;

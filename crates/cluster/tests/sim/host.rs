@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use outlive_cluster::{
-    Acceptor, Action, Answer, Disk, Holder, Incarnation, Learner, Life, MemoryStorage, NodeName, Record,
-    Register, Response, Standing, Storage, StoreError,
+    Acceptor, Action, Disk, Holder, Incarnation, Learner, MemoryStorage, NodeName, Record, Register,
+    Response, Standing, Storage, StoreError,
 };
 use rand::Rng;
 
@@ -166,11 +166,9 @@ impl Host {
         match message {
             Message::Request(request) => {
                 let Some(node) = &mut self.seed_node else { return };
-                let mut response = node.acceptor.handle(from, &request);
-                match context.broken {
-                    Some(Broken::SeedForgetsPromises) => self.forget_promises(),
-                    Some(Broken::OldLivesCount) => hide_lives(&mut response),
-                    _ => {}
+                let response = node.acceptor.handle(from, &request);
+                if context.broken == Some(Broken::SeedForgetsPromises) {
+                    self.forget_promises();
                 }
                 context.out.push((from.clone(), Message::Response(response)));
             }
@@ -222,13 +220,5 @@ impl Host {
         }
         let acceptor = Acceptor::open(self.disk.clone()).unwrap();
         self.seed_node = Some(SeedNode { acceptor, learner: None });
-    }
-}
-
-fn hide_lives(response: &mut Response) {
-    if let Answer::Promised { voter, .. } | Answer::Accepted { voter, .. } | Answer::Taught { voter, .. } =
-        &mut response.answer
-    {
-        voter.lives.fill(Life(0));
     }
 }

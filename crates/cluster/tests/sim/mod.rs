@@ -24,8 +24,6 @@ pub enum Broken {
     SeedForgetsPromises,
     /// A seed node that lost its disk is bootstrapped again instead of taught.
     WipedSeedVotes,
-    /// Nobody is told that a wiped seed node has begun a new life, so its old votes count.
-    OldLivesCount,
     /// Two proposers may use the same ballot.
     BallotsShared,
     /// A backup acknowledges after it asked for the next generation, without keeping what it acknowledges.
@@ -44,12 +42,24 @@ pub enum Broken {
     RestartsSilently,
 }
 
+/// Which faults there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Climate {
+    /// All of them; which how often depends on the seed.
+    Mixed,
+    /// Seed nodes are wiped again and again, faster than slow messages arrive, and everybody asks them all the time.
+    Wiping,
+    /// Primaries change by plan all the time, faster than slow messages arrive.
+    Restless,
+}
+
 /// One run.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     pub seed: u64,
     pub seed_nodes: usize,
     pub broken: Option<Broken>,
+    pub climate: Climate,
     /// Print what happens.
     pub trace: bool,
 }

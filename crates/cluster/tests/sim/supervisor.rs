@@ -24,6 +24,8 @@ pub struct Context<'a> {
     pub broken: Option<Broken>,
     /// While faults are on; after that, supervisors do nothing by whim.
     pub whims: bool,
+    /// Whether switching over is a frequent whim.
+    pub restless: bool,
     /// What one seed node holds, whether agreed or not: for [`Broken::SettlesByOneSeed`].
     pub one_seed: Option<Register>,
     pub out: Vec<(NodeName, Message)>,
@@ -428,7 +430,9 @@ impl Supervisor {
                 primary.mode = Mode::Leaving;
                 self.ask(Some(Transition::PrimaryAlone { by: me, generation }), false, context);
             }
-            Mode::Protected if context.whims && context.rng.random_ratio(1, 60) => {
+            Mode::Protected
+                if context.whims && context.rng.random_ratio(1, if context.restless { 4 } else { 60 }) =>
+            {
                 primary.mode = Mode::HandingOver;
             }
             Mode::HandingOver if acknowledged == Some(primary.state) => {

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 use std::time::Duration;
 
 use outlive_cluster::{ClusterId, NodeName, Seeds, WorkloadName};
@@ -11,15 +12,13 @@ use rand::{Rng, SeedableRng};
 use super::checker::Checker;
 use super::host::Host;
 use super::supervisor::Context;
-use super::{Broken, Config, MILLISECOND, Message, Report, SECOND, TICK, Time};
+use super::{Broken, Climate, Config, MILLISECOND, Message, Report, SECOND, TICK, Time};
 
 /// Faults happen until then.
 const HEALED: Time = 3 * SECOND / 2;
 /// By then, with all faults over, somebody must be running the workload.
 const SETTLED: Time = 5 * SECOND / 2;
 const END: Time = 3 * SECOND;
-/// How often the operator looks.
-const OPERATOR: Time = 60 * MILLISECOND;
 
 #[expect(clippy::large_enum_variant, reason = "most events are deliveries")]
 enum Event {
@@ -36,7 +35,52 @@ struct Weather {
     repeated_of_1000: u32,
     slow_of_1000: u32,
     between_faults: Time,
+    outage: Range<Time>,
     wipes: u32,
+    only_crashes: bool,
+    slow_most: Time,
+    /// How often the operator looks.
+    between_operators: Time,
+    restless: bool,
+}
+
+impl Weather {
+    fn new(config: Config, rng: &mut SmallRng) -> Self {
+        let mut weather = Self {
+            lost_of_1000: [0, 10, 100][rng.random_range(0..3)],
+            repeated_of_1000: [0, 50][rng.random_range(0..2)],
+            slow_of_1000: [0, 20, 100][rng.random_range(0..3)],
+            between_faults: [20, 60, 150][rng.random_range(0..3)] * MILLISECOND,
+            outage: 10 * MILLISECOND..300 * MILLISECOND,
+            wipes: rng.random_range(0..3),
+            only_crashes: false,
+            slow_most: 200 * MILLISECOND,
+            between_operators: 60 * MILLISECOND,
+            restless: false,
+        };
+        match config.climate {
+            Climate::Mixed => {}
+            Climate::Wiping => {
+                weather.slow_of_1000 = 300;
+                weather.slow_most = 40 * MILLISECOND;
+                weather.between_faults = 15 * MILLISECOND;
+                weather.outage = MILLISECOND..5 * MILLISECOND;
+                weather.wipes = u32::MAX;
+                weather.only_crashes = true;
+                weather.between_operators = 5 * MILLISECOND;
+                weather.restless = true;
+            }
+            Climate::Restless => {
+                weather.slow_of_1000 = 100;
+                weather.restless = true;
+            }
+        }
+        if config.seed_nodes == 1 {
+            // Only a hand could teach it.
+            weather.wipes = 0;
+        }
+        weather
+    }
 }
 
 /// What all hosts share.
@@ -48,6 +92,7 @@ struct Shared {
     names: Vec<NodeName>,
     broken: Option<Broken>,
     whims: bool,
+    restless: bool,
     trace: bool,
 }
 
@@ -62,6 +107,7 @@ impl Shared {
             hosts: &self.names,
             broken: self.broken,
             whims: self.whims,
+            restless: self.restless,
             one_seed: None,
             out: Vec::new(),
             trace: self.trace,
@@ -114,13 +160,7 @@ impl World {
         let count = config.seed_nodes + rng.random_range(if config.seed_nodes == 1 { 2..=3 } else { 1..=2 });
         let names: Vec<NodeName> = (0..count).map(|number| format!("h{number}").parse().unwrap()).collect();
         let seeds = Seeds::new(ClusterId(7), 1, names[..config.seed_nodes].to_vec()).unwrap();
-        let weather = Weather {
-            lost_of_1000: [0, 10, 100][rng.random_range(0..3)],
-            repeated_of_1000: [0, 50][rng.random_range(0..2)],
-            slow_of_1000: [0, 20, 100][rng.random_range(0..3)],
-            between_faults: [20, 60, 150][rng.random_range(0..3)] * MILLISECOND,
-            wipes: if config.seed_nodes == 1 { 0 } else { rng.random_range(0..3) },
-        };
+        let weather = Weather::new(config, &mut rng);
         let hosts = names.iter().enumerate().map(|(number, name)| {
             // Far more than real clocks drift: a tenth.
             let clock = (Duration::from_secs(rng.random_range(0..100)), rng.random_range(-100_000..=100_000));
@@ -134,6 +174,7 @@ impl World {
             names,
             broken: config.broken,
             whims: true,
+            restless: weather.restless,
             trace: config.trace,
             rng,
         };
@@ -216,7 +257,7 @@ impl World {
                 }
             }
             Event::Operator => {
-                self.schedule(self.now + OPERATOR, Event::Operator);
+                self.schedule(self.now + self.weather.between_operators, Event::Operator);
                 let host = self.shared.rng.random_range(0..self.hosts.len());
                 if self.hosts[host].is_up && self.hosts[host].stalled_until <= self.now {
                     self.on_host(host, Host::see_to_it);
@@ -274,16 +315,18 @@ impl World {
 
     /// Different for every message, so that they overtake each other.
     fn delay(&mut self) -> Time {
-        let most = if self.chance(self.weather.slow_of_1000) { 200 * MILLISECOND } else { 3 * MILLISECOND };
+        let most =
+            if self.chance(self.weather.slow_of_1000) { self.weather.slow_most } else { 3 * MILLISECOND };
         self.shared.rng.random_range(100..most)
     }
 
     fn fault(&mut self) {
         let count = self.hosts.len();
         let host = self.shared.rng.random_range(0..count);
-        let duration = self.shared.rng.random_range(10..300) * MILLISECOND;
+        let duration = self.shared.rng.random_range(self.weather.outage.clone());
         let until = self.now + duration;
-        match self.shared.rng.random_range(0..8) {
+        let kinds = if self.weather.only_crashes { 2 } else { 8 };
+        match self.shared.rng.random_range(0..kinds) {
             0 | 1 => self.crash(host, until),
             2 => {
                 self.trace(|| format!("h{host} stalls"));
@@ -321,7 +364,13 @@ impl World {
         if !self.hosts[host].is_up {
             return;
         }
-        let wipe = self.hosts[host].is_seed && self.weather.wipes > 0 && self.shared.rng.random_ratio(1, 3);
+        // Where little else happens, all standing still because two are wiped at once would show nothing.
+        let others = self.hosts.iter().enumerate().filter(|(other, seed)| *other != host && seed.is_seed);
+        let may_wipe = !self.weather.only_crashes || others.into_iter().all(|(_, seed)| seed.votes());
+        let wipe = self.hosts[host].is_seed
+            && self.weather.wipes > 0
+            && may_wipe
+            && self.shared.rng.random_ratio(1, 3);
         self.trace(|| format!("h{host} crashes{}", if wipe { " and loses its disk" } else { "" }));
         self.on_host(host, Host::crash);
         if wipe {
