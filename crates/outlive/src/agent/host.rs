@@ -1,0 +1,94 @@
+//! Starting supervisors: the primary's side for a user of this node, the backup's side for another node.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use outlive_cluster::{Holding, WorkloadName};
+use outlive_epoch::setup::{Node, Role, Setup, Workload};
+use tracing::info;
+
+use super::{Agent, admit, membership, seed};
+use crate::control::Wanted;
+use crate::error::{Failure, Result};
+
+/// The command that becomes a workload's launcher: the very program the supervisor runs, even if the file at its path
+/// was replaced meanwhile (proc(5), /proc/pid/exe).
+const LAUNCHER: [&str; 2] = ["/proc/self/exe", "workload-init"];
+
+/// `outlive run`: returns when the supervisor is up.
+pub fn run(agent: &Arc<Agent>, wanted: Wanted, progress: &mut dyn FnMut(String)) -> Result<()> {
+    let workload = admit::resolve(&agent.config, wanted)?;
+    let name = admit::name(&workload.name)?;
+    let reserved = agent.supervisors.reserve(&name)?;
+    admit::check(&agent.config, &workload)?;
+    progress(format!("asking the other nodes and the seed nodes whether {name} is free"));
+    check_name_is_free(agent, &name)?;
+    progress(format!("asking the network whether {name}'s addresses are free"));
+    admit::check_addresses(&agent.config, &workload.network)?;
+    progress(format!("starting {name}"));
+    let setup = setup(agent, workload, Role::Primary)?;
+    agent.supervisors.start(&reserved, &setup)?;
+    info!(workload = name.as_str(), "started");
+    Ok(())
+}
+
+fn check_name_is_free(agent: &Agent, name: &WorkloadName) -> Result<()> {
+    if agent.supervisors.is_alive(name)? {
+        return Err(Failure::refused(format!(
+            "the name {name} is taken: a workload of that name is on this node; `outlive stop {name}`, or choose another"
+        )));
+    }
+    // Nodes that do not answer are spoken for by the register.
+    for (node, status) in agent.peers.statuses(name.as_str()) {
+        if let Ok(Some(status)) = status {
+            let at = status.primary_node.unwrap_or(node);
+            return Err(Failure::refused(format!(
+                "the name {name} is taken: a workload of that name is on node {at}; `outlive stop {name}` there, or \
+                 choose another"
+            )));
+        }
+    }
+    match seed::read_register(agent, name)? {
+        Some(register) if matches!(register.holding, Holding::Held { .. }) => Err(Failure::refused(format!(
+            "the name {name} is taken: {register}; `outlive stop {name}` if it is lost, or choose another"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// For another node's primary: starts a backup's supervisor and says where it waits.
+pub fn host_backup(agent: &Arc<Agent>, primary: &str, workload: Workload) -> Result<SocketAddr> {
+    if agent.config.peer(primary).is_none() {
+        return Err(Failure::refused(format!("{primary} is not among the peers of {}", agent.config.node)));
+    }
+    let name = admit::name(&workload.name)?;
+    let reserved = agent.supervisors.reserve(&name)?;
+    agent.supervisors.make_room(&name, primary)?;
+    admit::check(&agent.config, &workload)?;
+    let setup = setup(agent, workload, Role::Backup { primary: primary.to_owned() })?;
+    let listen = agent.supervisors.start(&reserved, &setup)?;
+    let listen = listen.ok_or_else(|| {
+        Failure::failed(format!("the backup's supervisor of {name} does not say where it waits"))
+    })?;
+    info!(workload = name.as_str(), primary, %listen, "a backup waits for its primary");
+    Ok(listen)
+}
+
+fn setup(agent: &Agent, workload: Workload, role: Role) -> Result<Setup> {
+    let config = &agent.config;
+    // As the cluster was bootstrapped, not as a file says: a supervisor that asks others would ask strangers.
+    let seeds = membership::current_seeds(agent)?;
+    let node = Node {
+        name: config.node.clone(),
+        listen: config.listen,
+        bridge: config.bridge.clone(),
+        state: config.state_dir.clone(),
+        authority: config.tls.ca.clone(),
+        certificate: config.tls.cert.clone(),
+        key: config.tls.key.clone(),
+        peers: config.peers.clone(),
+        seeds,
+        tuning: config.tuning.clone(),
+    };
+    Ok(Setup { workload, node, role, launcher: LAUNCHER.map(str::to_owned).to_vec() })
+}

@@ -1,0 +1,300 @@
+//! What is known of workloads: from the supervisors here, from other nodes, and from the registers.
+
+use std::time::Duration;
+
+use outlive_cluster::{Holder, Holding, Register, WorkloadName};
+use outlive_epoch::control::{Request, Response, Side, Spread, State, Status};
+
+use super::supervisors::word;
+use super::{Agent, admit, seed};
+use crate::control::{Here, Inspected, Row};
+use crate::error::{Failure, Result};
+
+/// How long a supervisor may take to end its workload everywhere: it asks the other side and the seed nodes.
+const STOP: Duration = Duration::from_secs(20);
+/// After it has said that it is done, it ends.
+const END: Duration = Duration::from_secs(10);
+const SIGNAL: Duration = Duration::from_secs(5);
+
+/// `outlive ps`: the workloads with a supervisor here, and those that left something here and are lost.
+pub fn list(agent: &Agent) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for name in agent.supervisors.names()? {
+        if agent.supervisors.is_alive(&name)? {
+            rows.push(row_of(agent, &name));
+        } else if let Some(row) = row_of_lost(agent, &name) {
+            rows.push(row);
+        }
+    }
+    Ok(rows)
+}
+
+fn row_of(agent: &Agent, name: &WorkloadName) -> Row {
+    match agent.supervisors.status(name.as_str()) {
+        Ok(Some(status)) => {
+            let here = match status.role {
+                Side::Primary => Here::Primary,
+                Side::Backup => Here::Backup,
+            };
+            let primary = status.primary_node.clone().filter(|node| *node != agent.config.node);
+            // The primary knows more than its backup, if it can be asked.
+            match (here, primary) {
+                (Here::Backup, Some(primary)) => {
+                    let at_primary = ask_node(agent, &primary, name.as_str()).ok().flatten();
+                    row(name, here, at_primary.as_ref().unwrap_or(&status))
+                }
+                _ => row(name, here, &status),
+            }
+        }
+        Ok(None) => unknown(name, Here::Nothing, "its supervisor has just ended".to_owned()),
+        Err(failure) => unknown(name, Here::Nothing, failure.to_string()),
+    }
+}
+
+fn row(name: &WorkloadName, here: Here, status: &Status) -> Row {
+    Row {
+        name: name.to_string(),
+        state: Some(status.state),
+        here,
+        primary_node: status.primary_node.clone(),
+        backup_node: status.backup_node.clone(),
+        generation: status.generation,
+        epoch: status.epoch,
+        lag_epochs: status.lag_epochs,
+        addresses: status.addresses.clone(),
+        note: status.exposed_because.clone(),
+    }
+}
+
+fn unknown(name: &WorkloadName, here: Here, note: String) -> Row {
+    Row {
+        name: name.to_string(),
+        state: None,
+        here,
+        primary_node: None,
+        backup_node: None,
+        generation: 0,
+        epoch: 0,
+        lag_epochs: 0,
+        addresses: Vec::new(),
+        note: Some(note),
+    }
+}
+
+/// What ended in good order has a tombstone for a register, and is no longer anything to list.
+fn row_of_lost(agent: &Agent, name: &WorkloadName) -> Option<Row> {
+    let register = seed::read_register(agent, name).ok()??;
+    let (primary, _) = holders(&register)?;
+    match search(agent, name) {
+        Search::Found(..) => None,
+        Search::Nowhere => {
+            let status = lost(name, &register)?;
+            let note = Some(format!("no node has it; `outlive stop {name}` gives its name free"));
+            Some(Row { note, ..row(name, Here::Nothing, &status) })
+        }
+        Search::Silent(silent) => {
+            let note = format!("held by {primary}, and not all nodes answer ({silent})");
+            Some(unknown(name, Here::Nothing, note))
+        }
+    }
+}
+
+fn holders(register: &Register) -> Option<(&Holder, Option<&Holder>)> {
+    match &register.holding {
+        Holding::Held { primary, synced_backup } => Some((primary, synced_backup.as_ref())),
+        Holding::Tombstone => None,
+    }
+}
+
+/// Where a workload's supervisor is.
+enum Search {
+    Found(String, Box<Status>),
+    /// All nodes answered, and none has it.
+    Nowhere,
+    /// Not all answered: which, and why.
+    Silent(String),
+}
+
+/// Asks all nodes but this one; a primary is preferred over its backup.
+fn search(agent: &Agent, name: &WorkloadName) -> Search {
+    let mut found: Option<(String, Box<Status>)> = None;
+    let mut silent = Vec::new();
+    for (node, status) in agent.peers.statuses(name.as_str()) {
+        match status {
+            Ok(Some(status)) => {
+                if found.is_none() || status.role == Side::Primary {
+                    found = Some((node, status));
+                }
+            }
+            Ok(None) => {}
+            Err(failure) => silent.push(failure.to_string()),
+        }
+    }
+    match found {
+        Some((node, status)) => Search::Found(node, status),
+        None if silent.is_empty() => Search::Nowhere,
+        None => Search::Silent(silent.join("; ")),
+    }
+}
+
+fn ask_node(agent: &Agent, node: &str, name: &str) -> Result<Option<Status>> {
+    use outlive_epoch::peer;
+    match agent.peers.ask(node, &peer::Request::Status { name: name.to_owned() })? {
+        peer::Response::Status(status) => Ok(status.map(|status| *status)),
+        other => Err(Failure::failed(format!("node {node} answered {other:?}"))),
+    }
+}
+
+/// A workload whose register is held and which no node has.
+fn lost(name: &WorkloadName, register: &Register) -> Option<Status> {
+    let (primary, backup) = holders(register)?;
+    Some(Status {
+        name: name.to_string(),
+        state: State::Lost,
+        role: Side::Primary,
+        generation: register.generation,
+        epoch: 0,
+        primary_node: Some(primary.node.to_string()),
+        backup_node: backup.map(|backup| backup.node.to_string()),
+        incarnation: primary.incarnation.to_string(),
+        addresses: Vec::new(),
+        lag_epochs: 0,
+        pause_us: Spread::default(),
+        dirty_pages: Spread::default(),
+        commit_us: Spread::default(),
+        held_frames: 0,
+        held_bytes: 0,
+        exposed_because: None,
+        last_failover: None,
+        reprotect_ms: None,
+        supervisor_pid: 0,
+        init_pid: 0,
+    })
+}
+
+/// `outlive inspect`: from the supervisor here, or from another node, or from the register.
+pub fn inspect(agent: &Agent, name: &str) -> Result<Inspected> {
+    let name = admit::name(name)?;
+    if let Some(status) = agent.supervisors.status(name.as_str())? {
+        return Ok(Inspected { node: Some(agent.config.node.clone()), status });
+    }
+    let silent = match search(agent, &name) {
+        Search::Found(node, status) => return Ok(Inspected { node: Some(node), status: *status }),
+        Search::Nowhere => None,
+        Search::Silent(silent) => Some(silent),
+    };
+    let register = seed::read_register(agent, &name)?;
+    match (register.as_ref().and_then(|register| lost(&name, register)), silent) {
+        (Some(status), None) => Ok(Inspected { node: None, status }),
+        (Some(status), Some(silent)) => {
+            let node = status.primary_node.unwrap_or_default();
+            Err(Failure::unreachable(format!(
+                "{name} is held by node {node} at generation {}, and not all nodes answer ({silent}): try again when \
+                 they do",
+                status.generation
+            )))
+        }
+        (None, _) => Err(no_such(agent, &name)),
+    }
+}
+
+fn no_such(agent: &Agent, name: &WorkloadName) -> Failure {
+    let log = agent.supervisors.log_end(name).map_or(String::new(), |end| {
+        format!("; the last one of that name ended: {end} (see `outlive logs {name}`)")
+    });
+    Failure::not_found(format!("there is no workload {name}: `outlive ps` lists those of this node{log}"))
+}
+
+/// The workload's primary must be here, for what only it can do.
+fn require_primary(agent: &Agent, name: &WorkloadName, verb: &str) -> Result<()> {
+    let elsewhere = |node: &str| {
+        Failure::refused(format!(
+            "the primary of {name} is on node {node}: run `outlive {verb} {name}` there"
+        ))
+    };
+    match agent.supervisors.status(name.as_str())? {
+        Some(status) if status.role == Side::Primary => Ok(()),
+        Some(status) => Err(match status.primary_node {
+            Some(node) => elsewhere(&node),
+            None => {
+                Failure::refused(format!("here is only a backup of {name}, and it does not know its primary"))
+            }
+        }),
+        None => match search(agent, name) {
+            Search::Found(node, status) => Err(elsewhere(&status.primary_node.unwrap_or(node))),
+            Search::Nowhere => Err(no_such(agent, name)),
+            Search::Silent(silent) => Err(Failure::not_found(format!(
+                "there is no workload {name} on this node, and not all others answer ({silent})"
+            ))),
+        },
+    }
+}
+
+/// `outlive stop`: ends the workload everywhere; of a lost one, its name.
+pub fn stop(agent: &Agent, name: &str, progress: &mut dyn FnMut(String)) -> Result<()> {
+    let name = admit::name(name)?;
+    if !agent.supervisors.is_alive(&name)?
+        && let Search::Nowhere = search(agent, &name)
+    {
+        return stop_lost(agent, &name);
+    }
+    require_primary(agent, &name, "stop")?;
+    progress(format!("stopping {name}"));
+    match agent.supervisors.ask(&name, &Request::Stop, STOP)? {
+        Response::Done => {}
+        Response::Failed { reason } => return Err(Failure::failed(reason)),
+        other => {
+            return Err(Failure::failed(format!("the supervisor answered another question ({other:?})")));
+        }
+    }
+    progress(format!("waiting until {name}'s supervisor has ended"));
+    if agent.supervisors.wait_for_end(&name, END)? {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "{name} is stopped, and its supervisor does not end: look at its supervisor.log"
+    )))
+}
+
+/// No node has it, and all have answered: so it is silent, and its register may end.
+fn stop_lost(agent: &Agent, name: &WorkloadName) -> Result<()> {
+    match seed::read_register(agent, name)? {
+        Some(register) if matches!(register.holding, Holding::Held { .. }) => {
+            seed::bury(agent, name, register.generation)
+        }
+        _ => Err(no_such(agent, name)),
+    }
+}
+
+/// `outlive kill`.
+pub fn kill(agent: &Agent, name: &str, signal: i32) -> Result<()> {
+    let name = admit::name(name)?;
+    require_primary(agent, &name, "kill")?;
+    match agent.supervisors.ask(&name, &Request::Kill { signal }, SIGNAL)? {
+        Response::Done => Ok(()),
+        Response::Failed { reason } => Err(Failure::failed(reason)),
+        other => Err(Failure::failed(format!("{} answered another question", word_of(&other)))),
+    }
+}
+
+fn word_of(response: &Response) -> String {
+    match response {
+        Response::Status(status) => format!("a supervisor ({})", word(status.state)),
+        other => format!("a supervisor ({other:?})"),
+    }
+}
+
+/// Where the output of a workload is, if it is on this node.
+pub fn output_directory(agent: &Agent, name: &str) -> Result<(WorkloadName, std::path::PathBuf)> {
+    let name = admit::name(name)?;
+    let directory = agent.supervisors.directory(&name);
+    if directory.is_dir() {
+        return Ok((name, directory));
+    }
+    match search(agent, &name) {
+        Search::Found(node, _) => Err(Failure::not_found(format!(
+            "the output of {name} is on node {node}: run `outlive logs {name}` there"
+        ))),
+        _ => Err(no_such(agent, &name)),
+    }
+}

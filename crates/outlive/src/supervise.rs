@@ -1,0 +1,110 @@
+//! `outlive supervise`: one supervisor. The agent starts it, and may end and be started again while it lives.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::SigSet;
+use outlive_epoch::setup::{Setup, Started};
+
+use crate::error::{Context, Failure, Result};
+
+/// Locked by a supervisor for as long as it lives, in its workload's directory.
+pub const LOCK: &str = "lock";
+
+/// Whoever only looks whether a supervisor lives holds the lock for microseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
+
+pub fn main() -> ExitCode {
+    match prepare() {
+        Ok((setup, _lock)) => supervise(setup),
+        Err(failure) => refuse(&failure),
+    }
+}
+
+/// The engine. The lock is held by the caller until this returns, or the process ends.
+fn supervise(_setup: Setup) -> ExitCode {
+    refuse(&Failure::failed("the engine is not part of this build"))
+}
+
+fn refuse(failure: &Failure) -> ExitCode {
+    let started = Started::Failed { reason: failure.to_string() };
+    let mut line = serde_json::to_vec(&started).unwrap_or_default();
+    line.push(b'\n');
+    // If the agent is gone, the log is all there is.
+    let _ = io::stdout().write_all(&line);
+    eprintln!("outlive supervise: {failure}");
+    ExitCode::from(failure.exit_code())
+}
+
+fn prepare() -> Result<(Setup, Flock<File>)> {
+    // A session of its own: signals for the agent's terminal are not for the workload.
+    nix::unistd::setsid().or_failed(|| "start a session".to_owned())?;
+    // The agent waits for its signals with them blocked, and a program inherits what is blocked (execve(2)).
+    SigSet::empty().thread_set_mask().or_failed(|| "unblock signals".to_owned())?;
+    let mut text = String::new();
+    let limit = crate::control::LINE_MAX;
+    io::stdin().take(limit).read_to_string(&mut text).or_failed(|| "read what to supervise".to_owned())?;
+    let setup: Setup = serde_json::from_str(&text).or_failed(|| "understand what to supervise".to_owned())?;
+    let lock = take_lock(&setup.directory())?;
+    Ok((setup, lock))
+}
+
+/// Two supervisors of one workload on one node would write each other's logs and answer each other's socket.
+fn take_lock(directory: &Path) -> Result<Flock<File>> {
+    let path = directory.join(LOCK);
+    let mut file = open_lock(&path).or_failed(|| format!("open {}", path.display()))?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
+                file = back;
+                std::thread::sleep(LOCK_RETRY);
+            }
+            Err((_, Errno::EWOULDBLOCK)) => {
+                return Err(Failure::refused("a supervisor of this workload is alive on this node"));
+            }
+            Err((_, error)) => return Err(error).or_failed(|| format!("lock {}", path.display())),
+        }
+    }
+}
+
+/// Whether a supervisor lives in this directory. No process ids are involved: they are used again, locks are not.
+pub fn is_alive(directory: &Path) -> io::Result<bool> {
+    let file = match File::open(directory.join(LOCK)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(false),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, error)) => Err(error.into()),
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).write(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_shows_life_and_ends_with_its_holder() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!is_alive(directory.path()).unwrap());
+        let lock = take_lock(directory.path()).unwrap();
+        assert!(is_alive(directory.path()).unwrap());
+        drop(lock);
+        assert!(!is_alive(directory.path()).unwrap());
+    }
+}
