@@ -238,7 +238,7 @@ impl Plug {
         Ok(Signals { kernel, ..Signals::default() })
     }
 
-    /// Moves what may leave now to `out`, at most [`BATCH_FRAMES`]. To be called again, with the time read
+    /// Moves what may leave now to `out`, at most `BATCH_FRAMES`. To be called again, with the time read
     /// again, after those were sent.
     pub fn next_batch(&mut self, now: Moment, out: &mut Vec<Frame>) -> Batch {
         let mut room = BATCH_FRAMES;

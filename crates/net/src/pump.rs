@@ -222,7 +222,7 @@ impl Pump {
         self.shared.send_outer(frame);
     }
 
-    /// Announces the workload's addresses at this port, now and on the schedule of [`Announcer`], and again
+    /// Announces the workload's addresses at this port, now and on the schedule of [`crate::Announcer`], and again
     /// whenever another is heard speaking for them.
     pub fn announce(&self) {
         self.shared.announcer().start(Moment::now());
