@@ -199,7 +199,11 @@ fn a_port_is_heard_only_while_it_is_attached_and_leaves_the_bridge_as_it_was() {
     assert_eq!(ask(&socket, false, Duration::from_millis(50)), None);
 
     drop(workload);
-    assert!(read(&name).is_empty(), "the port goes with its holder");
+    // Another test that starts a program at this moment holds a copy of every descriptor until its exec.
+    let deadline = Moment::now() + PATIENCE;
+    while !read(&name).is_empty() {
+        assert!(Moment::now() < deadline, "the port goes with its holder");
+    }
 }
 
 #[test]

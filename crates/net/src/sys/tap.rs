@@ -20,6 +20,9 @@ const TCP_OFFLOADS: c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_T
 const UDP_OFFLOADS: c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
 /// A TAP device that lives as long as this value: it is never made persistent (R4: who dies loses its voice).
+///
+/// More exactly, as long as its last descriptor. It is closed on exec; a child forked without exec must close it, or
+/// the device outlives the supervisor.
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
