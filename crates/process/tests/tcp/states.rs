@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 use outlive_process::object::tcp::{
-    Builder, Capturer, Connecting, Family, PeerAck, Stage, State, TcpSocket, peer_ack, probe,
+    Builder, Capturer, Connecting, Family, Injector, PeerAck, Stage, State, TcpSocket, peer_ack, probe,
 };
 use outlive_process::sys::tcp_repair as sys;
 
@@ -37,13 +37,14 @@ pub fn revive(world: &World, checkpoint: &TcpSocket, peer: PeerAck) -> TcpStream
     let fd = world.a.namespace.enter(|| {
         let restored = Builder::new().restore(&checkpoint, peer).unwrap();
         assert_eq!(world.count(Side::A), 0, "a frame left before going live");
+        let mut injector = Injector::new();
         for segment in &restored.inject {
-            world.inject(Side::B, &segment.packet);
+            injector.inject(segment).unwrap();
         }
         // Answers to these are acknowledgements of what was acknowledged before.
         world.take(Side::A);
         for segment in restored.go_live(&checkpoint).unwrap() {
-            world.inject(Side::B, &segment.packet);
+            injector.inject(&segment).unwrap();
         }
         restored.fd
     });
@@ -384,6 +385,45 @@ fn both_ends_on_the_host() {
         pair.to_a.read_to_end(&pair.a);
         pair.to_b.write(&pair.a, 3000);
         pair.to_b.read_all(&pair.b);
+    }
+}
+
+/// Half-closed over the loopback: no device would take the peer's FIN from "outside".
+#[test]
+fn both_ends_on_the_host_half_closed() {
+    for host in ["127.0.0.1", "::1", A4, A6] {
+        let mut world = World::new();
+        let (a, b) = world.a.namespace.enter(|| {
+            let listener = TcpListener::bind((host, 0)).unwrap();
+            let b = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (listener.accept().unwrap().0, b)
+        });
+        let mut pair = Pair { a, b, to_b: Flow::new(1), to_a: Flow::new(2) };
+        pair.exchange();
+        pair.to_b.write(&pair.a, 100);
+        pair.a.shutdown(Shutdown::Write).unwrap();
+        until("half closed", || state(&pair.a) == 5 && state(&pair.b) == 8);
+        let (a, b) = (capture(&world.a, &pair.a), capture(&world.a, &pair.b));
+        world.replace_a();
+        let (a, b) = world.a.namespace.enter(|| {
+            let mut builder = Builder::new();
+            let one = builder.restore(&a, PeerAck::of_other_end(connection(&b))).unwrap();
+            let other = builder.restore(&b, PeerAck::of_other_end(connection(&a))).unwrap();
+            let mut injector = Injector::new();
+            for segment in one.inject.iter().chain(&other.inject) {
+                injector.inject(segment).unwrap();
+            }
+            assert!(one.go_live(&a).unwrap().is_empty());
+            assert!(other.go_live(&b).unwrap().is_empty());
+            (TcpStream::from(one.fd), TcpStream::from(other.fd))
+        });
+        assert_eq!(world.count(Side::A), 0);
+        assert_eq!((state(&a), state(&b)), (5, 8));
+        (pair.a, pair.b) = (a, b);
+        pair.to_b.read_to_end(&pair.b);
+        pair.to_a.write(&pair.b, 3000);
+        pair.b.shutdown(Shutdown::Write).unwrap();
+        pair.to_a.read_to_end(&pair.a);
     }
 }
 

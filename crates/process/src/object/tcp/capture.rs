@@ -240,9 +240,6 @@ fn segments_of(
     let mut segments = Vec::new();
     let mut seq = connection.snd_nxt;
     let data_end = connection.snd_una.wrapping_add(connection.send.len() as u32);
-    let window = connection.window;
-    let room = window.rcv_wup.wrapping_add(window.rcv_wnd).wrapping_sub(connection.rcv_nxt);
-    let scale = connection.window_scales.map_or(0, |(_, own)| own);
     while super::before(seq, skipped) {
         let start = seq.wrapping_sub(connection.snd_una) as usize;
         let end_seq = if super::before(data_end, skipped) { data_end } else { skipped };
@@ -255,7 +252,7 @@ fn segments_of(
             destination: connection.remote,
             seq,
             ack: connection.rcv_nxt,
-            window: u16::try_from(room >> scale).unwrap_or(u16::MAX),
+            window: connection.advertised_window(),
             fin,
             timestamps: connection.timestamp.map(|value| (value, 0)),
             payload,

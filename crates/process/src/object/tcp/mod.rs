@@ -6,7 +6,7 @@
 //!
 //! 1. [`Builder::restore`] builds a socket *silently*: in repair, no frame leaves. [`Restored::inject`] are segments
 //!    "from the peer" (its FIN, its last acknowledgement) that only the network can deliver. Inject them when all
-//!    sockets exist.
+//!    sockets exist, by an [`Injector`] or through the workload's device.
 //! 2. [`Restored::go_live`] leaves repair; what the peer lacks goes out. It may return further segments to inject.
 //!
 //! Listeners come first: their ports may not be shared with connections that exist already.
@@ -35,7 +35,7 @@ pub use capture::{Captured, Capturer};
 pub use error::{Error, Refused, Result};
 pub use options::{Family, Options};
 pub use restore::{Builder, PeerAck, Restored};
-pub use segment::{RawSegment, peer_ack, probe};
+pub use segment::{Injector, RawSegment, peer_ack, probe};
 
 use crate::sys::tcp_repair::{self as sys, RepairWindow};
 use error::Attempt;
@@ -184,6 +184,14 @@ impl Connection {
     pub fn write_seq(&self) -> u32 {
         let fin = u32::from(self.own_fin_unacknowledged());
         self.snd_una.wrapping_add(self.send.len() as u32).wrapping_add(fin)
+    }
+
+    /// The window that we have promised the peer, as in a header: scaled.
+    pub fn advertised_window(&self) -> u16 {
+        let edge = self.window.rcv_wup.wrapping_add(self.window.rcv_wnd);
+        let room = if before(edge, self.rcv_nxt) { 0 } else { edge.wrapping_sub(self.rcv_nxt) };
+        let scale = self.window_scales.map_or(0, |(_, own)| own.min(14));
+        u16::try_from(room >> scale).unwrap_or(u16::MAX)
     }
 
     fn own_fin_unacknowledged(&self) -> bool {

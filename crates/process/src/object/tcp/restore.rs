@@ -3,6 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
@@ -38,10 +40,7 @@ pub enum PeerAck {
 impl PeerAck {
     /// For a connection whose other end is in the same checkpoint (loopback): what that end has received.
     pub fn of_other_end(other: &Connection) -> Self {
-        let edge = other.window.rcv_wup.wrapping_add(other.window.rcv_wnd);
-        let room = if before(edge, other.rcv_nxt) { 0 } else { edge.wrapping_sub(other.rcv_nxt) };
-        let scale = other.window_scales.map_or(0, |(_, own)| own);
-        Self::Known { ack: other.rcv_nxt, window: u16::try_from(room >> scale).unwrap_or(u16::MAX) }
+        Self::Known { ack: other.rcv_nxt, window: other.advertised_window() }
     }
 }
 
@@ -63,7 +62,7 @@ struct Fresh {
 #[derive(Debug)]
 pub struct Restored {
     pub fd: OwnedFd,
-    /// Deliver these from the network's side, in order, when all sockets exist, and before going live. The kernel's answers
+    /// Deliver these from the network's side ([`super::Injector`]), in order, when all sockets exist, and before going live. The kernel's answers
     /// (acknowledgements) repeat what was said before.
     pub inject: Vec<RawSegment>,
     live: Live,
@@ -464,11 +463,7 @@ fn set_windows(
 impl Resume {
     fn go(&self, fd: BorrowedFd<'_>, checkpoint: &TcpSocket, connection: &Connection) -> Result<()> {
         if let Some(expected) = self.expected {
-            let found = sys::info(fd).attempt("read TCP_INFO")?.state;
-            // A peer may have reset it already.
-            if found != expected && found != state_number::CLOSE {
-                return Err(Error::NotInjected { expected: connection.stage, found });
-            }
+            await_state(fd, expected, connection.stage)?;
         }
         let unsent = connection
             .send
@@ -504,6 +499,24 @@ impl Resume {
         }
         Ok(())
     }
+}
+
+/// Waits for what was injected to be processed, which it nearly always is already: only a busy host leaves it to a kernel
+/// thread (ksoftirqd).
+fn await_state(fd: BorrowedFd<'_>, expected: u8, stage: Stage) -> Result<()> {
+    /// Together 50 ms: many times what that thread takes, and short enough to be reported in time.
+    const TRIES: u32 = 250;
+    const PAUSE: Duration = Duration::from_micros(200);
+    let mut found = 0;
+    for _ in 0..TRIES {
+        found = sys::info(fd).attempt("read TCP_INFO")?.state;
+        // A peer may have reset it already.
+        if found == expected || found == state_number::CLOSE {
+            return Ok(());
+        }
+        thread::sleep(PAUSE);
+    }
+    Err(Error::NotInjected { expected: stage, found })
 }
 
 /// The peer may reset a connection as soon as it speaks; the program is then told, as by the primary.

@@ -2,11 +2,16 @@
 //! asks a peer what it has received, and what the kernel should have sent.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use etherparse::{
     NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TcpOptionElement, TransportSlice,
 };
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
+};
 
+use super::error::{Attempt, Error, Result};
 use super::{Connection, PeerAck, TcpSocket};
 
 /// A whole IP packet. Whoever injects it puts its own link header before it.
@@ -17,6 +22,51 @@ pub struct RawSegment {
 
 /// Hop limit of packets made here: the recommended default (RFC 1700, as every Linux host's).
 const HOPS: u8 = 64;
+
+/// Delivers segments to sockets of the network namespace that its thread is in, as from the network.
+///
+/// They go out by a raw socket, through the loopback, to an address of this very host, and what comes off the loopback
+/// brings its route along: the source may be anyone's (`loopback_xmit` keeps the route, `ip_rcv_finish` trusts it). So this
+/// also works for connections over the loopback, whose addresses a device would refuse as "martian". The exception are
+/// sockets bound to a device (SO_BINDTODEVICE): to them, only that device delivers.
+#[derive(Default)]
+pub struct Injector {
+    v4: Option<OwnedFd>,
+    v6: Option<OwnedFd>,
+}
+
+impl Injector {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn inject(&mut self, segment: &RawSegment) -> Result<()> {
+        let (_, destination) = addresses(&segment.packet).ok_or(Error::Malformed("not an IP packet"))?;
+        let (place, family) = match destination {
+            IpAddr::V4(_) => (&mut self.v4, AddressFamily::Inet),
+            IpAddr::V6(_) => (&mut self.v6, AddressFamily::Inet6),
+        };
+        let fd = match place {
+            Some(fd) => fd,
+            // IPPROTO_RAW: the header is ours (`raw(7)`, `inet6_create`).
+            None => place.insert(
+                socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
+                    .attempt("make a raw socket for a segment")?,
+            ),
+        };
+        let to = SockaddrStorage::from(SocketAddr::new(destination, 0));
+        sendto(fd.as_raw_fd(), &segment.packet, &to, MsgFlags::empty()).map(drop).attempt("inject a segment")
+    }
+}
+
+/// Source and destination of an IP packet.
+fn addresses(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match SlicedPacket::from_ip(packet).ok()?.net? {
+        NetSlice::Ipv4(ip) => Some((ip.header().source_addr().into(), ip.header().destination_addr().into())),
+        NetSlice::Ipv6(ip) => Some((ip.header().source_addr().into(), ip.header().destination_addr().into())),
+        NetSlice::Arp(_) => None,
+    }
+}
 
 pub(super) struct Segment<'a> {
     pub source: SocketAddr,
@@ -73,16 +123,13 @@ impl Segment<'_> {
 /// (`tcp_oow_rate_limited`). Send it while the socket does not exist yet, and give the answer to [`peer_ack`] instead of
 /// the kernel, which would reset the connection.
 pub fn probe(socket: &TcpSocket, connection: &Connection) -> Option<RawSegment> {
-    // As little as there was: it must not take back room that was promised (RFC 9293 section 3.8.6).
-    let room =
-        connection.window.rcv_wup.wrapping_add(connection.window.rcv_wnd).wrapping_sub(connection.rcv_nxt);
-    let own_scale = connection.window_scales.map_or(0, |(_, own)| own);
     Segment {
         source: socket.local,
         destination: connection.remote,
         seq: connection.snd_una.wrapping_sub(1),
         ack: connection.rcv_nxt,
-        window: u16::try_from(room >> own_scale).unwrap_or(u16::MAX),
+        // No less than was promised (RFC 9293 section 3.8.6).
+        window: connection.advertised_window(),
         fin: false,
         timestamps: connection.timestamp.map(|value| (value, 0)),
         payload: &[0],
@@ -92,16 +139,8 @@ pub fn probe(socket: &TcpSocket, connection: &Connection) -> Option<RawSegment> 
 
 /// What a packet from the network says about what the peer of this connection has received, if it is of it.
 pub fn peer_ack(socket: &TcpSocket, connection: &Connection, packet: &[u8]) -> Option<PeerAck> {
+    let (source, destination) = addresses(packet)?;
     let sliced = SlicedPacket::from_ip(packet).ok()?;
-    let (source, destination) = match sliced.net? {
-        NetSlice::Ipv4(ip) => {
-            (IpAddr::V4(ip.header().source_addr()), IpAddr::V4(ip.header().destination_addr()))
-        }
-        NetSlice::Ipv6(ip) => {
-            (IpAddr::V6(ip.header().source_addr()), IpAddr::V6(ip.header().destination_addr()))
-        }
-        NetSlice::Arp(_) => return None,
-    };
     let Some(TransportSlice::Tcp(tcp)) = sliced.transport else { return None };
     let ours = source == connection.remote.ip().to_canonical()
         && destination == socket.local.ip().to_canonical()
