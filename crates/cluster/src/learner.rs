@@ -79,6 +79,12 @@ impl Learner {
             return Vec::new();
         }
         self.next_send = now.saturating_add(self.resend);
+        for (place, pages) in self.pages.iter_mut().enumerate() {
+            // Complete, but of a life that another teacher knows to be over: from the start, in the new one.
+            if pages.done && !self.taught.counts(place) {
+                *pages = Pages::default();
+            }
+        }
         let mut actions = Vec::new();
         for (node, pages) in self.seeds.members().iter().zip(&self.pages) {
             if *node != self.me && !pages.done {
@@ -118,8 +124,10 @@ impl Learner {
                 }
                 None => self.exhausted = true,
             },
-            // A teacher that was wiped has to start over, once it can teach.
-            Answer::Declined(Declined::Blank | Declined::Learning) => self.pages[place] = Pages::default(),
+            // A teacher that was wiped meanwhile has to start over, once it can teach.
+            Answer::Declined(Declined::Blank | Declined::Learning) if !self.pages[place].done => {
+                self.pages[place] = Pages::default();
+            }
             _ => {}
         }
     }
@@ -133,10 +141,13 @@ impl Learner {
         more: bool,
     ) {
         let pages = &mut self.pages[place];
+        if pages.done {
+            return;
+        }
         if pages.life.is_some_and(|life| life != voter.life) {
             *pages = Pages::default();
         }
-        if pages.done || pages.after != *after {
+        if pages.after != *after {
             return;
         }
         pages.life = Some(voter.life);
@@ -159,7 +170,8 @@ impl Learner {
 
     /// Everything, once a majority without this node has taught it.
     pub fn lesson(&self) -> Option<Lesson> {
-        let teachers: Vec<usize> = self.taught.counted().map(|(place, ..)| place).collect();
+        let counted = self.taught.counted().map(|(place, ..)| place);
+        let teachers: Vec<usize> = counted.filter(|place| self.pages[*place].done).collect();
         if teachers.len() < self.seeds.majority() {
             return None;
         }
@@ -217,8 +229,8 @@ mod tests {
         }
 
         fn teach(&mut self, learner: &mut Learner, heard: &[usize]) {
-            for second in 0..100 {
-                let now = Duration::from_secs(second);
+            for _ in 0..100 {
+                let now = learner.next_send;
                 for Action::Send { to, request } in learner.poll(now) {
                     let place = self.seeds.place(&to).unwrap();
                     if heard.contains(&place) {
@@ -266,5 +278,43 @@ mod tests {
         let mut second = cluster.learner(2);
         cluster.teach(&mut second, &TEACHERS);
         assert_eq!(second.lesson().unwrap().lives[0], (Life(2), Attempt(2)));
+    }
+
+    fn response(attempt: u128, answer: Answer) -> Response {
+        Response { cluster: ClusterId(1), attempt: Attempt(attempt), answer }
+    }
+
+    #[test]
+    fn a_late_answer_does_not_undo_complete_pages() {
+        let mut cluster = Cluster::new(3);
+        let mut learner = cluster.learner(1);
+        cluster.teach(&mut learner, &TEACHERS);
+        let lesson = learner.lesson();
+        let voter = Voter { life: Life(1), lives: vec![Life(0); 3] };
+        let empty = Answer::Taught { life: Life(1), after: None, voter, slots: vec![], more: true };
+        for late in [Answer::Declined(Declined::Learning), empty] {
+            learner.on_response(&cluster.seeds.members()[1].clone(), &response(1, late), Duration::ZERO);
+            assert_eq!(learner.lesson(), lesson);
+        }
+    }
+
+    /// The first teacher was wiped after it taught; the second had taught that one, and says so.
+    #[test]
+    fn a_teacher_of_a_life_that_is_over_is_asked_again() {
+        let mut cluster = Cluster::new(1);
+        let mut learner = cluster.learner(1);
+        cluster.teach(&mut learner, &[1]);
+        let again = Request {
+            cluster: ClusterId(1),
+            seeds_version: 1,
+            attempt: Attempt(9),
+            ask: Ask::Teach { life: Life(1), after: None },
+        };
+        let first = cluster.seeds.members()[1].clone();
+        cluster.teachers.get_mut(&2).unwrap().handle(&first, &again);
+        cluster.teach(&mut learner, &[2]);
+        assert_eq!(learner.lesson(), None, "what the first taught before it was wiped was counted");
+        let asked = learner.poll(learner.next_send);
+        assert!(asked.iter().any(|Action::Send { to, .. }| *to == first));
     }
 }
