@@ -23,7 +23,10 @@ use tracing::{info, warn};
 use crate::control::{Failover, Side, State};
 use crate::engine::{Board, Engine};
 use crate::error::{Attempt, Error, Result};
-use crate::message::{CONTENT, Content, FROM_PRIMARY, Fitness, PAGES, PAIRING, Pairing, VERSION, split_input};
+use crate::link::{Watch, carry_life};
+use crate::message::{
+    CONTENT, Content, FROM_PRIMARY, Fitness, PAGES, PAIRING, PROTECTED, Pairing, VERSION, split_input,
+};
 use crate::output::{Log, Pipes};
 use crate::protector;
 
@@ -39,7 +42,11 @@ const RETRY: Duration = Duration::from_millis(100);
 enum Work {
     Epoch(Box<Epoch>),
     /// It is ours: this generation, and how it came about.
-    TakeOver { register: Box<Register>, failover: Failover, granted: Instant },
+    TakeOver {
+        register: Box<Register>,
+        failover: Failover,
+        granted: Instant,
+    },
     /// It is not ours, or there is nothing to take.
     Leave(String),
 }
@@ -99,7 +106,12 @@ pub struct Waiting {
 }
 
 /// Holds the state until it is needed. `None` when it never is: with the reason.
-pub fn run(engine: &mut Engine, waiting: Waiting, listener: TcpListener, primary: &str) -> Result<Result<Prepared, String>> {
+pub fn run(
+    engine: &mut Engine,
+    waiting: Waiting,
+    listener: TcpListener,
+    primary: &str,
+) -> Result<Result<Prepared, String>> {
     let (work, queue) = mpsc::sync_channel(QUEUE);
     let retained = Arc::new(Mutex::new(InputLog::new(InputLogLimits::default())));
     let pressure = Arc::new(Backpressure {
@@ -157,7 +169,8 @@ fn apply(
                 engine.status.lock().epoch = last;
             }
             Work::TakeOver { register, failover, granted } => {
-                let retained = std::mem::take(&mut *retained.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+                let retained =
+                    std::mem::take(&mut *retained.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
                 return Ok(Ok(Prepared {
                     shell,
                     namespace,
@@ -253,6 +266,8 @@ impl Listening {
 
     /// Receives and acknowledges until the primary falls silent.
     fn follow(&self, mut writer: FrameWriter<Writer>, mut reader: FrameReader<Reader>) -> Heard {
+        carry_life();
+        let watch = Watch::new(self.detection);
         let mut epochs = EpochReader::new(self.epoch_limit);
         let mut heard = Heard { epochs: 0, last: Instant::now(), reason: String::new() };
         if let Err(error) = reader.get_mut().set_timeout(Some(self.detection)) {
@@ -262,8 +277,9 @@ impl Listening {
         loop {
             let received = match epochs.next(&mut reader) {
                 Ok(received) => received,
+                Err(error) if error.is_timeout() && !watch.is_over(heard.last) => continue,
                 Err(error) if error.is_timeout() => {
-                    heard.reason = format!("no sign of life for {} ms", self.detection.as_millis());
+                    heard.reason = format!("no sign of life for {} ms", heard.last.elapsed().as_millis());
                     return heard;
                 }
                 Err(error) => {
@@ -276,11 +292,19 @@ impl Listening {
                 Received::Epoch(epoch) => self.hold(epoch, &mut heard, &mut writer),
                 Received::Input(payload) => {
                     if let Some((epoch, frame)) = split_input(&payload) {
-                        self.retained.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(epoch, frame);
+                        self.retained
+                            .lock()
+                            .unwrap_or_else(|poisoned| poisoned.into_inner())
+                            .push(epoch, frame);
                     }
                     Ok(())
                 }
                 Received::Heartbeat(beat) => beat.send(&mut writer).map_err(|error| error.to_string()),
+                Received::Other(frame) if frame.kind == PROTECTED => {
+                    watch.closely();
+                    self.status.lock().state = State::Protected;
+                    Ok(())
+                }
                 Received::Other(frame) if frame.kind == PAIRING => Err("a second introduction".into()),
                 _ => Err("the primary sent what a primary does not send".into()),
             };
@@ -318,7 +342,8 @@ impl Listening {
                         arbitrate_ms: (granted - decided).as_secs_f64() * 1000.0,
                         activate_ms: 0.0,
                     };
-                    let _ = self.work.send(Work::TakeOver { register: Box::new(register), failover, granted });
+                    let _ =
+                        self.work.send(Work::TakeOver { register: Box::new(register), failover, granted });
                     return;
                 }
                 Outcome::Refused(refused) => return self.leave(format!("not granted: {refused}")),

@@ -1,9 +1,10 @@
 //! The primary's end of the stream to one backup: a thread that sends, a thread that listens.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outlive_cluster::Holder;
 use outlive_net::{InputSink, Moment};
@@ -16,7 +17,10 @@ use outlive_stream::epoch_writer::EpochWriter;
 use outlive_stream::frame::{FrameReader, FrameWriter};
 use outlive_stream::hello::Stream;
 
-use crate::message::{CONTENT, Content, PAGES};
+use outlive_process::sys::task;
+use tracing::debug;
+
+use crate::message::{CONTENT, Content, PAGES, PROTECTED};
 
 /// Frames and epochs waiting to be sent. Copies of incoming frames are dropped beyond it: clients repeat them.
 const QUEUE: usize = 4096;
@@ -29,16 +33,32 @@ const ANSWERS: usize = 1 << 20;
 #[derive(Debug)]
 pub enum LinkEvent {
     /// The epoch is on its way; what its acknowledgement must say.
-    Sent { seal: Seal, at: Moment },
+    Sent {
+        seal: Seal,
+        at: Moment,
+    },
     Acknowledged(Ack),
     /// The backup has answered what we sent at this moment.
-    Alive { since: Moment },
+    Alive {
+        since: Moment,
+    },
     Down(String),
 }
 
 pub enum Outgoing {
-    Epoch { id: EpochId, content: Box<Content>, pages: PageData },
-    Input { epoch: u64, frame: Vec<u8> },
+    /// The backup is the synced one now: from here on both sides watch each other closely.
+    Protected,
+    /// A heartbeat now: its answer lets go what the kernel alone says.
+    Beat,
+    Epoch {
+        id: EpochId,
+        content: Box<Content>,
+        pages: PageData,
+    },
+    Input {
+        epoch: u64,
+        frame: Vec<u8>,
+    },
 }
 
 /// A live link. Dropped, it ends.
@@ -47,6 +67,48 @@ pub struct Link {
     pub backup: Holder,
     queue: SyncSender<Outgoing>,
     closer: outlive_stream::connection::Closer,
+    watch: Arc<Watch>,
+}
+
+/// How long the other side may be silent. A first copy keeps both hosts busy and nothing depends on how soon its end is
+/// noticed; once protected, everything does.
+#[derive(Debug)]
+pub struct Watch {
+    closely: AtomicBool,
+    detection: Duration,
+}
+
+impl Watch {
+    /// Of a side that is not protected or protecting yet.
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    pub fn new(detection: Duration) -> Self {
+        Self { closely: AtomicBool::new(false), detection }
+    }
+
+    pub fn closely(&self) {
+        self.closely.store(true, Ordering::Release);
+    }
+
+    /// The limit now.
+    pub fn limit(&self) -> Duration {
+        if self.closely.load(Ordering::Acquire) { self.detection } else { self.detection.max(Self::PATIENCE) }
+    }
+
+    /// Whether a silence since `last` is the end.
+    pub fn is_over(&self, last: Instant) -> bool {
+        last.elapsed() >= self.limit()
+    }
+}
+
+/// `SCHED_FIFO` priority of the threads that carry signs of life: a busy host must not look like a dead one.
+const CARRIER_PRIORITY: i32 = 1;
+
+/// Makes the calling thread one of those. Without the right to it, it runs as any other; `outlive check` says so.
+pub fn carry_life() {
+    if let Err(error) = task::become_realtime(CARRIER_PRIORITY) {
+        debug!(%error, "a thread that carries signs of life is not a real-time thread");
+    }
 }
 
 impl Link {
@@ -61,22 +123,38 @@ impl Link {
         let (queue, outgoing) = mpsc::sync_channel(QUEUE);
         let Stream { writer, reader, closer, .. } = stream;
         let told = Arc::clone(&tell);
+        let watch = Arc::new(Watch::new(detection));
+        let watching = Arc::clone(&watch);
         thread::Builder::new().name("link sender".into()).spawn(move || {
-            if let Err(reason) = send(writer, &outgoing, detection / HEARTBEATS, |event| told(number, event)) {
+            carry_life();
+            if let Err(reason) = send(writer, &outgoing, detection / HEARTBEATS, |event| told(number, event))
+            {
                 told(number, LinkEvent::Down(reason));
             }
         })?;
         thread::Builder::new().name("link listener".into()).spawn(move || {
-            let reason = listen(reader, detection, |event| tell(number, event));
+            carry_life();
+            let reason = listen(reader, detection, &watching, |event| tell(number, event));
             tell(number, LinkEvent::Down(reason));
         })?;
-        Ok(Self { number, backup, queue, closer })
+        Ok(Self { number, backup, queue, closer, watch })
     }
 
     /// Hands an epoch to the sender. Blocks only if the queue is full of input, which the sender works off.
     pub fn send(&self, id: EpochId, content: Content, pages: PageData) {
         // A sender that is gone has said so by an event.
         let _ = self.queue.send(Outgoing::Epoch { id, content: Box::new(content), pages });
+    }
+
+    /// The register names this backup.
+    pub fn protected(&self) {
+        self.watch.closely();
+        let _ = self.queue.send(Outgoing::Protected);
+    }
+
+    pub fn beat(&self) {
+        // With a full queue signs of life are on their way anyway.
+        let _ = self.queue.try_send(Outgoing::Beat);
     }
 
     pub fn input(&self) -> SyncSender<Outgoing> {
@@ -140,8 +218,15 @@ fn send(
                 tell(LinkEvent::Sent { seal, at });
             }
             Ok(Outgoing::Input { epoch, frame }) => {
-                send_input(&mut frames, &[&epoch.to_le_bytes(), &frame]).map_err(|error| error.to_string())?;
+                send_input(&mut frames, &[&epoch.to_le_bytes(), &frame])
+                    .map_err(|error| error.to_string())?;
             }
+            Ok(Outgoing::Beat) => {
+                Heartbeat { time: Moment::now().as_nanos() }
+                    .send(&mut frames)
+                    .map_err(|error| error.to_string())?;
+            }
+            Ok(Outgoing::Protected) => frames.send(PROTECTED, &[]).map_err(|error| error.to_string())?,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
@@ -149,17 +234,30 @@ fn send(
 }
 
 /// Returns why it ended.
-fn listen(mut frames: FrameReader<Reader>, detection: Duration, mut tell: impl FnMut(LinkEvent)) -> String {
+fn listen(
+    mut frames: FrameReader<Reader>,
+    detection: Duration,
+    watch: &Watch,
+    mut tell: impl FnMut(LinkEvent),
+) -> String {
     if let Err(error) = frames.get_mut().set_timeout(Some(detection)) {
         return error.to_string();
     }
     let mut epochs = EpochReader::new(ANSWERS);
+    let mut last = Instant::now();
     loop {
-        match epochs.next(&mut frames) {
+        let received = epochs.next(&mut frames);
+        if received.is_ok() {
+            last = Instant::now();
+        }
+        match received {
             Ok(Received::Ack(ack)) => tell(LinkEvent::Acknowledged(ack)),
             Ok(Received::Heartbeat(beat)) => tell(LinkEvent::Alive { since: Moment::from_nanos(beat.time) }),
             Ok(_) => return "the backup sent what a backup does not send".into(),
-            Err(error) if error.is_timeout() => return format!("no sign of life for {} ms", detection.as_millis()),
+            Err(error) if error.is_timeout() && !watch.is_over(last) => {}
+            Err(error) if error.is_timeout() => {
+                return format!("no sign of life for {} ms", last.elapsed().as_millis());
+            }
             Err(error) => return error.to_string(),
         }
     }

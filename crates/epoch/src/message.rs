@@ -12,6 +12,9 @@ pub const PAGES: u8 = 1;
 /// First frame each way: who is at the other end.
 pub const PAIRING: Kind = Kind(Kind::FIRST_APPLICATION);
 
+/// From the primary: the register names this backup now.
+pub const PROTECTED: Kind = Kind(Kind::FIRST_APPLICATION + 1);
+
 /// What a primary sends, and what a backup sends.
 pub const FROM_PRIMARY: KindSet = KindSet::of(&[
     Kind::EPOCH_BEGIN,
@@ -21,6 +24,7 @@ pub const FROM_PRIMARY: KindSet = KindSet::of(&[
     Kind::HEARTBEAT,
     Kind::INPUT,
     PAIRING,
+    PROTECTED,
 ]);
 pub const FROM_BACKUP: KindSet = KindSet::of(&[Kind::ACK, Kind::HEARTBEAT, PAIRING]);
 

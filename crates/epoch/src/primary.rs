@@ -55,14 +55,26 @@ pub enum End {
 /// Where protection stands.
 enum Phase {
     /// No backup. `asked` while one is looked for.
-    Exposed { retry: Instant, asked: bool },
+    Exposed {
+        retry: Instant,
+        asked: bool,
+    },
     /// The seed nodes are asked whether to speak on without a backup; nothing leaves.
     Losing,
     /// A backup is given everything.
-    Syncing { link: Link, begun: Instant },
+    Syncing {
+        link: Link,
+        begun: Instant,
+    },
     /// It has everything; output is held, the register does not say so yet.
-    Joining { link: Link, begun: Instant, asked: bool },
-    Protected { link: Link },
+    Joining {
+        link: Link,
+        begun: Instant,
+        asked: bool,
+    },
+    Protected {
+        link: Link,
+    },
 }
 
 /// An epoch that is not committed.
@@ -211,7 +223,9 @@ impl<'a> Primary<'a> {
         match &self.phase {
             Phase::Exposed { retry, asked: false } => retry.saturating_duration_since(now).min(IDLE),
             Phase::Syncing { .. } if self.outstanding.is_none() => Duration::ZERO,
-            Phase::Joining { .. } | Phase::Protected { .. } if self.outstanding.is_none() && !self.pressed => {
+            Phase::Joining { .. } | Phase::Protected { .. }
+                if self.outstanding.is_none() && !self.pressed =>
+            {
                 match self.pace.next(now, self.said()) {
                     Next::Now => Duration::ZERO,
                     Next::At(at) => at.saturating_duration_since(now).min(IDLE),
@@ -249,7 +263,11 @@ impl<'a> Primary<'a> {
         match event {
             Said::PayloadWaiting => self.pace.payload_waiting(),
             Said::AckWaiting => self.pace.ack_waiting(Instant::now()),
-            Said::KernelWaiting => {}
+            Said::KernelWaiting => {
+                if let Some(link) = self.link() {
+                    link.beat();
+                }
+            }
             // The workload's own sends block when its queue is full; an epoch frees it.
             Said::PressureHigh => self.pace.wanted(),
             Said::PressureLow => {}
@@ -260,7 +278,9 @@ impl<'a> Primary<'a> {
 
     fn link(&self) -> Option<&Link> {
         match &self.phase {
-            Phase::Syncing { link, .. } | Phase::Joining { link, .. } | Phase::Protected { link } => Some(link),
+            Phase::Syncing { link, .. } | Phase::Joining { link, .. } | Phase::Protected { link } => {
+                Some(link)
+            }
             _ => None,
         }
     }
@@ -393,6 +413,7 @@ impl<'a> Primary<'a> {
                     Phase::Joining { link: joined, begun, .. } if joined.number == link => {
                         let took = begun.elapsed();
                         info!(backup = joined.backup.node.as_str(), ?took, "protected");
+                        joined.protected();
                         self.phase = Phase::Protected { link: joined };
                         // Everything the backup has acknowledged is committed now.
                         let committed = self.epoch - u64::from(self.outstanding.is_some());
@@ -412,7 +433,8 @@ impl<'a> Primary<'a> {
                 let mine = current.as_ref().and_then(|register| register.primary().cloned());
                 if mine.is_some_and(|holder| holder.incarnation == self.engine.me.incarnation) {
                     // Still ours, at another generation or with another backup: settle by being alone.
-                    self.generation = current.as_ref().map_or(self.generation, |register| register.generation);
+                    self.generation =
+                        current.as_ref().map_or(self.generation, |register| register.generation);
                     self.ask_alone();
                     return Ok(None);
                 }
@@ -593,14 +615,8 @@ impl<'a> Primary<'a> {
     fn send(&mut self, content: Content, pages: PageData, output: Pieces, checkpoint: bool) {
         self.epoch += 1;
         let id = EpochId { generation: self.generation, epoch: self.epoch };
-        self.outstanding = Some(Outstanding {
-            id,
-            seal: None,
-            early: None,
-            output,
-            resumed: Instant::now(),
-            checkpoint,
-        });
+        self.outstanding =
+            Some(Outstanding { id, seal: None, early: None, output, resumed: Instant::now(), checkpoint });
         if let Some(link) = self.link() {
             link.send(id, content, pages);
         }
@@ -617,7 +633,11 @@ impl<'a> Primary<'a> {
         }
     }
 
-    fn control(&mut self, request: control::Request, reply: std::sync::mpsc::Sender<control::Response>) -> Option<End> {
+    fn control(
+        &mut self,
+        request: control::Request,
+        reply: std::sync::mpsc::Sender<control::Response>,
+    ) -> Option<End> {
         let response = match request {
             control::Request::Status => {
                 self.publish();
@@ -649,7 +669,9 @@ impl<'a> Primary<'a> {
         let stats = self.pump.stats();
         let backup = self.link().map(|link| link.backup.node.as_str().to_owned());
         let state = match &self.phase {
-            Phase::Exposed { .. } if self.engine.setup.workload.when_exposed == WhenExposed::Wait => State::Waiting,
+            Phase::Exposed { .. } if self.engine.setup.workload.when_exposed == WhenExposed::Wait => {
+                State::Waiting
+            }
             Phase::Exposed { .. } => State::Exposed,
             Phase::Losing => State::Waiting,
             Phase::Syncing { .. } | Phase::Joining { .. } => State::Syncing,

@@ -60,7 +60,8 @@ fn candidates(setup: &Setup) -> Vec<Peer> {
     let wanted = setup.workload.backup.as_deref();
     let others = setup.node.peers.iter().filter(|peer| peer.name != setup.node.name);
     // A named backup that is this node itself: after a failover the former primary's node takes its place.
-    let named: Vec<Peer> = others.clone().filter(|peer| wanted == Some(peer.name.as_str())).cloned().collect();
+    let named: Vec<Peer> =
+        others.clone().filter(|peer| wanted == Some(peer.name.as_str())).cloned().collect();
     if named.is_empty() { others.cloned().collect() } else { named }
 }
 
@@ -110,10 +111,9 @@ impl Finder {
         };
         let connection = self.identity.connect(listen, &peer.name, CONNECT).map_err(|error| text(&error))?;
         let purpose = format!("replicate:{}", self.workload.name);
-        let mut stream =
-            Stream::open(connection, VERSIONS, &purpose, FROM_BACKUP, CONNECT).map_err(|error| text(&error))?;
-        let mine =
-            Pairing { version: VERSION, holder: self.me.clone(), fitness: Fitness::of_this_host() };
+        let mut stream = Stream::open(connection, VERSIONS, &purpose, FROM_BACKUP, CONNECT)
+            .map_err(|error| text(&error))?;
+        let mine = Pairing { version: VERSION, holder: self.me.clone(), fitness: Fitness::of_this_host() };
         let theirs = exchange(&mut stream, &mine)?;
         if let Some(reason) = mine.fitness.differs_from(&theirs.fitness) {
             return Err(reason);

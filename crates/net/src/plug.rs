@@ -284,7 +284,8 @@ impl Plug {
         if self.mode == Mode::Silenced {
             return Err(PlugError::Silenced);
         }
-        if generation <= self.generation {
+        // The same again is what a primary is told whose new backup was not granted: it stays what it was.
+        if generation < self.generation {
             return Err(PlugError::GenerationNotNew { generation, last: self.generation });
         }
         self.generation = generation;

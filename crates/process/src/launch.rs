@@ -113,8 +113,14 @@ impl Container {
             Ok(init) if status.success() => init,
             _ => return Err(Error::Start(read_reason(&mut channel, "the launcher died"))),
         };
-        let pidfd = task::pidfd_open(init).attempt(|| format!("open the workload's init {init}"))?;
-        ptrace::seize(init).attempt(|| format!("trace the workload's init {init}"))?;
+        let seized = task::pidfd_open(init).and_then(|pidfd| ptrace::seize(init).map(|()| pidfd));
+        let pidfd = match seized {
+            Ok(pidfd) => pidfd,
+            // An init that is gone has said why.
+            Err(error) => {
+                return Err(Error::Start(read_reason(&mut channel, &format!("init is gone: {error}"))));
+            }
+        };
         let mut ready = [0u8; 1];
         match channel.read_exact(&mut ready) {
             Ok(()) if ready[0] == READY => Ok(Self { init, channel, pidfd }),

@@ -84,6 +84,11 @@ impl Shell {
         })
     }
 
+    /// The host's process id of init, which is alive as long as the shell.
+    pub fn init(&self) -> Tid {
+        self.container.init
+    }
+
     /// The workload's own view of the file system.
     pub fn root(&self) -> std::path::PathBuf {
         proc::path(self.container.init, "root")

@@ -136,7 +136,7 @@ fn r2_one_voice_a_silenced_plug_stays_silent() {
 fn r2_one_voice_only_a_new_generation_exposes() {
     let mut plug = Plug::holding(config(), 5);
     plug.hold(&payload_frame(1), at(0));
-    assert_eq!(plug.go_exposed(5), Err(PlugError::GenerationNotNew { generation: 5, last: 5 }));
+    assert_eq!(plug.go_exposed(4), Err(PlugError::GenerationNotNew { generation: 4, last: 5 }));
     assert_eq!(batch(&mut plug, at(0)), (Batch::Empty, 0));
     plug.go_exposed(6).unwrap();
     assert!(!plug.passes(), "what was held leaves first");

@@ -1,0 +1,253 @@
+//! The life of one supervisor: a primary from the start, or a backup that may become one.
+//!
+//! Two kinds of threads. The *tracer* is the only one that may touch the workload's tasks; it enters the workload's network
+//! namespace and runs everything of [`crate::primary`] and the applying half of [`crate::backup`]. All others (links,
+//! arbitration, control) are started from threads that stay in the host's namespaces.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::ExitCode;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use outlive_cluster::{Outcome, Transition};
+use outlive_net::{InnerTap, Namespace, Port, Pump, Voice};
+use outlive_process::shell::Shell;
+use outlive_process::sys::task;
+use outlive_process::tree::Workload;
+use tracing::{error, info, warn};
+
+use crate::backup::{self, Waiting};
+use crate::control::{self, State};
+use crate::engine::{Engine, Event};
+use crate::error::{Attempt, Error, Result};
+use crate::events::Teller;
+use crate::link::Copies;
+use crate::output::{Log, Pipes};
+use crate::primary::{End, Primary, Running};
+use crate::protector::Protector;
+use crate::setup::{Role, Setup, Started};
+use crate::takeover::{self, TRACER_PRIORITY};
+
+/// How long whoever asks over the control socket may take to do so.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest line of a control request.
+const CONTROL_LINE: u64 = 64 * 1024;
+
+/// Runs a supervisor to its end. What it has to say at the start is printed on standard output as one line of JSON.
+pub fn run(setup: Setup) -> ExitCode {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    // Every thread inherits it: a stopped tracee is announced by SIGCHLD, which only the tracer reads.
+    let blocked = mask.thread_block();
+    // Children of the launcher become ours, so that no zombie is left when the workload ends.
+    let subreaper = nix::sys::prctl::set_child_subreaper(true);
+    if let Err(errno) = blocked.and(subreaper) {
+        return failed(&format!("cannot set up the supervisor: {errno}"));
+    }
+    match start(setup) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(%error, "the supervisor ends");
+            failed(&error.to_string())
+        }
+    }
+}
+
+fn failed(reason: &str) -> ExitCode {
+    announce(&Started::Failed { reason: reason.to_owned() });
+    ExitCode::FAILURE
+}
+
+/// Printed once; later ones go nowhere, since whoever started us has stopped reading.
+fn announce(started: &Started) {
+    if let Ok(line) = serde_json::to_string(started) {
+        let mut out = std::io::stdout();
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    }
+}
+
+fn start(setup: Setup) -> Result<()> {
+    let directory = setup.directory();
+    std::fs::create_dir_all(&directory).attempt(|| format!("make {}", directory.display()))?;
+    let role = setup.role.clone();
+    let mut engine = Engine::new(setup)?;
+    serve_control(&engine)?;
+    let protector = {
+        let teller = engine.teller();
+        Protector::start(&engine.setup, &engine.identity, engine.me.clone(), move |found| {
+            teller.tell(Event::Candidate(found.map(Box::new)));
+        })
+        .attempt(|| "start the protector".into())?
+    };
+    let listener = match &role {
+        Role::Primary => None,
+        Role::Backup { .. } => {
+            let address = SocketAddr::new(engine.setup.node.listen.ip(), 0);
+            Some(TcpListener::bind(address).attempt(|| format!("listen on {address}"))?)
+        }
+    };
+    let socket = engine.setup.control_socket();
+    let tracer = std::thread::Builder::new().name("tracer".into()).spawn(move || {
+        if let Err(error) = task::become_realtime(TRACER_PRIORITY) {
+            warn!(%error, "the tracer is not a real-time thread: pauses will be longer");
+        }
+        let result = match role {
+            Role::Primary => be_primary(&mut engine, protector),
+            Role::Backup { primary } => be_backup(&mut engine, protector, listener, &primary),
+        };
+        engine.status.lock().state = State::Stopped;
+        result
+    });
+    let result = tracer
+        .attempt(|| "start the tracer".into())?
+        .join()
+        .unwrap_or_else(|_| Err(Error::Stream("the tracer panicked".into())));
+    // Whoever finds the socket gone knows that there is no supervisor.
+    let _ = std::fs::remove_file(socket);
+    result
+}
+
+fn make_network(engine: &Engine) -> Result<(Namespace, InnerTap, Port)> {
+    let network = &engine.setup.workload.network;
+    let (namespace, inner) = Namespace::create(network)?;
+    let port = Port::create(&engine.setup.node.bridge, network.mtu)?;
+    Ok((namespace, inner, port))
+}
+
+fn be_primary(engine: &mut Engine, protector: Protector) -> Result<()> {
+    let (namespace, inner, port) = make_network(engine)?;
+    let outcome = engine.arbiter.ask(Transition::Create { by: engine.me.clone() });
+    let register = match outcome {
+        Outcome::Granted(register) => register,
+        Outcome::Refused(refused) => return Err(Error::Arbitration(refused.to_string())),
+        Outcome::NoMajority(why) | Outcome::Unknown(why) => return Err(Error::Arbitration(why.to_string())),
+        Outcome::Read(_) => {
+            return Err(Error::Arbitration("the seed nodes answered another question".into()));
+        }
+    };
+    let generation = register.generation;
+    let started = begin(engine, &namespace, inner, port, generation);
+    let running = match started {
+        Ok(running) => running,
+        Err(error) => {
+            // Nothing is left behind: the name can be used again.
+            engine.arbiter.ask(Transition::Stop { generation });
+            return Err(error);
+        }
+    };
+    info!(generation, "the workload runs");
+    announce(&Started::Ready { listen: None });
+    serve(engine, running, protector)
+}
+
+fn begin(
+    engine: &Engine,
+    namespace: &Namespace,
+    inner: InnerTap,
+    port: Port,
+    generation: u64,
+) -> Result<Running> {
+    let setup = &engine.setup;
+    let log = Log::open(&engine.directory(), setup.node.tuning.log_limit)?;
+    let (pipes, ends) = Pipes::new()?;
+    let workload = Workload::launch(&setup.workload.program, namespace.fd(), &engine.launcher, ends)?;
+    port.attach()?;
+    let copies = Arc::new(Copies::default());
+    let teller = engine.teller();
+    let notify = Arc::new(move |event| teller.tell(Event::Pump(event)));
+    let config = takeover::pump_config(engine, setup.workload.network.clone(), Voice::Exposed { generation });
+    let (pump, closed) = Pump::start(inner, port, config, copies.clone(), notify)?;
+    pump.announce();
+    drop(closed);
+    Ok(Running { workload, pump, copies, pipes, log, generation, epoch: 0 })
+}
+
+fn be_backup(
+    engine: &mut Engine,
+    protector: Protector,
+    listener: Option<TcpListener>,
+    primary: &str,
+) -> Result<()> {
+    let listener = listener.ok_or_else(|| Error::Stream("a backup needs an address to listen on".into()))?;
+    let listen = listener.local_addr().attempt(|| "read the listening address".into())?;
+    let (namespace, inner, port) = make_network(engine)?;
+    let log = Log::open(&engine.directory(), engine.setup.node.tuning.log_limit)?;
+    let (pipes, ends) = Pipes::new()?;
+    let shell = Shell::create(&engine.setup.workload.program, namespace.fd(), &engine.launcher, ends)?;
+    engine.status.lock().init_pid = shell.init() as u32;
+    // Connections to the seed nodes are made now, so that a failover pays no handshake.
+    let outcome = engine.arbiter.read();
+    info!(?outcome, "waiting for the primary");
+    announce(&Started::Ready { listen: Some(listen) });
+    let waiting = Waiting { shell, namespace, inner, port, pipes, log };
+    match backup::run(engine, waiting, listener, primary)? {
+        Ok(prepared) => {
+            let running = takeover::run(engine, prepared)?;
+            serve(engine, running, protector)
+        }
+        Err(reason) => {
+            info!(reason, "this backup is not needed");
+            Ok(())
+        }
+    }
+}
+
+fn serve(engine: &mut Engine, running: Running, protector: Protector) -> Result<()> {
+    match Primary::new(engine, running, protector).run()? {
+        End::Exited(status) => info!(status, "the workload has ended"),
+        End::Stopped => info!("stopped"),
+        End::Deposed(register) => warn!(?register, "another node holds this workload now"),
+    }
+    Ok(())
+}
+
+/// Answers over the control socket: the status from the board, all else from the engine.
+fn serve_control(engine: &Engine) -> Result<()> {
+    let path = engine.setup.control_socket();
+    // A supervisor that was killed leaves its socket behind; a live one is found by the agent before it starts another.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).attempt(|| format!("listen on {}", path.display()))?;
+    let (teller, status) = (engine.teller(), engine.status.clone());
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (teller, status) = (teller.clone(), status.clone());
+                // One that cannot be started costs this request only.
+                let _ = std::thread::Builder::new().name("control request".into()).spawn(move || {
+                    if let Err(error) = answer(stream, &teller, &status) {
+                        warn!(%error, "a control request failed");
+                    }
+                });
+            }
+        })
+        .attempt(|| "start the control thread".into())
+        .map(drop)
+}
+
+fn answer(stream: UnixStream, teller: &Teller<Event>, status: &crate::engine::Board) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(CONTROL_TIMEOUT))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(CONTROL_LINE)).read_line(&mut line)?;
+    let response = match serde_json::from_str::<control::Request>(&line) {
+        Err(error) => control::Response::Failed { reason: format!("not understood: {error}") },
+        Ok(control::Request::Status) => control::Response::Status(Box::new(status.get())),
+        Ok(control::Request::Stop) if status.get().role == control::Side::Backup => {
+            control::Response::Failed {
+                reason: "this is the backup; stop the workload on its primary's node".into(),
+            }
+        }
+        Ok(request) => {
+            let (reply, answer) = mpsc::channel();
+            teller.tell(Event::Control(request, reply));
+            answer.recv_timeout(CONTROL_TIMEOUT).unwrap_or(control::Response::Failed {
+                reason: "the supervisor did not answer in time".into(),
+            })
+        }
+    };
+    let mut stream = stream;
+    writeln!(stream, "{}", serde_json::to_string(&response)?)
+}

@@ -1,0 +1,152 @@
+//! From a granted generation to a running workload.
+//!
+//! The address moves first, so that answers can come; then every peer is asked what it has; then sockets are built, the
+//! shell comes to life with everything stopped, what came in meanwhile is delivered, and it runs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outlive_net::probe::{Answer, ProbeTarget, Timestamps, run_probes};
+use outlive_net::{
+    Announcer, InnerTap, Mac, Moment, Neighbours, NetworkConfig, Pump, PumpConfig, VNET_HEADER, Voice,
+};
+use outlive_process::checkpoint::ObjectId;
+use outlive_process::object::tcp::{PeerAck, RawSegment};
+use outlive_process::sockets::Asked;
+use tracing::{debug, info};
+
+use crate::backup::Prepared;
+use crate::engine::{Engine, Event};
+use crate::error::{Attempt, Result};
+use crate::link::Copies;
+use crate::primary::Running;
+
+/// How long peers may take to answer. On one network they do so in a fraction of a millisecond; those that are silent
+/// are taken to have received anything between what is known and what was sent, and cost a retransmission at worst.
+const ANSWERS: Duration = Duration::from_millis(20);
+/// Ethernet types.
+const IPV4: [u8; 2] = [0x08, 0x00];
+const IPV6: [u8; 2] = [0x86, 0xdd];
+
+/// Brings the workload to life. The calling thread is the shell's tracer.
+pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
+    let Prepared {
+        shell,
+        namespace: _namespace,
+        inner,
+        port,
+        pipes,
+        log,
+        retained,
+        register,
+        failover,
+        granted,
+        epoch,
+    } = prepared;
+    let network = &engine.setup.workload.network;
+    let mut retained = retained;
+    port.attach()?;
+    let mut announcer = Announcer::new(network);
+    announcer.start(Moment::now());
+    for frame in announcer.due(Moment::now()) {
+        port.send(frame).attempt(|| "announce the workload's address".into())?;
+    }
+    let mut neighbours = Neighbours::new(network.clone());
+    retained.frames().for_each(|frame| neighbours.learn(frame));
+    let asked = shell.to_be_asked();
+    let mut arrived: Vec<Vec<u8>> = Vec::new();
+    let targets: Vec<ProbeTarget> = asked.iter().map(target).collect();
+    let answers = run_probes(&port, targets, &mut neighbours, Moment::now() + ANSWERS, &mut |frame| {
+        arrived.push(frame.to_vec());
+    })?;
+    debug!(asked = asked.len(), answered = answers.iter().flatten().count(), "peers were asked");
+    let answers = by_object(&asked, &answers);
+    let probed = Instant::now();
+
+    let (built, silent) = shell.build(&answers)?;
+    let mut workload = shell.activate(&built)?;
+    drop(built);
+    let revived = Instant::now();
+    for segment in &silent.inject {
+        deliver(&inner, network, segment)?;
+    }
+    for segment in silent.go_live()? {
+        deliver(&inner, network, &segment)?;
+    }
+
+    let voice = Voice::Exposed { generation: register.generation };
+    let copies = Arc::new(Copies::default());
+    let teller = engine.teller();
+    let notify = Arc::new(move |event| teller.tell(Event::Pump(event)));
+    let config = pump_config(engine, network.clone(), voice);
+    let (pump, closed) = Pump::start(inner, port, config, copies.clone(), notify)?;
+    pump.announce();
+    let frames: Vec<_> = retained.drain().collect();
+    for frame in frames.iter().map(|frame| &frame[..]).chain(arrived.iter().map(Vec::as_slice)) {
+        pump.inject(frame);
+    }
+    workload.thaw()?;
+    drop(closed);
+    let mut done = failover;
+    done.activate_ms = granted.elapsed().as_secs_f64() * 1000.0;
+    info!(
+        probes_ms = (probed - granted).as_secs_f64() * 1000.0,
+        revive_ms = (revived - probed).as_secs_f64() * 1000.0,
+        activate_ms = done.activate_ms,
+        "running"
+    );
+    engine.status.lock().last_failover = Some(done);
+    Ok(Running { workload, pump, copies, pipes, log, generation: register.generation, epoch })
+}
+
+/// How every supervisor's pump is set up.
+pub fn pump_config(engine: &Engine, network: NetworkConfig, voice: Voice) -> PumpConfig {
+    let mut config = PumpConfig::new(network, voice);
+    // Frames that were committed may leave late, but not after the other side may have decided that we are gone.
+    config.plug.freshness = engine.setup.node.tuning.detection;
+    config.priority = Some(PUMP_PRIORITY);
+    config
+}
+
+/// Below the tracer's: a thread that is being stopped must not wait for frames.
+const PUMP_PRIORITY: u8 = 1;
+pub const TRACER_PRIORITY: i32 = 2;
+
+fn target(asked: &Asked) -> ProbeTarget {
+    ProbeTarget {
+        local: asked.local,
+        remote: asked.remote,
+        snd_una: asked.snd_una,
+        rcv_nxt: asked.rcv_nxt,
+        window: asked.window,
+        // The echo matters to nobody but the peer's measurement of the round trip.
+        timestamps: asked.timestamp.map(|value| Timestamps { value, echo: 0 }),
+    }
+}
+
+fn by_object(asked: &[Asked], answers: &[Option<Answer>]) -> HashMap<ObjectId, PeerAck> {
+    asked
+        .iter()
+        .zip(answers)
+        .filter_map(|(asked, answer)| match answer {
+            Some(Answer::Has { ack, window, .. }) => {
+                Some((asked.object, PeerAck::Known { ack: *ack, window: *window }))
+            }
+            // A connection that its peer does not know is ended by the peer's own reset once it speaks.
+            Some(Answer::Reset) | None => None,
+        })
+        .collect()
+}
+
+/// Gives the workload's kernel a packet as if it had come from the network.
+fn deliver(inner: &InnerTap, network: &NetworkConfig, segment: &RawSegment) -> Result<()> {
+    let kind = if segment.packet.first().is_some_and(|byte| byte >> 4 == 6) { IPV6 } else { IPV4 };
+    let mut frame = vec![0u8; VNET_HEADER];
+    frame.extend_from_slice(&network.mac.0);
+    // From nobody in particular: the kernel learns neighbours by asking, not from senders of packets.
+    frame.extend_from_slice(&Mac::derive("peer").0);
+    frame.extend_from_slice(&kind);
+    frame.extend_from_slice(&segment.packet);
+    inner.send(&frame).attempt(|| "deliver a packet to the workload".into())
+}
