@@ -52,7 +52,10 @@ pub enum Command {
     Seed(Seed),
     /// One supervisor; started by the agent, which says what to do on standard input
     #[command(hide = true)]
-    Supervise,
+    Supervise {
+        /// The workload's name, for whoever lists processes
+        name: Option<String>,
+    },
     /// The launcher of a workload; started by its supervisor
     #[command(hide = true)]
     WorkloadInit,

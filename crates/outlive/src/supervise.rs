@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 use outlive_epoch::setup::{Setup, Started};
 
@@ -22,6 +23,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 pub fn main() -> ExitCode {
+    crate::agent::log_to_stderr();
     match prepare() {
         Ok((setup, _lock)) => supervise(setup),
         Err(failure) => refuse(&failure),
@@ -29,8 +31,8 @@ pub fn main() -> ExitCode {
 }
 
 /// The engine. The lock is held by the caller until this returns, or the process ends.
-fn supervise(_setup: Setup) -> ExitCode {
-    refuse(&Failure::failed("the engine is not part of this build"))
+fn supervise(setup: Setup) -> ExitCode {
+    outlive_epoch::supervisor::run(setup)
 }
 
 fn refuse(failure: &Failure) -> ExitCode {
@@ -48,6 +50,12 @@ fn prepare() -> Result<(Setup, Flock<File>)> {
     nix::unistd::setsid().or_failed(|| "start a session".to_owned())?;
     // The agent waits for its signals with them blocked, and a program inherits what is blocked (execve(2)).
     SigSet::empty().thread_set_mask().or_failed(|| "unblock signals".to_owned())?;
+    // A supervisor holds a duplicate of each of its workload's sockets. A lower limit is its own finding (`check`).
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
     let mut text = String::new();
     let limit = crate::control::LINE_MAX;
     io::stdin().take(limit).read_to_string(&mut text).or_failed(|| "read what to supervise".to_owned())?;

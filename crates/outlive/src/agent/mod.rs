@@ -62,8 +62,7 @@ pub struct Running {
 /// `outlive agent`: until it is told to end.
 pub fn run(config: &Path) -> Result<()> {
     let config = Config::load(config)?;
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    log_to_stderr();
     // Before there are other threads, which inherit it: these signals come to `wait` only.
     let mut ends = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| ends.add(signal));
@@ -78,6 +77,12 @@ pub fn run(config: &Path) -> Result<()> {
     info!(%signal, "ending; workloads go on without this agent");
     running.agent.seed.close();
     Ok(())
+}
+
+/// For the agent and for supervisors, whose standard error is a file.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 
 /// Everything that can be wrong is found here, before `ready` is said; what was made is removed again.

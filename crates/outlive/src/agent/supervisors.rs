@@ -199,7 +199,8 @@ impl Supervisors {
         let (program, arguments) =
             self.command.split_first().ok_or_else(|| Failure::failed("no supervisor"))?;
         let mut command = Command::new(program);
-        command.arg0("outlive").args(arguments).current_dir("/").stderr(log);
+        // Its name is for whoever lists processes.
+        command.arg0("outlive").args(arguments).arg(name.as_str()).current_dir("/").stderr(log);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().or_failed(|| "start a supervisor".to_owned())?;
 
