@@ -5,11 +5,13 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outlive_epoch::control::{State, Status};
 use outlive_epoch::setup::WhenExposed;
 use outlive_net::{Mac, Route};
@@ -23,6 +25,8 @@ use crate::error::{Context, Failure, Result};
 pub const LINE_MAX: u64 = 4 << 20;
 /// The longest silence of a living agent: each of its steps has a shorter deadline of its own.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// People wait for a second without a word.
+const QUIET_MS: u16 = 1000;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -150,6 +154,9 @@ impl Client {
             Failure::unreachable(format!("the agent at {shown} went away ({error}): look at its log"))
         };
         write_line(self.stream.get_mut(), request).map_err(broken)?;
+        if !self.is_readable(QUIET_MS.into()) {
+            progress("waiting for the agent's answer");
+        }
         loop {
             match read_line::<Reply>(&mut self.stream).map_err(broken)? {
                 Some(Reply::Progress { what }) => progress(&what),
@@ -158,6 +165,11 @@ impl Client {
                 None => return Err(broken(io::ErrorKind::UnexpectedEof.into())),
             }
         }
+    }
+
+    fn is_readable(&self, within: PollTimeout) -> bool {
+        let mut wait = [PollFd::new(self.stream.get_ref().as_fd(), PollFlags::POLLIN)];
+        !matches!(poll(&mut wait, within), Ok(0))
     }
 
     /// What follows [`Reply::Output`]. A quiet workload is silent for as long as it likes.

@@ -262,7 +262,7 @@ fn check_space(state: &Path) -> Result<()> {
     let shown = state.display();
     let space =
         nix::sys::statvfs::statvfs(state).or_failed(|| format!("look at the state directory {shown}"))?;
-    let free = u64::from(space.blocks_available()) * u64::from(space.fragment_size());
+    let free = space.blocks_available() * space.fragment_size();
     if free >= STATE_SPACE {
         return Ok(());
     }

@@ -18,8 +18,9 @@ use super::{Agent, membership};
 use crate::config::Config;
 use crate::error::{Context, Failure, Result, chain};
 
-/// Reaching another node and agreeing on TLS: many round trips of any network in use.
-const CONNECT: Duration = Duration::from_secs(2);
+/// Reaching another node and agreeing on TLS: many round trips of any network in use, and what a user waits for a node
+/// that is gone.
+const CONNECT: Duration = Duration::from_secs(1);
 /// For questions that are answered from memory or from one local socket.
 pub const ANSWER: Duration = Duration::from_secs(3);
 /// An accepted connection must have proved who it is within this, and said what it is for.

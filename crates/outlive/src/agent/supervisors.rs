@@ -53,6 +53,8 @@ pub struct Supervisors {
     root: PathBuf,
     /// The command of a supervisor.
     command: Vec<OsString>,
+    /// How long one may take until it is up.
+    patience: Duration,
     /// Names being started: one at a time each.
     busy: Mutex<BTreeSet<String>>,
 }
@@ -71,7 +73,7 @@ impl Drop for Reserved<'_> {
 
 impl Supervisors {
     pub fn new(state: &Path, command: Vec<OsString>) -> Self {
-        Self { root: state.join("workloads"), command, busy: Mutex::default() }
+        Self { root: state.join("workloads"), command, patience: START, busy: Mutex::default() }
     }
 
     /// Takes stock after a restart: says what lives, and removes the sockets of what does not.
@@ -222,12 +224,12 @@ impl Supervisors {
             }
         });
         let outcome = match watching {
-            Ok(_) => match report.recv_timeout(START) {
+            Ok(_) => match report.recv_timeout(self.patience) {
                 Ok(Ok(Started::Ready { listen })) => Ok(listen),
                 Ok(Ok(Started::Failed { reason })) => Err(Failure::failed(reason)),
                 Ok(Err(why)) => Err(self.ended_early(name, &mut child, &why)),
                 Err(RecvTimeoutError::Timeout) => {
-                    let seconds = START.as_secs();
+                    let seconds = self.patience.as_secs();
                     Err(Failure::failed(format!(
                         "the supervisor of {name} was not up within {seconds} seconds"
                     )))

@@ -1,9 +1,12 @@
 //! What is known of workloads: from the supervisors here, from other nodes, and from the registers.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use outlive_cluster::{Holder, Holding, Register, WorkloadName};
 use outlive_epoch::control::{Request, Response, Side, Spread, State, Status};
+
+use tracing::warn;
 
 use super::supervisors::word;
 use super::{Agent, admit, seed};
@@ -12,21 +15,33 @@ use crate::error::{Failure, Result};
 
 /// How long a supervisor may take to end its workload everywhere: it asks the other side and the seed nodes.
 const STOP: Duration = Duration::from_secs(20);
+/// Workloads asked about at once by `ps`.
+const AT_ONCE: usize = 32;
 /// After it has said that it is done, it ends.
 const END: Duration = Duration::from_secs(10);
+const END_POLL: Duration = Duration::from_millis(50);
 const SIGNAL: Duration = Duration::from_secs(5);
 
 /// `outlive ps`: the workloads with a supervisor here, and those that left something here and are lost.
 pub fn list(agent: &Agent) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for name in agent.supervisors.names()? {
-        if agent.supervisors.is_alive(&name)? {
-            rows.push(row_of(agent, &name));
-        } else if let Some(row) = row_of_lost(agent, &name) {
-            rows.push(row);
-        }
+    for names in agent.supervisors.names()?.chunks(AT_ONCE) {
+        // Each may wait for another node, so they wait together.
+        thread::scope(|scope| {
+            let asked: Vec<_> =
+                names.iter().map(|name| scope.spawn(move || row_if_any(agent, name))).collect();
+            rows.extend(asked.into_iter().filter_map(|asked| asked.join().ok().flatten()));
+        });
     }
     Ok(rows)
+}
+
+fn row_if_any(agent: &Agent, name: &WorkloadName) -> Option<Row> {
+    match agent.supervisors.is_alive(name) {
+        Ok(true) => Some(row_of(agent, name)),
+        Ok(false) => row_of_lost(agent, name),
+        Err(failure) => Some(unknown(name, Here::Nothing, failure.to_string())),
+    }
 }
 
 fn row_of(agent: &Agent, name: &WorkloadName) -> Row {
@@ -248,12 +263,21 @@ pub fn stop(agent: &Agent, name: &str, progress: &mut dyn FnMut(String)) -> Resu
         }
     }
     progress(format!("waiting until {name}'s supervisor has ended"));
-    if agent.supervisors.wait_for_end(&name, END)? {
-        return Ok(());
+    if !agent.supervisors.wait_for_end(&name, END)? {
+        return Err(Failure::failed(format!(
+            "{name} is stopped, and its supervisor does not end: look at its supervisor.log"
+        )));
     }
-    Err(Failure::failed(format!(
-        "{name} is stopped, and its supervisor does not end: look at its supervisor.log"
-    )))
+    // The backup was told, or learns it from the register: its name is of use again when it has ended as well.
+    let deadline = Instant::now() + END;
+    while let Search::Found(node, _) = search(agent, &name) {
+        if Instant::now() >= deadline {
+            warn!(workload = name.as_str(), node, "stopped, and its backup there has not ended yet");
+            break;
+        }
+        thread::sleep(END_POLL);
+    }
+    Ok(())
 }
 
 /// No node has it, and all have answered: so it is silent, and its register may end.

@@ -217,7 +217,7 @@ pub fn state_directory(config: &Config) -> Line {
     let existing = config.state_dir.ancestors().find(|path| path.exists()).unwrap_or(&config.state_dir);
     let (verdict, found) = match nix::sys::statvfs::statvfs(existing) {
         Ok(space) => {
-            let free = space.blocks_available() as u64 * space.fragment_size() as u64;
+            let free = space.blocks_available() * space.fragment_size();
             let verdict = if free < STATE_ROOM { Verdict::Note } else { Verdict::Ok };
             (verdict, format!("{shown}: {} MiB free", free >> 20))
         }
