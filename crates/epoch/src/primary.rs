@@ -29,8 +29,10 @@ use crate::setup::WhenExposed;
 /// How long stopping all threads may take. A thread in the kernel's uninterruptible sleep (a disk, a vfork) is waited
 /// for that long, then everything runs on and is tried again.
 const STOP_LIMIT: Duration = Duration::from_millis(50);
+/// What is there for a moment only (a file of `/proc` that is being read) is waited for this long, this often.
+const NOT_NOW: Duration = Duration::from_millis(1);
 /// After this many failures to stop, one after the other, the workload goes on exposed.
-const STOP_TRIES: u32 = 100;
+const STOP_TRIES: u32 = 200;
 /// Pages of one piece of the first copy: 4 MiB, a few milliseconds of copying.
 const BACKLOG_PIECE: u64 = 1024;
 /// Looking for a backup again after there was none.
@@ -113,7 +115,10 @@ pub struct Primary<'a> {
     protector: Protector,
     next_link: u64,
     failed_stops: u32,
+    not_before: Instant,
     unwritten: Pieces,
+    /// Read from the pipes, and in no checkpoint yet.
+    drained: Pieces,
     pressed: bool,
     stopping: Option<std::sync::mpsc::Sender<control::Response>>,
     lost_reason: Option<String>,
@@ -152,7 +157,9 @@ impl<'a> Primary<'a> {
             protector,
             next_link: 1,
             failed_stops: 0,
+            not_before: now,
             unwritten: Vec::new(),
+            drained: Vec::new(),
             pressed: false,
             stopping: None,
             lost_reason: None,
@@ -226,10 +233,11 @@ impl<'a> Primary<'a> {
             Phase::Joining { .. } | Phase::Protected { .. }
                 if self.outstanding.is_none() && !self.pressed =>
             {
-                match self.pace.next(now, self.said()) {
-                    Next::Now => Duration::ZERO,
-                    Next::At(at) => at.saturating_duration_since(now).min(IDLE),
-                }
+                let at = match self.pace.next(now, self.said()) {
+                    Next::Now => now,
+                    Next::At(at) => at,
+                };
+                at.max(self.not_before).saturating_duration_since(now).min(IDLE)
             }
             _ => IDLE,
         }
@@ -484,7 +492,7 @@ impl<'a> Primary<'a> {
             }
             Phase::Syncing { .. } if self.outstanding.is_none() => self.sync_piece()?,
             Phase::Joining { .. } | Phase::Protected { .. } if self.outstanding.is_none() => {
-                if self.pace.next(now, self.said()) == Next::Now {
+                if now >= self.not_before && self.pace.next(now, self.said()) == Next::Now {
                     self.checkpoint()?;
                 }
             }
@@ -497,6 +505,7 @@ impl<'a> Primary<'a> {
     fn collect_output(&mut self) -> Result<()> {
         let before = self.unwritten.len();
         if matches!(self.phase, Phase::Exposed { .. } | Phase::Syncing { .. }) {
+            self.unwritten.append(&mut self.drained);
             self.pipes.drain(&mut self.unwritten).attempt(|| "read the workload's output".into())?;
             if self.unwritten.len() > before {
                 let output = std::mem::take(&mut self.unwritten);
@@ -521,7 +530,15 @@ impl<'a> Primary<'a> {
             .attempt(|| "start the threads of a link".into())?;
         info!(backup = link.backup.node.as_str(), "copying to a backup");
         self.phase = Phase::Syncing { link, begun: Instant::now() };
-        let captured = self.stopped(|workload| workload.capture_whole());
+        let mut captured = self.stopped(|workload| workload.capture_whole());
+        for _ in 0..STOP_TRIES {
+            let again = matches!(captured, Err(ProcessError::NotNow(_)) | Ok(None));
+            if !again {
+                break;
+            }
+            self.workload.wait(NOT_NOW, &[])?;
+            captured = self.stopped(|workload| workload.capture_whole());
+        }
         match captured {
             Ok(Some(checkpoint)) => {
                 self.send(Content::Checkpoint(Box::new(checkpoint)), PageData::default(), Vec::new(), false);
@@ -576,22 +593,27 @@ impl<'a> Primary<'a> {
         }
         let begun = Instant::now();
         let epoch = self.epoch + 1;
-        let mut output = Vec::new();
+        let mut output = std::mem::take(&mut self.drained);
         let closed = self.pump.close_input();
         match self.workload.freeze(STOP_LIMIT) {
-            Ok(()) => self.failed_stops = 0,
+            Ok(()) => {}
             Err(ProcessError::NotStopped(_)) => {
                 drop(closed);
-                self.failed_stops += 1;
-                if self.failed_stops >= STOP_TRIES {
-                    self.lose_backup("the workload could not be stopped for a checkpoint");
-                }
+                self.drained = output;
+                self.not_now("the workload could not be stopped for a checkpoint");
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         }
         self.pipes.drain(&mut output).attempt(|| "read the workload's output".into())?;
         let captured = self.workload.capture();
+        if let Err(ProcessError::NotNow(reason)) = captured {
+            drop(closed);
+            self.workload.thaw()?;
+            self.drained = output;
+            self.not_now(&reason.to_string());
+            return Ok(());
+        }
         let cut = self.pump.cut(epoch);
         drop(closed);
         self.workload.thaw()?;
@@ -604,12 +626,23 @@ impl<'a> Primary<'a> {
                 return self.cannot_capture(error);
             }
         };
+        self.failed_stops = 0;
         self.pace.taken(Instant::now(), paused);
         self.figures.pause.push(paused.as_micros() as f64);
         self.figures.pages.push((pages.len() / 4096) as f64);
         checkpoint.output = output.clone();
         self.send(Content::Checkpoint(Box::new(checkpoint)), pages, output, true);
         Ok(())
+    }
+
+    /// No checkpoint now; soon again, but not for ever.
+    fn not_now(&mut self, reason: &str) {
+        self.failed_stops += 1;
+        self.not_before = Instant::now() + NOT_NOW;
+        if self.failed_stops >= STOP_TRIES {
+            self.failed_stops = 0;
+            self.lose_backup(reason);
+        }
     }
 
     fn send(&mut self, content: Content, pages: PageData, output: Pieces, checkpoint: bool) {

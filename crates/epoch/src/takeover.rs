@@ -8,11 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outlive_net::probe::{Answer, ProbeTarget, Timestamps, run_probes};
-use outlive_net::{
-    Announcer, InnerTap, Mac, Moment, Neighbours, NetworkConfig, Pump, PumpConfig, VNET_HEADER, Voice,
-};
+use outlive_net::{Announcer, Moment, Neighbours, NetworkConfig, Pump, PumpConfig, Voice};
 use outlive_process::checkpoint::ObjectId;
-use outlive_process::object::tcp::{PeerAck, RawSegment};
+use outlive_process::object::tcp::PeerAck;
 use outlive_process::sockets::Asked;
 use tracing::{debug, info};
 
@@ -25,9 +23,6 @@ use crate::primary::Running;
 /// How long peers may take to answer. On one network they do so in a fraction of a millisecond; those that are silent
 /// are taken to have received anything between what is known and what was sent, and cost a retransmission at worst.
 const ANSWERS: Duration = Duration::from_millis(20);
-/// Ethernet types.
-const IPV4: [u8; 2] = [0x08, 0x00];
-const IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// Brings the workload to life. The calling thread is the shell's tracer.
 pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
@@ -68,12 +63,7 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     let mut workload = shell.activate(&built)?;
     drop(built);
     let revived = Instant::now();
-    for segment in &silent.inject {
-        deliver(&inner, network, segment)?;
-    }
-    for segment in silent.go_live()? {
-        deliver(&inner, network, &segment)?;
-    }
+    silent.go_live()?;
 
     let voice = Voice::Exposed { generation: register.generation };
     let copies = Arc::new(Copies::default());
@@ -137,16 +127,4 @@ fn by_object(asked: &[Asked], answers: &[Option<Answer>]) -> HashMap<ObjectId, P
             Some(Answer::Reset) | None => None,
         })
         .collect()
-}
-
-/// Gives the workload's kernel a packet as if it had come from the network.
-fn deliver(inner: &InnerTap, network: &NetworkConfig, segment: &RawSegment) -> Result<()> {
-    let kind = if segment.packet.first().is_some_and(|byte| byte >> 4 == 6) { IPV6 } else { IPV4 };
-    let mut frame = vec![0u8; VNET_HEADER];
-    frame.extend_from_slice(&network.mac.0);
-    // From nobody in particular: the kernel learns neighbours by asking, not from senders of packets.
-    frame.extend_from_slice(&Mac::derive("peer").0);
-    frame.extend_from_slice(&kind);
-    frame.extend_from_slice(&segment.packet);
-    inner.send(&frame).attempt(|| "deliver a packet to the workload".into())
 }

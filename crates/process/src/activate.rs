@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::IoSlice;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -15,8 +15,9 @@ use crate::descriptors::Descriptors;
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{self, CHANNEL};
 use crate::object::descriptor::ClockOffsets;
+use crate::object::epoll::{self, Epoll};
 use crate::object::scratch::Scratch;
-use crate::object::{epoll, signal};
+use crate::object::{file, signal};
 use crate::shell::{Shell, ShellProcess, clone_call, run_in, wait_stop};
 use crate::sys::pagemap::PAGE_SIZE;
 use crate::sys::proc;
@@ -154,7 +155,8 @@ impl Shell {
         batch.call(libc::SYS_close, &[CHANNEL as u64]);
         install_filter(&mut batch);
         run_in(process, &mut batch)?;
-        self.restore_interests(process, table)?;
+        self.restore_interests(process, state.pid, table, built)?;
+        self.restore_locks(process, state.pid, table)?;
 
         let hosts = clone_threads(process, state)?;
         for (thread, host) in state.threads.iter().zip(&hosts) {
@@ -232,16 +234,72 @@ impl Shell {
         run_in(process, &mut batch).map(drop)
     }
 
-    /// An epoll set knows its entries by file *and* number, so they are added by the process itself.
-    fn restore_interests(&self, process: &ShellProcess, table: &[Descriptor]) -> Result<()> {
+    /// Record locks are the process's own, and are lost when any descriptor of the file is closed: taken last.
+    fn restore_locks(&self, process: &ShellProcess, pid: Pid, table: &[Descriptor]) -> Result<()> {
         for row in table {
-            let Some(Object::Epoll(set)) = self.objects.get(&row.object) else { continue };
-            let mut batch = Batch::new();
-            epoll::restore_interests(&mut batch, row.fd, &set.interests);
-            run_in(process, &mut batch)?;
+            if let Some(Object::File(file)) = self.objects.get(&row.object) {
+                let mut batch = Batch::new();
+                file::restore_process_locks(&mut batch, pid, file);
+                run_in(process, &mut batch)?;
+            }
         }
         Ok(())
     }
+
+    /// An epoll set knows its entries by file *and* number, so they are added by the process that did so, once however
+    /// many processes hold the set. One that watches another comes after it.
+    fn restore_interests(
+        &self,
+        process: &ShellProcess,
+        pid: Pid,
+        table: &[Descriptor],
+        built: &Built,
+    ) -> Result<()> {
+        let mut sets: Vec<(i32, ObjectId, &Epoll)> = table
+            .iter()
+            .filter_map(|row| match self.objects.get(&row.object) {
+                Some(Object::Epoll(set)) if set.process == pid => Some((row.fd, row.object, set)),
+                _ => None,
+            })
+            .collect();
+        sets.sort_unstable_by_key(|(fd, object, _)| (*object, *fd));
+        sets.dedup_by_key(|(_, object, _)| *object);
+        let watches = |set: &Epoll, fd: i32| set.interests.iter().any(|interest| interest.fd == fd);
+        // At most as many rounds as sets: the kernel allows no circles.
+        let mut left = sets;
+        while !left.is_empty() {
+            let ready = left
+                .iter()
+                .position(|(_, _, set)| left.iter().all(|(other, ..)| !watches(set, *other)))
+                .unwrap_or(0);
+            let (fd, object, set) = left.remove(ready);
+            let own = built
+                .descriptors
+                .get(&object)
+                .ok_or_else(|| Error::Mismatch(format!("epoll set {} was not built", object.0)))?;
+            restore_set(process, fd, own, set)?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds the entries of one set. Disarmed ones (`EPOLLONESHOT` that fired) are armed, made to fire into our own hands,
+/// and quietened where they did not.
+fn restore_set(process: &ShellProcess, fd: i32, own: &OwnedFd, set: &Epoll) -> Result<()> {
+    let batches = |fill: &dyn Fn(&mut Batch, usize) -> usize, count: usize| -> Result<()> {
+        let mut done = 0;
+        while done < count {
+            let mut batch = Batch::new();
+            done += fill(&mut batch, done);
+            run_in(process, &mut batch)?;
+        }
+        Ok(())
+    };
+    let all = &set.interests;
+    batches(&|batch, done| epoll::restore_disarmed(batch, fd, &all[done..], done), all.len())?;
+    let loud = epoll::disarm(own.as_fd(), all)?;
+    batches(&|batch, done| epoll::quieten(batch, fd, &loud[done..]), loud.len())?;
+    batches(&|batch, done| epoll::restore_interests(batch, fd, &all[done..]), all.len())
 }
 
 fn restore_attributes(batch: &mut Batch, attributes: &Attributes) {

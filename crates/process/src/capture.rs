@@ -105,6 +105,7 @@ impl Workload {
         if let Some(refused) = self.refused.take() {
             return Err(refused);
         }
+        let tables = self.descriptors.read_tables(&self.processes)?;
         let clocks = Clocks {
             monotonic: task::clock(libc::CLOCK_MONOTONIC) + self.clock_offsets.monotonic,
             boottime: task::clock(libc::CLOCK_BOOTTIME) + self.clock_offsets.boottime,
@@ -143,7 +144,7 @@ impl Workload {
                 interval_timers,
             });
         }
-        self.descriptors.capture(&mut self.processes, &mut checkpoint)?;
+        self.descriptors.capture(tables, &mut self.processes, &mut checkpoint)?;
         checkpoint.tree = std::mem::take(&mut self.log);
         Ok(checkpoint)
     }

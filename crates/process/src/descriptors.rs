@@ -164,25 +164,41 @@ impl Descriptors {
         sockets.fold(false, |any, (fd, _)| self.release(process, fd) || any)
     }
 
-    /// Fills in descriptors, objects, orphans and files of a checkpoint. All processes are stopped.
-    pub(crate) fn capture(
-        &mut self,
-        processes: &mut BTreeMap<Pid, Process>,
-        checkpoint: &mut Checkpoint,
-    ) -> Result<()> {
+    /// Reads all tables. All processes are stopped. What cannot be protected is found here, before anything that could not
+    /// be asked for again has been taken: programs open a file of `/proc` for a moment and close it again.
+    pub(crate) fn read_tables(&mut self, processes: &BTreeMap<Pid, Process>) -> Result<Vec<(Pid, Vec<Row>)>> {
         self.capturer.begin();
         for entry in self.entries.values_mut() {
             entry.holders.clear();
         }
-        for (pid, process) in processes.iter_mut() {
-            let rows = self.read_table(*pid, process)?;
-            let state = checkpoint.processes.iter_mut().find(|state| state.pid == *pid);
-            if rows != process.descriptors || state.as_ref().is_some_and(|state| state.attributes.is_some()) {
-                if let Some(state) = state {
-                    state.descriptors = Some(rows.iter().map(|row| row.descriptor).collect());
-                }
-                process.descriptors = rows;
+        let tables = processes.iter().map(|(pid, process)| Ok((*pid, self.read_table(*pid, process)?)));
+        tables.collect::<Result<_>>().map_err(|error| match error {
+            refused @ Error::Unsupported { .. } => Error::NotNow(Box::new(refused)),
+            other => other,
+        })
+    }
+
+    /// Fills in descriptors, objects, orphans and files of a checkpoint.
+    pub(crate) fn capture(
+        &mut self,
+        tables: Vec<(Pid, Vec<Row>)>,
+        processes: &mut BTreeMap<Pid, Process>,
+        checkpoint: &mut Checkpoint,
+    ) -> Result<()> {
+        for (pid, rows) in tables {
+            let Some(process) = processes.get_mut(&pid) else { continue };
+            let state = checkpoint.processes.iter_mut().find(|state| state.pid == pid);
+            if rows == process.descriptors && state.as_ref().is_none_or(|state| state.attributes.is_none()) {
+                continue;
             }
+            // Whether an epoll set's entries still are under their numbers is asked of the set.
+            for entry in self.entries.values_mut().filter(|entry| entry.kind == Kind::Epoll) {
+                entry.fingerprint = None;
+            }
+            if let Some(state) = state {
+                state.descriptors = Some(rows.iter().map(|row| row.descriptor).collect());
+            }
+            process.descriptors = rows;
         }
         self.find_orphans()?;
         let ids: Vec<ObjectId> = self.entries.keys().copied().collect();
@@ -271,6 +287,12 @@ impl Descriptors {
             Some(id) => id,
             None => {
                 let at = At { holder, others: &[], pidfd: process.pidfd.as_fd() };
+                if link.starts_with("/proc/") {
+                    return Err(at.refuse(
+                        format!("the open file {link}"),
+                        "it is protected as soon as that is closed",
+                    ));
+                }
                 let kind = Kind::identify(&link, &at, &self.capturer.surroundings)?;
                 let id = self.next_object();
                 let entry = Entry {

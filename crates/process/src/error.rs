@@ -12,6 +12,9 @@ pub enum Error {
     Start(String),
     #[error("process {pid} uses {what}, which cannot be protected: {advice}")]
     Unsupported { pid: Pid, what: String, advice: &'static str },
+    /// Nothing is lost by it: the same may be tried again when the workload has run on a little.
+    #[error("{0}")]
+    NotNow(Box<Error>),
     #[error("the workload could not be stopped within {0} ms; it runs on and is tried again")]
     NotStopped(u64),
     #[error("the checkpoint does not fit the copy it is for: {0}")]

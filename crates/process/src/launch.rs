@@ -226,8 +226,10 @@ pub fn launcher_main() -> ! {
     // SAFETY: the supervisor opened both before it started us, and nothing else in this process refers to them.
     let (channel, network) = unsafe { (OwnedFd::from_raw_fd(CHANNEL), OwnedFd::from_raw_fd(CHANNEL + 1)) };
     let mut channel = UnixStream::from(channel);
-    // The shell's processes keep the channel; a program that is started must not see it.
-    let _ = nix::fcntl::fcntl(&channel, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC));
+    // The shell's processes keep the channel; a program that is started must see neither it nor what else may have
+    // been open where the supervisor was started.
+    // SAFETY: the call takes three numbers, and only marks descriptors to be closed by an exec.
+    unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
     match launch(&mut channel, network) {
         Ok(()) => std::process::exit(0),
         Err(error) => {

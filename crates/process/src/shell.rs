@@ -14,7 +14,7 @@ use crate::checkpoint::{
     Checkpoint, Clocks, MemoryDelta, Object, ObjectId, Pid, ProcessState, Run, TreeEvent,
 };
 use crate::error::{Attempt, Error, Result};
-use crate::launch::{Container, Program};
+use crate::launch::{CHANNEL, Container, Program};
 use crate::object::descriptor::Surroundings;
 use crate::object::memory::{Backing, Mapping, Step, plan};
 use crate::object::scratch;
@@ -173,11 +173,11 @@ impl Shell {
         let memory = proc::open_memory(host).attempt(what)?;
         self.processes.insert(child, ShellProcess { host, memory, layout, placed, state: None });
         if parent == 1 {
-            // Init's standard descriptors; the table is empty but for the channel from here on.
+            // Init's descriptors; the table is empty but for the channel from here on.
             let mut batch = Batch::new();
-            for fd in 0..3 {
-                batch.call(libc::SYS_close, &[fd]);
-            }
+            let channel = CHANNEL as u64;
+            batch.call(libc::SYS_close_range, &[0, channel - 1, 0]);
+            batch.call(libc::SYS_close_range, &[channel + 1, u64::from(u32::MAX), 0]);
             batch.call(libc::SYS_setsid, &[]);
             run_in(self.get(child)?, &mut batch)?;
             self.clear(child)?;

@@ -10,7 +10,7 @@ use crate::descriptors::as_socket;
 use crate::error::{Attempt, Error, Result};
 use crate::object::descriptor::BuildContext;
 use crate::object::file::FileHashes;
-use crate::object::tcp::{self, Connection, PeerAck, RawSegment, Restored, State, TcpSocket};
+use crate::object::tcp::{self, Connection, Injector, PeerAck, RawSegment, Restored, State, TcpSocket};
 use crate::shell::Shell;
 
 /// A connection whose peer can be asked what it has received.
@@ -31,17 +31,25 @@ pub struct Asked {
 pub struct Silent {
     sockets: Vec<(ObjectId, Restored, TcpSocket)>,
     /// Segments to be delivered to the workload's kernel, as from its peers, before anything goes live.
-    pub inject: Vec<RawSegment>,
+    inject: Vec<RawSegment>,
 }
 
 impl Silent {
-    /// Lets the sockets speak. Gives further segments to be delivered.
-    pub fn go_live(&self) -> Result<Vec<RawSegment>> {
-        let mut after = Vec::new();
+    /// Brings the sockets into their states and lets them speak. The calling thread is in the workload's network
+    /// namespace.
+    pub fn go_live(&self) -> Result<()> {
+        let mut injector = Injector::new();
+        let mut deliver = |segment: &RawSegment| {
+            let refused =
+                |error: tcp::Error| Error::Mismatch(format!("a segment could not be delivered: {error}"));
+            injector.inject(segment).map_err(refused)
+        };
+        self.inject.iter().try_for_each(&mut deliver)?;
         for (id, restored, socket) in &self.sockets {
-            after.extend(restored.go_live(socket).map_err(|error| unbuilt(*id, &error))?);
+            let after = restored.go_live(socket).map_err(|error| unbuilt(*id, &error))?;
+            after.iter().try_for_each(&mut deliver)?;
         }
-        Ok(after)
+        Ok(())
     }
 }
 

@@ -22,6 +22,7 @@ use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
 use crate::object::descriptor::Surroundings;
 use crate::object::scratch::Scratch;
 use crate::object::signal::SignalStack;
+use crate::object::tcp;
 use crate::space::{Space, Unborn};
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::proc;
@@ -603,7 +604,17 @@ pub(crate) fn surroundings(
 /// The tracer works in the workload's network namespace: sockets are asked about, and built, there.
 pub(crate) fn enter_network(network: impl AsFd) -> Result<()> {
     nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET)
-        .attempt(|| "enter the workload's network namespace".into())
+        .attempt(|| "enter the workload's network namespace".into())?;
+    // `/proc/sys/net` is that of the namespace of whoever opens it.
+    for (name, value) in tcp::NAMESPACE_SYSCTLS {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        match std::fs::write(&path, value) {
+            // A kernel without the feature has nothing to switch off.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result.attempt(|| format!("set {name} to {value} for the workload"))?,
+        }
+    }
+    Ok(())
 }
 
 /// Makes the workspace and the tracker of the address space that `tid`, stopped before its first instruction or

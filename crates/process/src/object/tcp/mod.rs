@@ -56,8 +56,13 @@ pub(crate) mod state_number {
 /// What `net.*` has to be in a workload's namespace before it starts, so that programs fall back from what cannot be
 /// rebuilt instead of being refused (R3). The congestion control should be one that does not pace by timer (not BBR; a
 /// namespace may choose among the host's `tcp_allowed_congestion_control`): see [`Captured::unframed`].
-pub const NAMESPACE_SYSCTLS: &[(&str, &str)] =
-    &[("net.ipv4.tcp_ecn", "0"), ("net.ipv4.tcp_fastopen", "0"), ("net.mptcp.enabled", "0")];
+pub const NAMESPACE_SYSCTLS: &[(&str, &str)] = &[
+    ("net.ipv4.tcp_ecn", "0"),
+    ("net.ipv4.tcp_fastopen", "0"),
+    ("net.mptcp.enabled", "0"),
+    // Always built in, and always allowed.
+    ("net.ipv4.tcp_congestion_control", "reno"),
+];
 
 /// A TCP socket in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
