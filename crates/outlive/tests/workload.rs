@@ -3,8 +3,15 @@
 mod support;
 
 use std::fs;
+use std::net::SocketAddr;
 
-use support::{Cluster, done, refused, text, until};
+use outlive_epoch::peer;
+use outlive_epoch::setup::{WhenExposed, Workload};
+use outlive_net::NetworkConfig;
+use outlive_process::launch::Program;
+use outlive_stream::rpc::Client;
+use outlive_stream::tls::Identity;
+use support::{Cluster, PATIENCE, done, refused, text, until};
 
 /// Says something, goes on saying it, and says what it was sent.
 const PROGRAM: &str = "trap 'echo hung up' HUP; echo started; echo an error >&2; while :; do sleep 0.1; done";
@@ -120,4 +127,92 @@ fn a_workload_whose_copies_both_died_is_lost() {
     assert!(said.contains("db is taken"), "{said}");
     done(cluster.cli("c", &["stop", "db"]));
     refused(&cluster.cli("a", &["inspect", "db"]), 4);
+}
+
+/// What a primary on `from` would ask of the agent of `to`.
+fn host_backup(cluster: &Cluster, from: &str, to: &str, name: &str, address: &str) -> peer::Response {
+    let tls = cluster.host(from).disk().join("tls");
+    let identity = Identity::load(&tls.join("ca.pem"), &tls.join("node.pem"), &tls.join("node.key")).unwrap();
+    let program = Program {
+        name: name.to_owned(),
+        arguments: ["/bin/sleep", "1000"].map(str::to_owned).to_vec(),
+        directory: "/".to_owned(),
+        ..Program::default()
+    };
+    let workload = Workload {
+        name: name.to_owned(),
+        program,
+        network: NetworkConfig::new(name, vec![address.parse().unwrap()]),
+        when_exposed: WhenExposed::Run,
+        backup: None,
+    };
+    let request = peer::Request::HostBackup { version: peer::VERSION, workload: Box::new(workload) };
+    let agent = SocketAddr::new(cluster.host(to).address().into(), 7400);
+    let asked = cluster.host(from).netns().unwrap().run(|| {
+        let mut client = Client::open(identity.connect(agent, to, PATIENCE).unwrap(), PATIENCE).unwrap();
+        Ok(peer::call(&mut client, &request, PATIENCE).unwrap())
+    });
+    asked.unwrap()
+}
+
+#[test]
+fn a_backup_without_state_makes_room_and_a_primary_does_not() {
+    let cluster = Cluster::new("room", &["a", "b"]);
+    let _agents = cluster.start_all();
+    cluster.bootstrap();
+    let address = format!("{}/24", cluster.lab.free_address().unwrap());
+
+    let hosting = |response| match response {
+        peer::Response::Hosting { listen } => listen,
+        other => panic!("{other:?}"),
+    };
+    let first = hosting(host_backup(&cluster, "b", "a", "db", &address));
+    assert_eq!(first.ip(), cluster.host("a").address());
+    let before = cluster.json("a", &["inspect", "db", "--json"]);
+    assert_eq!((before["role"].as_str(), before["epoch"].as_u64()), (Some("backup"), Some(0)), "{before}");
+    let second = hosting(host_backup(&cluster, "b", "a", "db", &address));
+    assert_ne!(first, second);
+    let after = cluster.json("a", &["inspect", "db", "--json"]);
+    assert_ne!(before["supervisor_pid"], after["supervisor_pid"]);
+
+    let free = format!("{}/24", cluster.lab.free_address().unwrap());
+    done(cluster.cli("a", &run(&free, "mail")));
+    let refusal = host_backup(&cluster, "b", "a", "mail", &free);
+    let peer::Response::Refused { reason } = refusal else { panic!("{refusal:?}") };
+    assert!(reason.contains("primary of mail is alive here"), "{reason}");
+    assert_eq!(cluster.json("a", &["inspect", "mail", "--json"])["state"], "protected");
+
+    for name in ["..", ".hidden", "a/b", ""] {
+        let refusal = host_backup(&cluster, "b", "a", name, &free);
+        assert!(matches!(refusal, peer::Response::Refused { .. }), "{name:?}: {refusal:?}");
+    }
+    done(cluster.cli("a", &["stop", "mail"]));
+}
+
+#[test]
+fn a_failover_is_seen_by_the_command_line() {
+    let cluster = Cluster::new("failover", &["a", "b", "c"]);
+    let _agents = cluster.start_all();
+    cluster.bootstrap();
+    let address = format!("{}/24", cluster.lab.free_address().unwrap());
+    let mut arguments = run(&address, "db");
+    arguments.splice(1..1, ["--backup", "b"]);
+    done(cluster.cli("a", &arguments));
+    // What it said before it was protected is on its first node only.
+    let hung_up =
+        |times: usize| text(&cluster.cli("b", &["logs", "db"]).stdout).matches("hung up\n").count() == times;
+    done(cluster.cli("a", &["kill", "db", "-s", "HUP"]));
+    until("its output is on the backup", || hung_up(1));
+    let before = cluster.json("a", &["inspect", "db", "--json"])["generation"].as_u64().unwrap();
+    cluster.host("a").power_off().unwrap();
+    let now = || cluster.json("b", &["inspect", "db", "--json"]);
+    until("b has taken over", || now()["role"] == "primary");
+    assert!(now()["generation"].as_u64().unwrap() > before);
+    until("c protects it", || {
+        let row = &cluster.json("b", &["ps", "--json"])[0];
+        row["state"] == "protected" && row["backup_node"] == "c"
+    });
+    done(cluster.cli("b", &["kill", "db", "-s", "HUP"]));
+    until("it was signalled", || hung_up(2));
+    done(cluster.cli("b", &["stop", "db"]));
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use outlive_cluster::{Holding, WorkloadName};
+use outlive_epoch::control::Status;
 use outlive_epoch::setup::{Node, Role, Setup, Workload};
 use tracing::info;
 
@@ -63,7 +64,7 @@ pub fn host_backup(agent: &Arc<Agent>, primary: &str, workload: Workload) -> Res
     }
     let name = admit::name(&workload.name)?;
     let reserved = agent.supervisors.reserve(&name)?;
-    agent.supervisors.make_room(&name, primary)?;
+    agent.supervisors.make_room(&name, primary, |status| is_registered(agent, &name, status))?;
     admit::check(&agent.config, &workload)?;
     let setup = setup(agent, workload, Role::Backup { primary: primary.to_owned() })?;
     let listen = agent.supervisors.start(&reserved, &setup)?;
@@ -72,6 +73,14 @@ pub fn host_backup(agent: &Arc<Agent>, primary: &str, workload: Workload) -> Res
     })?;
     info!(workload = name.as_str(), primary, %listen, "a backup waits for its primary");
     Ok(listen)
+}
+
+/// Whether the seed nodes count on this incarnation.
+fn is_registered(agent: &Agent, name: &WorkloadName, status: &Status) -> Result<bool> {
+    let register = seed::read_register(agent, name)?;
+    let holders = register.as_ref().map(|register| [register.primary(), register.synced_backup()]);
+    let mut holders = holders.into_iter().flatten().flatten();
+    Ok(holders.any(|holder| holder.incarnation.to_string() == status.incarnation))
 }
 
 fn setup(agent: &Agent, workload: Workload, role: Role) -> Result<Setup> {

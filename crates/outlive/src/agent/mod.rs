@@ -11,8 +11,6 @@ mod peers;
 mod seed;
 mod serve;
 mod supervisors;
-#[cfg(test)]
-mod tests;
 mod view;
 
 use std::ffi::OsString;
@@ -23,6 +21,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
@@ -43,6 +42,9 @@ pub use supervisors::word;
 const LOG_VARIABLE: &str = "OUTLIVE_LOG";
 /// Held while an agent uses a state directory.
 const LOCK: &str = "agent.lock";
+
+/// How often logs of supervisors are looked at for their length.
+const TRIM_LOGS: Duration = Duration::from_secs(60);
 
 /// All parts of a running agent.
 pub struct Agent {
@@ -112,6 +114,13 @@ fn start(config: Config, supervisor: Vec<OsString>) -> Result<Running> {
     let (for_nodes, for_users) = (Arc::clone(&agent), Arc::clone(&agent));
     spawn("peers", move || peers::listen(&for_nodes, &listener))?;
     spawn("questions", move || serve::listen(&for_users, &questions))?;
+    let supervisors = Arc::clone(&agent.supervisors);
+    spawn("trim logs", move || {
+        loop {
+            thread::sleep(TRIM_LOGS);
+            supervisors.trim_logs();
+        }
+    })?;
     info!(node = agent.config.node, listen = %agent.config.listen, "listening");
     Ok(Running { agent, _control: control, _lock: lock })
 }

@@ -31,6 +31,9 @@ use crate::supervise::is_alive;
 
 const SOCKET: &str = "supervisor.sock";
 const LOG: &str = "supervisor.log";
+const OLDER_LOG: &str = "supervisor.log.1";
+/// A supervisor's log of this size is begun anew, and what it held kept as the older one.
+const LOG_MAX: u64 = 4 << 20;
 /// What a run writes and the next one of the same name begins anew.
 const OUTPUT: [&str; 2] = ["output.log", "output.log.1"];
 
@@ -188,7 +191,7 @@ impl Supervisors {
         remove_socket(directory);
         if setup.role == Role::Primary {
             // A new workload: what an earlier one of this name wrote is not its.
-            for file in OUTPUT.iter().chain([&LOG]) {
+            for file in OUTPUT.iter().chain([&LOG, &OLDER_LOG]) {
                 let _ = fs::remove_file(directory.join(file));
             }
         }
@@ -206,19 +209,18 @@ impl Supervisors {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().or_failed(|| "start a supervisor".to_owned())?;
 
-        let told = match child.stdin.take() {
-            Some(mut stdin) => stdin.write_all(&orders),
-            None => Err(io::ErrorKind::BrokenPipe.into()),
-        };
         let (reported, report) = mpsc::sync_channel(1);
         let (adopt, adopted) = mpsc::sync_channel::<Child>(1);
-        let stdout = child.stdout.take();
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let (this, watched) = (Arc::clone(self), name.clone());
         let watcher = thread::Builder::new().name(format!("watch {name}"));
         let watching = watcher.spawn(move || {
-            let Some(mut stdout) = stdout.map(BufReader::new) else { return };
+            let (Some(mut stdin), Some(stdout)) = (stdin, stdout) else { return };
+            // One that does not read its orders says why, or ends, or is ended when patience does.
+            let _ = stdin.write_all(&orders);
+            drop(stdin);
+            let mut stdout = BufReader::new(stdout);
             let _ = reported.send(first_words(&mut stdout));
-            drop(reported);
             if let Ok(child) = adopted.recv() {
                 this.watch(&watched, child, stdout);
             }
@@ -241,13 +243,6 @@ impl Supervisors {
             Err(error) => {
                 Err(Failure::failed(format!("no thread to watch the supervisor of {name}: {error}")))
             }
-        };
-        // One that did not read its orders has said why, or ended.
-        let outcome = match (outcome, told) {
-            (Ok(_), Err(error)) => {
-                Err(Failure::failed(format!("the supervisor did not take its orders: {error}")))
-            }
-            (outcome, _) => outcome,
         };
         if outcome.is_ok() {
             // Its watcher waits for it from now on.
@@ -297,8 +292,14 @@ impl Supervisors {
     }
 
     /// Makes room for a backup of `primary` where an earlier supervisor of that name still is. One that may hold state
-    /// is left alone; one that has none, or has lost, is given time to end and then ended.
-    pub fn make_room(&self, name: &WorkloadName, primary: &str) -> Result<()> {
+    /// is left alone; one that has none, or has lost, is given time to end and then ended. `is_registered` says
+    /// whether the seed nodes know its incarnation, which then counts as holding state whatever it says.
+    pub fn make_room(
+        &self,
+        name: &WorkloadName,
+        primary: &str,
+        is_registered: impl FnOnce(&Status) -> Result<bool>,
+    ) -> Result<()> {
         if !self.is_alive(name)? {
             return Ok(());
         }
@@ -309,7 +310,7 @@ impl Supervisors {
         let Some(status) = self.status(name.as_str())? else { return Ok(()) };
         let is_over = matches!(status.state, State::Lost | State::Stopped);
         let is_empty = status.role == Side::Backup && status.state == State::Syncing && status.epoch == 0;
-        if !is_over && !is_empty {
+        if !is_over && (!is_empty || is_registered(&status)?) {
             let side = match status.role {
                 Side::Primary => "primary",
                 Side::Backup => "backup",
@@ -345,6 +346,19 @@ impl Supervisors {
             thread::sleep(END_POLL);
         }
         Ok(true)
+    }
+
+    /// Bounds the logs of supervisors. They write at the end of the file wherever that is (`O_APPEND`), and keep it open
+    /// for life, so it is emptied and not replaced; a line written in between is lost.
+    pub fn trim_logs(&self) {
+        for name in self.names().unwrap_or_default() {
+            let (log, older) = (self.directory(&name).join(LOG), self.directory(&name).join(OLDER_LOG));
+            let is_long = fs::metadata(&log).is_ok_and(|metadata| metadata.len() > LOG_MAX);
+            let emptied = || File::options().write(true).open(&log)?.set_len(0);
+            if is_long && let Err(error) = fs::copy(&log, older).and_then(|_| emptied()) {
+                warn!(workload = name.as_str(), %error, "its supervisor's log cannot be begun anew");
+            }
+        }
     }
 
     /// Removes the oldest directories of ended workloads, beyond what is kept.

@@ -168,6 +168,37 @@ fn sockets_of_the_dead_are_removed_and_only_so_many_directories_are_kept() {
     }
 }
 
+#[test]
+fn a_long_log_is_begun_anew_under_its_writer() {
+    let directory = tempfile::tempdir().unwrap();
+    let supervisors = Supervisors::new(directory.path(), Vec::new());
+    let of_one = supervisors.directory(&db());
+    fs::create_dir_all(&of_one).unwrap();
+    let mut writer = File::options().create(true).append(true).open(of_one.join(LOG)).unwrap();
+    writer.write_all(b"short").unwrap();
+    supervisors.trim_logs();
+    assert!(!of_one.join(OLDER_LOG).exists());
+    writer.write_all(&vec![b'x'; LOG_MAX as usize]).unwrap();
+    supervisors.trim_logs();
+    writer.write_all(b"new").unwrap();
+    assert_eq!(fs::read(of_one.join(LOG)).unwrap(), b"new");
+    assert_eq!(fs::metadata(of_one.join(OLDER_LOG)).unwrap().len(), LOG_MAX + 5);
+}
+
+#[test]
+fn one_that_does_not_read_its_orders_does_not_hold_the_agent_up() {
+    let (directory, supervisors) = supervisors("exec sleep 1000");
+    let command = supervisors.command.clone();
+    let impatient =
+        Supervisors { patience: Duration::from_millis(100), ..Supervisors::new(directory.path(), command) };
+    let mut long = setup(directory.path(), Role::Primary);
+    // More than a pipe holds.
+    long.workload.program.arguments = vec!["x".repeat(1 << 20)];
+    let impatient = Arc::new(impatient);
+    let failure = impatient.start(&impatient.reserve(&db()).unwrap(), &long).unwrap_err();
+    assert!(failure.message.contains("not up within"), "{failure}");
+}
+
 /// The lock and the socket of a supervisor, held and answered by this process: its process id is this one's, so
 /// whatever may be ended must not come to that here.
 fn with_supervisor(status: Status, test: impl FnOnce(&Supervisors)) {
@@ -210,11 +241,21 @@ fn one_that_may_hold_state_is_never_ended() {
     ];
     for (side, state, epoch) in holders {
         with_supervisor(status(side, state, epoch), |supervisors| {
-            let refused = supervisors.make_room(&db(), "b").unwrap_err();
+            let refused = supervisors.make_room(&db(), "b", |_| Ok(false)).unwrap_err();
             assert_eq!(refused.kind, crate::error::Kind::Refused, "{side:?} {state:?}");
             assert!(refused.message.contains("db"), "{refused}");
         });
     }
+}
+
+/// Between the grant of the seed nodes and its being told of it, a backup does not know that it counts.
+#[test]
+fn one_that_the_seed_nodes_know_is_never_ended() {
+    with_supervisor(status(Side::Backup, State::Syncing, 0), |supervisors| {
+        assert!(supervisors.make_room(&db(), "b", |_| Ok(true)).is_err());
+        let unreachable = || Failure::unreachable("no majority");
+        assert_eq!(supervisors.make_room(&db(), "b", |_| Err(unreachable())).unwrap_err(), unreachable());
+    });
 }
 
 #[test]
