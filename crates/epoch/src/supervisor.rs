@@ -159,7 +159,7 @@ fn begin(
     let teller = engine.teller();
     let notify = Arc::new(move |event| teller.tell(Event::Pump(event)));
     let config = takeover::pump_config(engine, setup.workload.network.clone(), Voice::Exposed { generation });
-    let (pump, closed) = Pump::start(inner, port, config, copies.clone(), notify)?;
+    let (pump, closed) = Pump::start(inner, port, config, copies.clone(), Arc::new(()), notify)?;
     pump.announce();
     drop(closed);
     Ok(Running { workload, pump, copies, pipes, log, generation, epoch: 0 })

@@ -70,7 +70,7 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     let teller = engine.teller();
     let notify = Arc::new(move |event| teller.tell(Event::Pump(event)));
     let config = pump_config(engine, network.clone(), voice);
-    let (pump, closed) = Pump::start(inner, port, config, copies.clone(), notify)?;
+    let (pump, closed) = Pump::start(inner, port, config, copies.clone(), Arc::new(()), notify)?;
     pump.announce();
     let frames: Vec<_> = retained.drain().collect();
     for frame in frames.iter().map(|frame| &frame[..]).chain(arrived.iter().map(Vec::as_slice)) {

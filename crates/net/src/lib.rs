@@ -43,8 +43,11 @@ pub use in_use::probe_in_use;
 pub use input_log::{InputLog, InputLogLimits};
 pub use mac::{Mac, ParseMacError};
 pub use moment::Moment;
-pub use namespace::{InnerTap, Namespace, NamespaceError, TcpTable};
+pub use namespace::{INTERFACE, InnerTap, Namespace, NamespaceError, TcpTable};
 pub use neighbours::Neighbours;
 pub use plug::{Batch, Frame, Plug, PlugConfig, PlugError, Pressure, Signals};
 pub use port::{Port, PortError};
-pub use pump::{Device, Event, InputClosed, InputSink, Pump, PumpConfig, PumpError, Stats, Voice};
+pub use pump::{
+    Admission, Aside, Device, Event, InputClosed, InputSink, Observer, Pump, PumpConfig, PumpError, Stats,
+    Voice,
+};

@@ -16,7 +16,7 @@ use crate::sys::tap::Tap;
 use crate::{ConfigError, Moment, NetworkConfig, Route};
 
 /// The name of the workload's only interface.
-const INTERFACE: &str = "eth0";
+pub const INTERFACE: &str = "eth0";
 
 /// Frames that the workload's kernel may have sent and we not yet read. A full TAP drops silently, and the
 /// longest time nobody reads is one pause: 16,384 frames are 20 ms of 10 Gb/s in packets of 1,500 bytes, and cost

@@ -8,6 +8,7 @@
 //! frame on its way between the two, and when they return, what they promise holds.
 
 mod carry;
+mod observer;
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use std::time::Duration;
 
 use crate::plug::{Plug, PlugConfig, PlugError, Signals};
 use crate::{InnerTap, Moment, NetworkConfig, Port};
-use carry::Shared;
+use carry::{Shared, Watchers};
+pub use observer::{Admission, Aside, Observer};
 
 /// What the engine is told, on the thread that notices: the pump's own or one that calls the pump. No lock of the
 /// pump is held meanwhile. Whoever is told should only note it, as in a channel: frames wait until it returns.
@@ -124,6 +126,8 @@ pub struct Stats {
     pub stale: u64,
     /// Frames that a device refused: lost, as on a network.
     pub refused_frames: u64,
+    /// Incoming frames that the observer wanted lost.
+    pub dropped_frames: u64,
 }
 
 /// The pump of one workload. Dropped, it stops and nothing moves any more.
@@ -146,13 +150,15 @@ impl Pump {
         port: Port,
         config: PumpConfig,
         sink: Arc<dyn InputSink>,
+        observer: Arc<dyn Observer>,
         notify: Arc<dyn Fn(Event) + Send + Sync>,
     ) -> Result<(Pump, InputClosed), PumpError> {
         let plug = match config.voice {
             Voice::Plugged { generation } => Plug::holding(config.plug, generation),
             Voice::Exposed { generation } => Plug::exposed(config.plug, generation),
         };
-        let shared = Shared::new(inner, port, config, plug, sink, notify).map_err(PumpError::Start)?;
+        let shared = Shared::new(inner, port, config, plug, Watchers { sink, observer, notify })
+            .map_err(PumpError::Start)?;
         let shared = Arc::new(shared);
         shared.gate().close();
         let closed = InputClosed { shared: shared.clone() };
@@ -212,9 +218,14 @@ impl Pump {
         self.shared.announcer().stop();
     }
 
-    /// Gives the workload a retained frame, also while the input is closed.
+    /// Gives the workload a retained frame, also while the input is closed. The observer sees it as any other.
     pub fn inject(&self, frame: &[u8]) {
         self.shared.inject(frame);
+    }
+
+    /// Gives the workload a frame that this host has made itself, which the observer is not shown.
+    pub fn inject_own(&self, frame: &[u8]) {
+        self.shared.inject_own(frame);
     }
 
     /// Says something for the workload, under the same rules as what it says itself.

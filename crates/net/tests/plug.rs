@@ -145,7 +145,7 @@ fn exposed_and_plugged_again_a_stream_goes_on() {
 
     // The backup dies with output held; the next generation lets it go.
     (&server_end).write_all(&data).unwrap();
-    assert!(workload.pump.expose(1).is_err());
+    assert!(workload.pump.expose(0).is_err());
     workload.pump.expose(2).unwrap();
     let mut received = vec![0; data.len()];
     (&client_end).read_exact(&mut received).unwrap();

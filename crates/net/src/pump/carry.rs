@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 
-use super::{Device, Event, InputSink, PumpConfig, Stats};
+use super::{Admission, Aside, Device, Event, InputSink, Observer, PumpConfig, Stats};
 use crate::frame::{MAX_FRAME, destination_mac, source_mac};
 use crate::gate::{Arrival, Gate};
 use crate::plug::{BATCH_FRAMES, Batch, Frame, Plug, PlugError, Pressure, Signals};
@@ -31,13 +31,19 @@ pub(super) struct Shared {
     output: Mutex<Output>,
     gate: Mutex<Gate>,
     announcer: Mutex<Announcer>,
-    sink: Arc<dyn InputSink>,
-    notify: Arc<dyn Fn(Event) + Send + Sync>,
+    watchers: Watchers,
     wake: EventFd,
     stop: AtomicBool,
     counters: Counters,
     inner_health: Health,
     outer_health: Health,
+}
+
+/// Who is told of what passes.
+pub(super) struct Watchers {
+    pub(super) sink: Arc<dyn InputSink>,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) notify: Arc<dyn Fn(Event) + Send + Sync>,
 }
 
 /// What is touched under the lock of the output.
@@ -57,6 +63,7 @@ struct Counters {
     own_mac_frames: AtomicU64,
     stale: AtomicU64,
     refused_frames: AtomicU64,
+    dropped_frames: AtomicU64,
 }
 
 /// Whether a device works: the errno of its failure or 0, and whether that was reported.
@@ -99,8 +106,7 @@ impl Shared {
         port: Port,
         config: PumpConfig,
         plug: Plug,
-        sink: Arc<dyn InputSink>,
-        notify: Arc<dyn Fn(Event) + Send + Sync>,
+        watchers: Watchers,
     ) -> io::Result<Shared> {
         Ok(Shared {
             output: Mutex::new(Output {
@@ -118,8 +124,7 @@ impl Shared {
             config,
             inner,
             port,
-            sink,
-            notify,
+            watchers,
         })
     }
 
@@ -190,10 +195,13 @@ impl Shared {
         let mut gate = self.gate();
         if gate.open() {
             let was_full = !gate.has_room();
+            let mut aside = Aside::default();
             while let Some(frame) = gate.unqueue() {
-                self.deliver(&frame);
+                // Its copy has gone to the backup; one that is lost here may reach a successor, as on a network.
+                let _ = self.give(&frame, &mut aside);
             }
             drop(gate);
+            self.say_aside(&aside);
             // The pump stopped reading the port for want of room.
             if was_full {
                 self.wake();
@@ -221,7 +229,16 @@ impl Shared {
     }
 
     pub(super) fn inject(&self, frame: &[u8]) {
-        // The gate's lock keeps the order against frames that arrive.
+        let mut aside = Aside::default();
+        {
+            // The gate's lock keeps the order against frames that arrive.
+            let _gate = self.gate();
+            let _ = self.give(frame, &mut aside);
+        }
+        self.say_aside(&aside);
+    }
+
+    pub(super) fn inject_own(&self, frame: &[u8]) {
         let _gate = self.gate();
         self.deliver(frame);
     }
@@ -249,6 +266,7 @@ impl Shared {
             own_mac_frames: read(&counters.own_mac_frames),
             stale: read(&counters.stale),
             refused_frames: read(&counters.refused_frames),
+            dropped_frames: read(&counters.dropped_frames),
         }
     }
 
@@ -287,6 +305,7 @@ impl Shared {
             };
             let Output { plug, buffer, .. } = output;
             let frame = &buffer[..length];
+            self.watchers.observer.outgoing(frame);
             if plug.passes() {
                 self.send(frame);
             } else {
@@ -345,7 +364,7 @@ impl Shared {
             }),
         ];
         for event in events.into_iter().flatten() {
-            (self.notify)(event);
+            (self.watchers.notify)(event);
         }
     }
 
@@ -393,7 +412,7 @@ impl Shared {
             let now = Moment::now();
             self.announcer().own_mac_seen(now);
             if reports.due(now) {
-                (self.notify)(Event::OwnMacSeen);
+                (self.watchers.notify)(Event::OwnMacSeen);
             }
             return;
         }
@@ -402,17 +421,37 @@ impl Shared {
             add(&self.counters.foreign_frames, 1);
             return;
         }
+        let mut aside = Aside::default();
         let mut gate = self.gate();
         match gate.arrive() {
             Arrival::Deliver { epoch } => {
-                self.deliver(frame);
-                self.sink.input(epoch, frame);
+                if self.give(frame, &mut aside) == Admission::Pass {
+                    self.watchers.sink.input(epoch, frame);
+                }
             }
             Arrival::Queue { epoch } => {
                 gate.queue(frame);
-                self.sink.input(epoch, frame);
+                self.watchers.sink.input(epoch, frame);
             }
         }
+        drop(gate);
+        self.say_aside(&aside);
+    }
+
+    /// Shows a frame to the observer and gives it to the workload, unless it is to be lost. With the gate locked.
+    fn give(&self, frame: &[u8], aside: &mut Aside) -> Admission {
+        let admission = self.watchers.observer.incoming(frame, aside);
+        aside.inward.drain(..).for_each(|before| self.deliver(&before));
+        match admission {
+            Admission::Pass => self.deliver(frame),
+            Admission::Drop => add(&self.counters.dropped_frames, 1),
+        }
+        admission
+    }
+
+    /// What an observer wants said, with no lock held.
+    fn say_aside(&self, aside: &Aside) {
+        aside.outward.iter().for_each(|frame| self.send_outer(frame));
     }
 
     /// Writes a frame into the workload. With the gate locked, so that closing it waits for this.
@@ -451,7 +490,7 @@ impl Shared {
     fn report_failures(&self) {
         for (device, health) in [(Device::Inner, &self.inner_health), (Device::Outer, &self.outer_health)] {
             if let Some(errno) = health.news() {
-                (self.notify)(Event::DeviceFailed { device, errno });
+                (self.watchers.notify)(Event::DeviceFailed { device, errno });
             }
         }
     }

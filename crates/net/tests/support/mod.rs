@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use outlive_net::{
-    Event, InputClosed, InputSink, Moment, Namespace, NetworkConfig, Port, Pump, PumpConfig, Voice,
+    Event, InputClosed, InputSink, Moment, Namespace, NetworkConfig, Observer, Port, Pump, PumpConfig, Voice,
 };
 
 /// How long anything may take before a test gives up. Far beyond what it takes, so that a slow machine only
@@ -169,6 +169,14 @@ impl Workload {
 
     /// Not yet on the bridge, with its input closed.
     pub fn prepare(host: &Namespace, config: PumpConfig) -> (Workload, InputClosed) {
+        Workload::prepare_watched(host, config, Arc::new(()))
+    }
+
+    pub fn prepare_watched(
+        host: &Namespace,
+        config: PumpConfig,
+        observer: Arc<dyn Observer>,
+    ) -> (Workload, InputClosed) {
         let (namespace, inner) = Namespace::create(&config.network).unwrap();
         let port = host.enter(|| Port::create(BRIDGE, config.network.mtu)).unwrap().unwrap();
         let (sender, events) = channel::<Event>();
@@ -177,7 +185,7 @@ impl Workload {
             let _ = sender.lock().unwrap().send(event);
         });
         let sink = Arc::new(Sink::default());
-        let (pump, closed) = Pump::start(inner, port, config, sink.clone(), notify).unwrap();
+        let (pump, closed) = Pump::start(inner, port, config, sink.clone(), observer, notify).unwrap();
         (Workload { namespace, pump: Arc::new(pump), events, sink }, closed)
     }
 
