@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::fs;
 use std::net::SocketAddr;
 
 use outlive_epoch::peer;
@@ -98,7 +97,10 @@ fn a_program_that_ends_is_told_apart_from_one_that_runs() {
     let said = refused(&cluster.cli("a", &short), 1);
     assert!(said.contains("short ended before it was protected"), "{said}");
     assert_eq!(text(&cluster.cli("a", &["logs", "short"]).stdout), "bye\n");
-    assert!(fs::read_dir(cluster.host("a").disk().join("state/workloads/short")).is_ok());
+    refused(&cluster.cli("c", &["inspect", "short"]), 4);
+    // Another of that name can be started at once, whatever waits for the first one somewhere.
+    done(cluster.cli("b", &run(&address, "short")));
+    done(cluster.cli("b", &["stop", "short"]));
 }
 
 /// Both sides die with their hosts: nobody may pretend that the workload lives, and its name is given free only when

@@ -8,6 +8,7 @@ use outlive_epoch::control::Status;
 use outlive_epoch::setup::{Node, Role, Setup, Workload};
 use tracing::info;
 
+use super::supervisors::waits_for_state;
 use super::{Agent, admit, membership, seed};
 use crate::control::Wanted;
 use crate::error::{Failure, Result};
@@ -34,14 +35,22 @@ pub fn run(agent: &Arc<Agent>, wanted: Wanted, progress: &mut dyn FnMut(String))
 }
 
 fn check_name_is_free(agent: &Agent, name: &WorkloadName) -> Result<()> {
+    // A backup that never got anything waits a while for its primary; whether one counts, the register says.
     if agent.supervisors.is_alive(name)? {
-        return Err(Failure::refused(format!(
-            "the name {name} is taken: a workload of that name is on this node; `outlive stop {name}`, or choose another"
-        )));
+        let status = agent.supervisors.status(name.as_str())?;
+        if !status.as_ref().is_some_and(waits_for_state) {
+            return Err(Failure::refused(format!(
+                "the name {name} is taken: a workload of that name is on this node; `outlive stop {name}`, or choose \
+                 another"
+            )));
+        }
+        agent.supervisors.make_room(name, &agent.config.node, |status| is_registered(agent, name, status))?;
     }
     // Nodes that do not answer are spoken for by the register.
     for (node, status) in agent.peers.statuses(name.as_str()) {
-        if let Ok(Some(status)) = status {
+        if let Ok(Some(status)) = status
+            && !waits_for_state(&status)
+        {
             let at = status.primary_node.unwrap_or(node);
             return Err(Failure::refused(format!(
                 "the name {name} is taken: a workload of that name is on node {at}; `outlive stop {name}` there, or \

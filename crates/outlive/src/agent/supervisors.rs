@@ -309,8 +309,7 @@ impl Supervisors {
         drop(stream);
         let Some(status) = self.status(name.as_str())? else { return Ok(()) };
         let is_over = matches!(status.state, State::Lost | State::Stopped);
-        let is_empty = status.role == Side::Backup && status.state == State::Syncing && status.epoch == 0;
-        if !is_over && (!is_empty || is_registered(&status)?) {
+        if !is_over && (!waits_for_state(&status) || is_registered(&status)?) {
             let side = match status.role {
                 Side::Primary => "primary",
                 Side::Backup => "backup",
@@ -377,6 +376,12 @@ impl Supervisors {
             let _ = fs::remove_dir_all(directory);
         }
     }
+}
+
+/// A backup that has nothing yet, by its own word: its primary may have ended, or may not want it any more. Only the
+/// register says whether that word still holds.
+pub fn waits_for_state(status: &Status) -> bool {
+    status.role == Side::Backup && status.state == State::Syncing && status.epoch == 0
 }
 
 /// A state in the words of the documentation.

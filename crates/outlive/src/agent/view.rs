@@ -8,7 +8,7 @@ use outlive_epoch::control::{Request, Response, Side, Spread, State, Status};
 
 use tracing::warn;
 
-use super::supervisors::word;
+use super::supervisors::{waits_for_state, word};
 use super::{Agent, admit, seed};
 use crate::control::{Here, Inspected, Row};
 use crate::error::{Failure, Result};
@@ -121,6 +121,10 @@ fn holders(register: &Register) -> Option<(&Holder, Option<&Holder>)> {
     }
 }
 
+fn is_held(register: &Option<Register>) -> bool {
+    register.as_ref().and_then(holders).is_some()
+}
+
 /// Where a workload's supervisor is.
 enum Search {
     Found(String, Box<Status>),
@@ -194,7 +198,13 @@ pub fn inspect(agent: &Agent, name: &str) -> Result<Inspected> {
         return Ok(Inspected { node: Some(agent.config.node.clone()), status });
     }
     let silent = match search(agent, &name) {
-        Search::Found(node, status) => return Ok(Inspected { node: Some(node), status: *status }),
+        Search::Found(node, status) => {
+            // A backup that waits in vain for a workload which has ended is not that workload.
+            if waits_for_state(&status) && !is_held(&seed::read_register(agent, &name)?) {
+                return Err(no_such(agent, &name));
+            }
+            return Ok(Inspected { node: Some(node), status: *status });
+        }
         Search::Nowhere => None,
         Search::Silent(silent) => Some(silent),
     };
