@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::checkpoint::{Checkpoint, Descriptor, Object, ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
-use crate::object::descriptor::{At, Capturer, Holder, Inode, Kind, Surroundings};
+use crate::object::descriptor::{At, Capturer, Holder, Inode, Kind, StatusFlags, Surroundings, Tcp};
 use crate::object::scratch::Scratch;
 use crate::object::tcp::{self, RawSegment, State, TcpSocket};
 use crate::sys::{descriptor as sys, proc, task, tcp_repair};
@@ -37,6 +37,7 @@ struct Socket {
     fd: OwnedFd,
     fingerprint: Option<tcp::Fingerprint>,
     options: Option<tcp::Options>,
+    flags: StatusFlags,
     /// Closed by the workload; we have shut it down in its place.
     orphan: bool,
 }
@@ -320,7 +321,13 @@ impl Descriptors {
                 continue;
             }
             let id = self.next_object();
-            let socket = Some(Socket { fd, fingerprint: None, options: None, orphan: false });
+            let socket = Some(Socket {
+                fd,
+                fingerprint: None,
+                options: None,
+                flags: StatusFlags::default(),
+                orphan: false,
+            });
             let (kind, link) = (Kind::Tcp { inode }, format!("socket:[{inode}]"));
             let entry = Entry {
                 kind,
@@ -420,7 +427,13 @@ impl Descriptors {
                 let Some(process) = processes.get(&holder.process) else { return Ok(()) };
                 let fd = task::take_descriptor(process.pidfd.as_fd(), holder.fd)
                     .attempt(|| format!("take a duplicate of descriptor {}", holder.fd))?;
-                none.insert(Socket { fd, fingerprint: None, options: None, orphan: false })
+                none.insert(Socket {
+                    fd,
+                    fingerprint: None,
+                    options: None,
+                    flags: StatusFlags::default(),
+                    orphan: false,
+                })
             }
         };
         let refuse = |error: tcp::Error| Error::Unsupported {
@@ -429,13 +442,15 @@ impl Descriptors {
             advice: "see docs/supported.md",
         };
         let fingerprint = tcp::fingerprint(socket.fd.as_fd()).map_err(refuse)?;
-        if socket.fingerprint == Some(fingerprint) {
+        let flags = status_flags(socket.fd.as_fd())?;
+        if socket.fingerprint == Some(fingerprint) && socket.flags == flags {
             return Ok(());
         }
         let captured = self.tcp.capture(socket.fd.as_fd(), socket.options.as_ref()).map_err(refuse)?;
         // Taken again: the capture itself counts segments.
         socket.fingerprint = Some(tcp::fingerprint(socket.fd.as_fd()).map_err(refuse)?);
         socket.options = Some(captured.socket.options.clone());
+        socket.flags = flags;
         self.unframed.extend(captured.unframed);
         if !entry.announced
             && let State::Connected(connection) = &captured.socket.state
@@ -443,7 +458,7 @@ impl Descriptors {
             self.arrived.push((captured.socket.local, connection.remote));
         }
         entry.announced = true;
-        changed.push((id, Object::Tcp(Box::new(captured.socket))));
+        changed.push((id, Object::Tcp(Box::new(Tcp { socket: captured.socket, flags }))));
         Ok(())
     }
 
@@ -487,10 +502,15 @@ fn outlives_close(socket: BorrowedFd<'_>) -> bool {
     !unread && tcp_repair::unacknowledged(socket).is_ok_and(|bytes| bytes > 0)
 }
 
+fn status_flags(socket: BorrowedFd<'_>) -> Result<StatusFlags> {
+    let flags = nix::fcntl::fcntl(socket, nix::fcntl::FcntlArg::F_GETFL);
+    Ok(StatusFlags(flags.attempt(|| "read the status flags of a socket".into())?))
+}
+
 /// A socket as it is in a checkpoint.
 pub fn as_socket(object: &Object) -> Option<&TcpSocket> {
     match object {
-        Object::Tcp(socket) => Some(socket),
+        Object::Tcp(tcp) => Some(&tcp.socket),
         _ => None,
     }
 }

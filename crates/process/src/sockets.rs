@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::activate::Built;
 use crate::checkpoint::{Object, ObjectId};
@@ -124,6 +124,9 @@ impl Shell {
             };
             let mut restored = builder.restore(socket, peer).map_err(|error| unbuilt(id, &error))?;
             silent.inject.append(&mut restored.inject);
+            if let Some(Object::Tcp(tcp)) = self.objects.get(&id) {
+                tcp.flags.restore(restored.fd.as_fd())?;
+            }
             let fd = restored.fd.try_clone().attempt(|| "duplicate a socket".into())?;
             built.descriptors.insert(id, fd);
             silent.sockets.push((id, restored, socket.clone()));

@@ -40,7 +40,7 @@ use crate::sys::task;
 /// An open file description, as a checkpoint has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Object {
-    Tcp(Box<TcpSocket>),
+    Tcp(Box<Tcp>),
     /// What is in a pipe. It has no descriptor of its own: the [`PipeEnd`]s refer to it.
     Pipe(Pipe),
     PipeEnd(PipeEnd),
@@ -53,6 +53,13 @@ pub enum Object {
     Device(Device),
     Unix(Box<UnixSocket>),
     Output(Output),
+}
+
+/// A TCP socket, and what belongs to its description and not to TCP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tcp {
+    pub socket: TcpSocket,
+    pub flags: StatusFlags,
 }
 
 impl Object {
