@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use outlive_cluster::{Outcome, Register, Transition};
 use outlive_net::{InnerTap, InputLog, InputLogLimits, Namespace, Port};
+use outlive_process::object::tcp_request::{PendingConnection, Restorer};
 use outlive_process::shell::Shell;
 use outlive_stream::connection::{Reader, Writer};
 use outlive_stream::epoch_reader::{Epoch, EpochReader, Received};
@@ -88,7 +89,10 @@ pub struct Prepared {
     pub port: Port,
     pub pipes: Pipes,
     pub log: Log,
+    pub restorer: Option<Restorer>,
     pub retained: InputLog,
+    /// Connections without a descriptor, of the last epoch.
+    pub requests: Vec<PendingConnection>,
     pub register: Register,
     pub failover: Failover,
     pub granted: Instant,
@@ -103,6 +107,8 @@ pub struct Waiting {
     pub port: Port,
     pub pipes: Pipes,
     pub log: Log,
+    /// For connections without a descriptor; `None` where the kernel cannot rebuild them.
+    pub restorer: Option<Restorer>,
 }
 
 /// Holds the state until it is needed. `None` when it never is: with the reason.
@@ -155,8 +161,9 @@ fn apply(
     retained: &Mutex<InputLog>,
     pressure: &Backpressure,
 ) -> Result<Result<Prepared, String>> {
-    let Waiting { mut shell, namespace, inner, port, pipes, mut log } = waiting;
+    let Waiting { mut shell, namespace, inner, port, pipes, mut log, restorer } = waiting;
     let mut last = 0;
+    let mut requests = Vec::new();
     loop {
         // A control request is answered from the board; only a stop needs this thread, and ends the process.
         let Ok(work) = queue.recv() else { return Ok(Err("the listening thread ended".into())) };
@@ -164,7 +171,9 @@ fn apply(
             Work::Epoch(epoch) => {
                 let size = size_of_epoch(&epoch);
                 last = epoch.epoch;
-                apply_epoch(&mut shell, &mut log, *epoch)?;
+                if let Some(pending) = apply_epoch(&mut shell, &mut log, *epoch)? {
+                    requests = pending;
+                }
                 pressure.done(size);
                 engine.status.lock().epoch = last;
             }
@@ -178,7 +187,9 @@ fn apply(
                     port,
                     pipes,
                     log,
+                    restorer,
                     retained,
+                    requests,
                     register: *register,
                     failover,
                     granted,
@@ -198,18 +209,22 @@ fn section(epoch: &Epoch, wanted: u8) -> &[u8] {
     epoch.sections.iter().find(|(section, _)| *section == wanted).map_or(&[], |(_, bytes)| bytes)
 }
 
-fn apply_epoch(shell: &mut Shell, log: &mut Log, epoch: Epoch) -> Result<()> {
+/// Returns the connections without a descriptor, if the epoch says.
+fn apply_epoch(shell: &mut Shell, log: &mut Log, epoch: Epoch) -> Result<Option<Vec<PendingConnection>>> {
     let content: Content = postcard::from_bytes(section(&epoch, CONTENT))
         .map_err(|error| Error::Stream(format!("epoch {} is not understood: {error}", epoch.epoch)))?;
     let pages = section(&epoch, PAGES);
     match content {
-        Content::Checkpoint(checkpoint) => {
+        Content::Checkpoint { checkpoint, requests } => {
             log.append(&checkpoint.output).attempt(|| "write the workload's output".into())?;
             shell.apply(*checkpoint, pages)?;
+            Ok(Some(requests))
         }
-        Content::Backlog { pid, runs } => shell.apply_backlog(pid, &runs, pages)?,
+        Content::Backlog { pid, runs } => {
+            shell.apply_backlog(pid, &runs, pages)?;
+            Ok(None)
+        }
     }
-    Ok(())
 }
 
 struct Listening {

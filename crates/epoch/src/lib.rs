@@ -16,6 +16,8 @@ pub mod pace;
 pub mod peer;
 pub mod primary;
 pub mod protector;
+pub mod requests;
 pub mod setup;
 pub mod supervisor;
 pub mod takeover;
+mod waiting;

@@ -2,6 +2,7 @@
 
 use outlive_cluster::Holder;
 use outlive_process::checkpoint::{Checkpoint, Pid, Run};
+use outlive_process::object::tcp_request::PendingConnection;
 use outlive_stream::frame::{Kind, KindSet};
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +30,7 @@ pub const FROM_PRIMARY: KindSet = KindSet::of(&[
 pub const FROM_BACKUP: KindSet = KindSet::of(&[Kind::ACK, Kind::HEARTBEAT, PAIRING]);
 
 /// Version of everything in this module.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pairing {
@@ -81,7 +82,11 @@ fn hash(bytes: &[u8]) -> u64 {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Content {
     /// A checkpoint; its pages are in the other section.
-    Checkpoint(Box<Checkpoint>),
+    Checkpoint {
+        checkpoint: Box<Checkpoint>,
+        /// Connections without a descriptor, in the order in which they must be rebuilt.
+        requests: Vec<PendingConnection>,
+    },
     /// Content of memory, for a backup that is being given everything.
     Backlog { pid: Pid, runs: Vec<Run> },
 }

@@ -24,6 +24,7 @@ use crate::message::Content;
 use crate::output::{Log, Pieces, Pipes};
 use crate::pace::{Next, Pace};
 use crate::protector::{Candidate, Protector};
+use crate::requests::Requests;
 use crate::setup::WhenExposed;
 
 /// How long stopping all threads may take. A thread in the kernel's uninterruptible sleep (a disk, a vfork) is waited
@@ -103,6 +104,7 @@ pub struct Primary<'a> {
     workload: Workload,
     pump: Pump,
     copies: Arc<Copies>,
+    requests: Arc<Requests>,
     pipes: Pipes,
     log: Log,
     generation: u64,
@@ -129,6 +131,7 @@ pub struct Running {
     pub workload: Workload,
     pub pump: Pump,
     pub copies: Arc<Copies>,
+    pub requests: Arc<Requests>,
     pub pipes: Pipes,
     pub log: Log,
     pub generation: u64,
@@ -140,12 +143,13 @@ impl<'a> Primary<'a> {
         let tuning = &engine.setup.node.tuning;
         let now = Instant::now();
         let pace = Pace::new(tuning.max_pause_permille, tuning.longest_epoch, now);
-        let Running { workload, pump, copies, pipes, log, generation, epoch } = running;
+        let Running { workload, pump, copies, requests, pipes, log, generation, epoch } = running;
         Self {
             engine,
             workload,
             pump,
             copies,
+            requests,
             pipes,
             log,
             generation,
@@ -200,7 +204,7 @@ impl<'a> Primary<'a> {
 
     /// Sleeps until something happens, handles it, and takes a checkpoint if it is time.
     fn turn(&mut self) -> Result<Option<End>> {
-        let limit = self.until_next();
+        let limit = self.until_next().min(self.requests.next_tick().unwrap_or(Duration::MAX));
         {
             let [out, err] = self.pipes.fds();
             // A borrow of the queue beside one of the workload: two fields.
@@ -219,6 +223,8 @@ impl<'a> Primary<'a> {
                 return Ok(Some(end));
             }
         }
+        self.requests.tick(&self.pump);
+        self.requests.reconcile(&self.pump);
         self.collect_output()?;
         self.advance()?;
         Ok(None)
@@ -475,6 +481,7 @@ impl<'a> Primary<'a> {
         {
             warn!(%error, "the output could not be held");
         }
+        self.requests.hold(false);
         self.phase = Phase::Exposed { retry, asked: false };
     }
 
@@ -541,7 +548,10 @@ impl<'a> Primary<'a> {
         }
         match captured {
             Ok(Some(checkpoint)) => {
-                self.send(Content::Checkpoint(Box::new(checkpoint)), PageData::default(), Vec::new(), false);
+                // Connections without a descriptor follow in the first checkpoint that output is held for.
+                self.requests.accepted(&self.workload.take_arrived());
+                let content = Content::Checkpoint { checkpoint: Box::new(checkpoint), requests: Vec::new() };
+                self.send(content, PageData::default(), Vec::new(), false);
             }
             Ok(None) => self.lose_backup("the workload could not be stopped"),
             Err(error) => self.cannot_capture(error)?,
@@ -560,6 +570,7 @@ impl<'a> Primary<'a> {
         if let Phase::Syncing { link, begun } = phase {
             self.copies.set(Some(link.input()));
             self.phase = Phase::Joining { link, begun, asked: false };
+            self.requests.hold(true);
             self.pump.plug()?;
             self.checkpoint()?;
         }
@@ -615,6 +626,8 @@ impl<'a> Primary<'a> {
             return Ok(());
         }
         let cut = self.pump.cut(epoch);
+        self.requests.accepted(&self.workload.take_arrived());
+        let pending = self.requests.snapshot();
         drop(closed);
         self.workload.thaw()?;
         let paused = begun.elapsed();
@@ -626,12 +639,19 @@ impl<'a> Primary<'a> {
                 return self.cannot_capture(error);
             }
         };
+        if let Some(refused) = pending.refused.first() {
+            self.unwritten.extend(output);
+            let (tuple, why) = (refused.tuple, refused.why);
+            self.lose_backup(&format!("the connection from {tuple} cannot be protected: {why}"));
+            return Ok(());
+        }
         self.failed_stops = 0;
         self.pace.taken(Instant::now(), paused);
         self.figures.pause.push(paused.as_micros() as f64);
         self.figures.pages.push((pages.len() / 4096) as f64);
         checkpoint.output = output.clone();
-        self.send(Content::Checkpoint(Box::new(checkpoint)), pages, output, true);
+        let content = Content::Checkpoint { checkpoint: Box::new(checkpoint), requests: pending.connections };
+        self.send(content, pages, output, true);
         Ok(())
     }
 

@@ -28,6 +28,7 @@ use crate::link::Copies;
 use crate::output::{Log, Pipes};
 use crate::primary::{End, Primary, Running};
 use crate::protector::Protector;
+use crate::requests::{self, Requests};
 use crate::setup::{Role, Setup, Started};
 use crate::takeover::{self, TRACER_PRIORITY};
 
@@ -156,13 +157,14 @@ fn begin(
     let workload = Workload::launch(&setup.workload.program, namespace.fd(), &engine.launcher, ends)?;
     port.attach()?;
     let copies = Arc::new(Copies::default());
+    let requests = Arc::new(Requests::default());
     let teller = engine.teller();
     let notify = Arc::new(move |event| teller.tell(Event::Pump(event)));
     let config = takeover::pump_config(engine, setup.workload.network.clone(), Voice::Exposed { generation });
-    let (pump, closed) = Pump::start(inner, port, config, copies.clone(), Arc::new(()), notify)?;
+    let (pump, closed) = Pump::start(inner, port, config, copies.clone(), requests.clone(), notify)?;
     pump.announce();
     drop(closed);
-    Ok(Running { workload, pump, copies, pipes, log, generation, epoch: 0 })
+    Ok(Running { workload, pump, copies, requests, pipes, log, generation, epoch: 0 })
 }
 
 fn be_backup(
@@ -178,11 +180,12 @@ fn be_backup(
     let (pipes, ends) = Pipes::new()?;
     let shell = Shell::create(&engine.setup.workload.program, namespace.fd(), &engine.launcher, ends)?;
     engine.status.lock().init_pid = shell.init() as u32;
+    let restorer = requests::prepare();
     // Connections to the seed nodes are made now, so that a failover pays no handshake.
     let outcome = engine.arbiter.read();
     info!(?outcome, "waiting for the primary");
     announce(&Started::Ready { listen: Some(listen) });
-    let waiting = Waiting { shell, namespace, inner, port, pipes, log };
+    let waiting = Waiting { shell, namespace, inner, port, pipes, log, restorer };
     match backup::run(engine, waiting, listener, primary)? {
         Ok(prepared) => {
             let running = takeover::run(engine, prepared)?;

@@ -19,6 +19,7 @@ use crate::engine::{Engine, Event};
 use crate::error::{Attempt, Result};
 use crate::link::Copies;
 use crate::primary::Running;
+use crate::requests::Requests;
 
 /// How long peers may take to answer. On one network they do so in a fraction of a millisecond; those that are silent
 /// are taken to have received anything between what is known and what was sent, and cost a retransmission at worst.
@@ -33,7 +34,9 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
         port,
         pipes,
         log,
+        restorer,
         retained,
+        requests,
         register,
         failover,
         granted,
@@ -64,14 +67,17 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     drop(built);
     let revived = Instant::now();
     silent.go_live()?;
+    let (requests, rebuilding) = Requests::resume(restorer, requests);
+    let requests = Arc::new(requests);
 
     let voice = Voice::Exposed { generation: register.generation };
     let copies = Arc::new(Copies::default());
     let teller = engine.teller();
     let notify = Arc::new(move |event| teller.tell(Event::Pump(event)));
     let config = pump_config(engine, network.clone(), voice);
-    let (pump, closed) = Pump::start(inner, port, config, copies.clone(), Arc::new(()), notify)?;
+    let (pump, closed) = Pump::start(inner, port, config, copies.clone(), requests.clone(), notify)?;
     pump.announce();
+    requests.rebuild(&pump, rebuilding);
     let frames: Vec<_> = retained.drain().collect();
     for frame in frames.iter().map(|frame| &frame[..]).chain(arrived.iter().map(Vec::as_slice)) {
         pump.inject(frame);
@@ -87,7 +93,7 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
         "running"
     );
     engine.status.lock().last_failover = Some(done);
-    Ok(Running { workload, pump, copies, pipes, log, generation: register.generation, epoch })
+    Ok(Running { workload, pump, copies, requests, pipes, log, generation: register.generation, epoch })
 }
 
 /// How every supervisor's pump is set up.

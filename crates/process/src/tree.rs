@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -252,6 +253,11 @@ impl Workload {
 
     pub fn take_happened(&mut self) -> Happened {
         std::mem::take(&mut self.happened)
+    }
+
+    /// Local and remote address of connections that were first captured with a descriptor since the last call.
+    pub fn take_arrived(&mut self) -> Vec<(SocketAddr, SocketAddr)> {
+        self.descriptors.take_arrived()
     }
 
     /// The forking thread of an address space sleeps until this has been read. One at a time, so that trackers and
