@@ -266,3 +266,137 @@ fn tuple(local: SocketAddr, remote: SocketAddr) -> FourTuple {
         server_port: local.port(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{PacketBuilder, TcpHeader};
+    use outlive_process::object::tcp_request::Why;
+
+    use super::*;
+
+    const CLIENT: ([u8; 4], u16) = ([10, 0, 0, 1], 40_000);
+    const SERVER: ([u8; 4], u16) = ([10, 0, 0, 2], 80);
+    const SMALL: Bounds = Bounds { connections: 2, bytes_per_connection: 100, bytes: 150 };
+
+    /// As it passes the pump, from client `number` or to it.
+    fn frame(inward: bool, number: u16, change: impl FnOnce(&mut TcpHeader), payload: &[u8]) -> Vec<u8> {
+        let client = (CLIENT.0, CLIENT.1 + number);
+        let (from, to) = if inward { (client, SERVER) } else { (SERVER, client) };
+        let mut tcp = TcpHeader::new(from.1, to.1, if inward { 1000 } else { 5000 }, 64_000);
+        change(&mut tcp);
+        let mut frame = vec![0; VNET_HEADER];
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4(from.0, to.0, 64)
+            .tcp_header(tcp)
+            .write(&mut frame, payload)
+            .unwrap();
+        frame
+    }
+
+    fn give(requests: &Requests, frame: &[u8]) -> Admission {
+        let mut aside = Aside::default();
+        let admission = requests.incoming(frame, &mut aside);
+        assert!(aside.inward.is_empty() && aside.outward.is_empty());
+        admission
+    }
+
+    fn syn(requests: &Requests, number: u16) -> Admission {
+        give(requests, &frame(true, number, |tcp| tcp.syn = true, &[]))
+    }
+
+    /// Up to the client's last segment of the handshake.
+    fn open(requests: &Requests, number: u16) {
+        assert_eq!(syn(requests, number), Admission::Pass);
+        let answer = |tcp: &mut TcpHeader| {
+            (tcp.syn, tcp.ack, tcp.acknowledgment_number) = (true, true, 1001);
+        };
+        requests.outgoing(&frame(false, number, answer, &[]));
+        assert_eq!(data(requests, number, 0, &[]), Admission::Pass);
+    }
+
+    fn data(requests: &Requests, number: u16, offset: u32, payload: &[u8]) -> Admission {
+        let header = |tcp: &mut TcpHeader| {
+            (tcp.ack, tcp.acknowledgment_number, tcp.sequence_number) = (true, 5001, 1001 + offset);
+        };
+        give(requests, &frame(true, number, header, payload))
+    }
+
+    fn acknowledge(requests: &Requests, number: u16, bytes: u32) {
+        let header = |tcp: &mut TcpHeader| {
+            (tcp.ack, tcp.acknowledgment_number, tcp.sequence_number) = (true, 1001 + bytes, 5001);
+        };
+        requests.outgoing(&frame(false, number, header, &[]));
+    }
+
+    fn small() -> Requests {
+        Requests::with(SMALL, RequestTracker::new, None)
+    }
+
+    #[test]
+    fn a_connection_is_pending_until_it_has_a_descriptor() {
+        for mapped in [false, true] {
+            let requests = Requests::default();
+            open(&requests, 0);
+            let _ = data(&requests, 0, 0, b"early");
+            acknowledge(&requests, 0, 5);
+            let snapshot = requests.snapshot();
+            assert_eq!(snapshot.connections.len(), 1);
+            assert_eq!(
+                (&snapshot.connections[0].data[..], snapshot.connections[0].acknowledged),
+                (&b"early"[..], 5)
+            );
+            let address = |(ip, port): ([u8; 4], u16)| {
+                let ip = std::net::Ipv4Addr::from(ip);
+                SocketAddr::new(if mapped { ip.to_ipv6_mapped().into() } else { ip.into() }, port)
+            };
+            requests.accepted(&[(address(CLIENT), address(SERVER))]);
+            assert_eq!(requests.snapshot().connections.len(), 1, "another connection was accepted");
+            requests.accepted(&[(address(SERVER), address(CLIENT))]);
+            assert_eq!(requests.snapshot(), Snapshot::default());
+        }
+    }
+
+    #[test]
+    fn r3_nothing_dropped_what_cannot_be_recorded_does_not_reach_a_workload_that_has_a_backup() {
+        let requests = small();
+        requests.hold(true);
+        open(&requests, 0);
+        assert_eq!(data(&requests, 0, 0, &[1; 90]), Admission::Pass);
+        assert_eq!(data(&requests, 0, 90, &[2; 20]), Admission::Drop);
+        open(&requests, 1);
+        assert_eq!(syn(&requests, 2), Admission::Drop);
+    }
+
+    #[test]
+    fn r3_nothing_dropped_what_passed_without_a_backup_is_refused_by_name() {
+        let requests = small();
+        open(&requests, 0);
+        assert_eq!(data(&requests, 0, 0, &[1; 90]), Admission::Pass);
+        assert_eq!(data(&requests, 0, 90, &[2; 20]), Admission::Pass);
+        acknowledge(&requests, 0, 110);
+        let snapshot = requests.snapshot();
+        assert_eq!(snapshot.connections, []);
+        assert_eq!(snapshot.refused.len(), 1);
+        assert_eq!(snapshot.refused[0].why, Why::UnseenData);
+        // A connection that nothing would be known of could not even be refused.
+        open(&requests, 1);
+        assert_eq!(syn(&requests, 2), Admission::Drop);
+    }
+
+    #[test]
+    fn without_a_way_to_rebuild_them_nothing_is_followed_that_does_not_exist() {
+        let before = Requests::default();
+        open(&before, 0);
+        let (after, frames) = Requests::resume(None, before.snapshot().connections);
+        assert_eq!((after.snapshot(), frames), (Snapshot::default(), Frames::default()));
+        assert_eq!(after.next_tick(), None);
+    }
+
+    #[test]
+    fn what_is_no_frame_passes() {
+        for length in [0, VNET_HEADER - 1, VNET_HEADER, VNET_HEADER + 5] {
+            assert_eq!(give(&Requests::default(), &vec![0; length]), Admission::Pass);
+            Requests::default().outgoing(&vec![0; length]);
+        }
+    }
+}
