@@ -139,7 +139,7 @@ fn call(
         }
     };
     match peer::call(open, &peer::Request::Arbitrate(request), ANSWER)? {
-        peer::Response::Arbitrated(response) => Ok(response),
+        peer::Response::Arbitrated(response) => Ok(*response),
         other => Err(format!("unexpected answer {other:?}")),
     }
 }

@@ -6,7 +6,7 @@
 
 use std::net::TcpListener;
 use std::os::fd::AsFd;
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,8 +34,8 @@ use crate::protector;
 /// How long a backup waits for the primary that asked for it.
 const PRIMARY_COMES: Duration = Duration::from_secs(20);
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Epochs received and not yet applied.
-const QUEUE: usize = 64;
+/// What an epoch counts for beside its bytes, so that many small ones are bounded as well.
+const EPOCH_OVERHEAD: usize = 64 * 1024;
 /// Between two questions to seed nodes that could not agree.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -118,7 +118,7 @@ pub fn run(
     listener: TcpListener,
     primary: &str,
 ) -> Result<Result<Prepared, String>> {
-    let (work, queue) = mpsc::sync_channel(QUEUE);
+    let (work, queue) = mpsc::channel();
     let retained = Arc::new(Mutex::new(InputLog::new(InputLogLimits::default())));
     let pressure = Arc::new(Backpressure {
         bytes: Mutex::new(0),
@@ -202,7 +202,7 @@ fn apply(
 }
 
 fn size_of_epoch(epoch: &Epoch) -> usize {
-    epoch.sections.iter().map(|(_, bytes)| bytes.len()).sum()
+    EPOCH_OVERHEAD + epoch.sections.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
 }
 
 fn section(epoch: &Epoch, wanted: u8) -> &[u8] {
@@ -238,7 +238,7 @@ struct Listening {
     retained: Arc<Mutex<InputLog>>,
     pressure: Arc<Backpressure>,
     status: Board,
-    work: SyncSender<Work>,
+    work: Sender<Work>,
 }
 
 impl Listening {

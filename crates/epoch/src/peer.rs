@@ -19,7 +19,7 @@ pub enum Request {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Response {
-    Arbitrated(outlive_cluster::Response),
+    Arbitrated(Box<outlive_cluster::Response>),
     /// Where the backup's supervisor waits for its primary.
     Hosting {
         listen: std::net::SocketAddr,

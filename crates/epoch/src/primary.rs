@@ -30,6 +30,9 @@ use crate::setup::WhenExposed;
 /// How long stopping all threads may take. A thread in the kernel's uninterruptible sleep (a disk, a vfork) is waited
 /// for that long, then everything runs on and is tried again.
 const STOP_LIMIT: Duration = Duration::from_millis(50);
+/// Dirty pages of the last epoch from which a live round is worth its scan: copying a page takes about 1 µs, a scan of a
+/// GiB half a millisecond.
+const LIVE_ROUND_FROM: usize = 1000;
 /// What is there for a moment only (a file of `/proc` that is being read) is waited for this long, this often.
 const NOT_NOW: Duration = Duration::from_millis(1);
 /// After this many failures to stop, one after the other, the workload goes on exposed.
@@ -116,6 +119,9 @@ pub struct Primary<'a> {
     figures: Figures,
     protector: Protector,
     next_link: u64,
+    last_pages: usize,
+    /// When the last acknowledged epoch was sent.
+    committed_at: Option<Moment>,
     failed_stops: u32,
     not_before: Instant,
     unwritten: Pieces,
@@ -160,6 +166,8 @@ impl<'a> Primary<'a> {
             figures: Figures::default(),
             protector,
             next_link: 1,
+            last_pages: 0,
+            committed_at: None,
             failed_stops: 0,
             not_before: now,
             unwritten: Vec::new(),
@@ -339,6 +347,7 @@ impl<'a> Primary<'a> {
             return Ok(());
         }
         let at = *at;
+        self.committed_at = Some(at);
         let Some(done) = self.outstanding.take() else { return Ok(()) };
         if !done.checkpoint {
             return Ok(());
@@ -377,6 +386,7 @@ impl<'a> Primary<'a> {
         warn!(reason, "the backup is lost");
         self.lost_reason = Some(reason.to_owned());
         self.copies.set(None);
+        self.workload.stop_capturing();
         // Not written: they are part of what happened all the same, if we speak on.
         if let Some(outstanding) = self.outstanding.take() {
             self.unwritten.extend(outstanding.output);
@@ -431,7 +441,8 @@ impl<'a> Primary<'a> {
                         self.phase = Phase::Protected { link: joined };
                         // Everything the backup has acknowledged is committed now.
                         let committed = self.epoch - u64::from(self.outstanding.is_some());
-                        self.pump.acknowledged(committed, Moment::now())?;
+                        self.pump
+                            .acknowledged(committed, self.committed_at.unwrap_or(Moment::from_nanos(0)))?;
                         let output = std::mem::take(&mut self.unwritten);
                         self.log.append(&output).attempt(|| "write the workload's output".into())?;
                         let mut status = self.engine.status.lock();
@@ -492,17 +503,15 @@ impl<'a> Primary<'a> {
     /// Whatever the phase asks for now.
     fn advance(&mut self) -> Result<()> {
         let now = Instant::now();
+        let free = self.outstanding.is_none();
+        let due = free && now >= self.not_before && self.pace.next(now, self.said()) == Next::Now;
         match &mut self.phase {
             Phase::Exposed { retry, asked } if !*asked && now >= *retry => {
                 *asked = true;
                 self.protector.find();
             }
-            Phase::Syncing { .. } if self.outstanding.is_none() => self.sync_piece()?,
-            Phase::Joining { .. } | Phase::Protected { .. } if self.outstanding.is_none() => {
-                if now >= self.not_before && self.pace.next(now, self.said()) == Next::Now {
-                    self.checkpoint()?;
-                }
-            }
+            Phase::Syncing { .. } if free => self.sync_piece()?,
+            Phase::Joining { .. } | Phase::Protected { .. } if due => self.checkpoint()?,
             _ => {}
         }
         Ok(())
@@ -599,7 +608,10 @@ impl<'a> Primary<'a> {
 
     /// One epoch ends and the next begins.
     fn checkpoint(&mut self) -> Result<()> {
-        if let Err(error) = self.workload.live_round() {
+        // A round beforehand pays when much is to be copied: it costs a scan of its own.
+        if self.last_pages >= LIVE_ROUND_FROM
+            && let Err(error) = self.workload.live_round()
+        {
             return self.cannot_capture(error);
         }
         let begun = Instant::now();
@@ -648,6 +660,7 @@ impl<'a> Primary<'a> {
         self.failed_stops = 0;
         self.pace.taken(Instant::now(), paused);
         self.figures.pause.push(paused.as_micros() as f64);
+        self.last_pages = pages.len() / 4096;
         self.figures.pages.push((pages.len() / 4096) as f64);
         checkpoint.output = output.clone();
         let content = Content::Checkpoint { checkpoint: Box::new(checkpoint), requests: pending.connections };
@@ -666,6 +679,12 @@ impl<'a> Primary<'a> {
     }
 
     fn send(&mut self, content: Content, pages: PageData, output: Pieces, checkpoint: bool) {
+        let limit = self.engine.setup.node.tuning.epoch_limit;
+        if pages.len() > limit / 2 {
+            self.unwritten.extend(output);
+            self.lose_backup("an epoch is larger than epoch_limit allows; raise it on both nodes");
+            return;
+        }
         self.epoch += 1;
         let id = EpochId { generation: self.generation, epoch: self.epoch };
         self.outstanding =

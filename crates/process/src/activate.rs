@@ -24,7 +24,7 @@ use crate::sys::proc;
 use crate::sys::ptrace::{self, Tid};
 use crate::sys::remote::{Batch, Remote};
 use crate::sys::{seccomp, task};
-use crate::tree::{Process, Running, Thread, Workload};
+use crate::tree::{Known, Process, Running, Thread, Workload};
 
 /// The kernel's limit on descriptors in one message is 253 (`SCM_MAX_FD`).
 const DESCRIPTORS_PER_MESSAGE: usize = 250;
@@ -72,7 +72,11 @@ impl Shell {
                 .ok_or_else(|| Error::Mismatch(format!("process {pid} was never in a checkpoint")))?;
             let hosts = self.revive(&process, state, &clocks, built)?;
             for (thread, host) in state.threads.iter().zip(&hosts) {
-                let known = Some((thread.stack, thread.clear_tid));
+                let known = Some(Known {
+                    stack: thread.stack,
+                    clear_tid: thread.clear_tid,
+                    name: thread.name.clone(),
+                });
                 let running = Running::Stopped;
                 threads
                     .insert(*host, Thread { tid: thread.tid, process: pid, running, known, waiting: None });
@@ -130,7 +134,7 @@ impl Shell {
         clocks: &OwnedFd,
         built: &Built,
     ) -> Result<Vec<Tid>> {
-        let received = self.send(process, &[clocks.as_raw_fd()])?;
+        let received = self.send(process, CHANNEL as u64, &[clocks.as_raw_fd()])?;
         let mut batch = Batch::new();
         for fd in &received {
             batch.call(libc::SYS_setns, &[*fd as u64, libc::CLONE_NEWTIME as u64]);
@@ -142,7 +146,8 @@ impl Shell {
         run_in(process, &mut batch)?;
 
         let table = state.descriptors.as_deref().unwrap_or_default();
-        self.install(process, table, built)?;
+        let channel = clear_of(process, table)?;
+        self.install(process, channel, table, built)?;
         let mut batch = Batch::new();
         if let Some(actions) = &state.actions {
             signal::restore_actions(&mut batch, actions);
@@ -152,7 +157,7 @@ impl Shell {
         if let Some(timers) = &state.interval_timers {
             restore_timers(&mut batch, timers);
         }
-        batch.call(libc::SYS_close, &[CHANNEL as u64]);
+        batch.call(libc::SYS_close, &[channel]);
         install_filter(&mut batch);
         run_in(process, &mut batch)?;
         self.restore_interests(process, state.pid, table, built)?;
@@ -166,7 +171,7 @@ impl Shell {
     }
 
     /// Gives a shell's process descriptors; returns the numbers they have there, lowest free first.
-    fn send(&self, process: &ShellProcess, fds: &[RawFd]) -> Result<Vec<i32>> {
+    fn send(&self, process: &ShellProcess, channel: u64, fds: &[RawFd]) -> Result<Vec<i32>> {
         let what = || format!("pass descriptors to process {}", process.host);
         let mut numbers = Vec::new();
         for chunk in fds.chunks(DESCRIPTORS_PER_MESSAGE) {
@@ -192,7 +197,7 @@ impl Shell {
                 .flat_map(u64::to_ne_bytes)
                 .collect();
             let header = batch.bytes(&header);
-            batch.call(libc::SYS_recvmsg, &[CHANNEL as u64, header, libc::MSG_CMSG_CLOEXEC as u64]);
+            batch.call(libc::SYS_recvmsg, &[channel, header, libc::MSG_CMSG_CLOEXEC as u64]);
             run_in(process, &mut batch)?;
             let mut raw = vec![0u8; 4 * chunk.len()];
             process.memory.read_exact_at(&mut raw, control + 16).attempt(what)?;
@@ -205,7 +210,13 @@ impl Shell {
 
     /// Fills the descriptor table. The table is empty, so what arrives gets the lowest numbers; moved from the highest
     /// down, no descriptor lands on one that has still to move.
-    fn install(&self, process: &ShellProcess, table: &[Descriptor], built: &Built) -> Result<()> {
+    fn install(
+        &self,
+        process: &ShellProcess,
+        channel: u64,
+        table: &[Descriptor],
+        built: &Built,
+    ) -> Result<()> {
         let mut rows = table.to_vec();
         rows.sort_unstable_by_key(|row| row.fd);
         let fds = rows
@@ -216,7 +227,7 @@ impl Shell {
                 })
             })
             .collect::<Result<Vec<RawFd>>>()?;
-        let received = self.send(process, &fds)?;
+        let received = self.send(process, channel, &fds)?;
         let mut batch = Batch::new();
         for (row, got) in rows.iter().zip(&received).rev() {
             if batch.is_full(3) {
@@ -281,6 +292,19 @@ impl Shell {
         }
         Ok(())
     }
+}
+
+/// Moves the channel above every number that the table, and what arrives for it, will use.
+fn clear_of(process: &ShellProcess, table: &[Descriptor]) -> Result<u64> {
+    let highest = table.iter().map(|row| row.fd).max().unwrap_or(0).max(0) as u64 + table.len() as u64 + 1;
+    if highest < CHANNEL as u64 {
+        return Ok(CHANNEL as u64);
+    }
+    let mut batch = Batch::new();
+    batch.call(libc::SYS_fcntl, &[CHANNEL as u64, libc::F_DUPFD_CLOEXEC as u64, highest]);
+    batch.call(libc::SYS_close, &[CHANNEL as u64]);
+    let moved = run_in(process, &mut batch)?;
+    Ok(moved.first().copied().unwrap_or(0) as u64)
 }
 
 /// Adds the entries of one set. Disarmed ones (`EPOLLONESHOT` that fired) are armed, made to fire into our own hands,

@@ -14,7 +14,7 @@ use crate::space::PageData;
 use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
 use crate::sys::remote::{Batch, Remote};
 use crate::sys::{proc, task};
-use crate::tree::{Process, Running, Thread, Waiting, Workload, adopt_space};
+use crate::tree::{Known, Process, Running, Thread, Waiting, Workload, adopt_space};
 
 /// Errors with which the kernel asks for a call to be made again (`include/linux/errno.h`); they never reach a program.
 const ERESTARTSYS: i64 = -512;
@@ -49,7 +49,6 @@ impl Workload {
     /// Everything but the content of memory, for a backup that has nothing. The content that exists now follows in
     /// pieces by [`Workload::copy_backlog`], while the workload runs.
     pub fn capture_whole(&mut self) -> Result<Checkpoint> {
-        self.refused = None;
         for process in self.processes.values_mut() {
             if process.space.is_none() {
                 process.space = Some(adopt_space(process.host, process.pidfd.as_fd())?);
@@ -91,6 +90,7 @@ impl Workload {
                 if process.parent == parent || orphan {
                     log.push(TreeEvent::Fork { parent, child: *pid });
                     log.push(TreeEvent::Exec { pid: *pid });
+                    log.extend(session_of(*pid, process));
                     done.push(*pid);
                 }
             }
@@ -102,8 +102,8 @@ impl Workload {
         &mut self,
         mut memory: impl FnMut(&mut Process, Pid) -> Result<crate::checkpoint::MemoryDelta>,
     ) -> Result<Checkpoint> {
-        if let Some(refused) = self.refused.take() {
-            return Err(refused);
+        if let Some((pid, (what, advice))) = self.refused.first_key_value() {
+            return Err(Error::Unsupported { pid: *pid, what: what.clone(), advice });
         }
         let tables = self.descriptors.read_tables(&self.processes)?;
         let clocks = Clocks {
@@ -161,6 +161,17 @@ impl Workload {
     }
 }
 
+/// How a process left the session and the group it was born in.
+fn session_of(pid: Pid, process: &Process) -> Option<TreeEvent> {
+    let status = proc::status(process.host).ok()?;
+    let inner = |ids: &[Tid]| ids.last().copied();
+    let (session, group) = (inner(&status.namespaced_session)?, inner(&status.namespaced_process_group)?);
+    if session == pid {
+        return (pid != crate::tree::FIRST).then_some(TreeEvent::Session { pid });
+    }
+    Some(TreeEvent::Group { pid, group })
+}
+
 fn capture_thread(
     pid: Pid,
     tid: Tid,
@@ -181,11 +192,13 @@ fn capture_thread(
         && let Some(space) = &process.space
     {
         let mut remote = Remote::begin(tid, &space.memory).attempt(what)?;
-        let known = signal::capture_thread(&mut remote);
+        let asked = signal::capture_thread(&mut remote);
         remote.end().attempt(what)?;
-        thread.known = Some(known.attempt(what)?);
+        let (stack, clear_tid) = asked.attempt(what)?;
+        let name = std::fs::read_to_string(proc::path(tid, "comm")).attempt(what)?.trim_end().to_owned();
+        thread.known = Some(Known { stack, clear_tid, name });
     }
-    let (stack, clear_tid) = thread.known.unwrap_or_default();
+    let Known { stack, clear_tid, name } = thread.known.clone().unwrap_or_default();
     let mut regs = ptrace::registers(tid).attempt(what)?;
     let signalled = matches!(thread.running, Running::Signalled(_));
     let restored = rewind(&mut regs, thread, signalled, now);
@@ -199,7 +212,7 @@ fn capture_thread(
     }
     Ok(ThreadState {
         tid: thread.tid,
-        name: std::fs::read_to_string(proc::path(tid, "comm")).attempt(what)?.trim_end().to_owned(),
+        name,
         registers: pack(&restored.registers),
         xstate: ptrace::xstate(tid).attempt(what)?,
         mask: ptrace::signal_mask(tid).attempt(what)?,
@@ -239,14 +252,10 @@ fn rewind(regs: &mut RawRegisters, thread: &mut Thread, signalled: bool, now: In
         }
         ERESTART_RESTARTBLOCK => {
             // From the second stop on the call is restart_syscall; what it was is known from the first.
+            let restarted = number == libc::SYS_restart_syscall as u64;
             let waiting = match thread.waiting {
-                Some(waiting)
-                    if number == libc::SYS_restart_syscall as u64
-                        || (waiting.number == number && waiting.stack == regs.rsp) =>
-                {
-                    waiting
-                }
-                _ => Waiting { number, stack: regs.rsp, since: now },
+                Some(waiting) if restarted || waiting.is(number, regs) => waiting,
+                _ => Waiting::begin(number, regs, now),
             };
             thread.waiting = Some(waiting);
             let mut copy = *regs;
@@ -256,13 +265,12 @@ fn rewind(regs: &mut RawRegisters, thread: &mut Thread, signalled: bool, now: In
         }
         EINTR if !signalled && never_restarted(number) => {
             let waiting = match thread.waiting {
-                Some(waiting) if waiting.number == number && waiting.stack == regs.rsp => waiting,
-                _ => Waiting { number, stack: regs.rsp, since: now },
+                Some(waiting) if waiting.is(number, regs) => waiting,
+                _ => Waiting::begin(number, regs, now),
             };
+            thread.waiting = Some(waiting);
             repeat(regs, number);
             shorten(regs, waiting, now);
-            // What is left is counted from here the next time.
-            thread.waiting = Some(Waiting { since: now, ..waiting });
             Rewound { registers: *regs, primary_too: true }
         }
         _ => {
@@ -289,23 +297,49 @@ fn never_restarted(number: u64) -> bool {
         libc::SYS_semtimedop,
         libc::SYS_rt_sigtimedwait,
         libc::SYS_io_getevents,
+        // On sockets with a time limit of their own (`sock_intr_errno`).
+        libc::SYS_read,
+        libc::SYS_readv,
+        libc::SYS_recvfrom,
+        libc::SYS_recvmsg,
+        libc::SYS_accept,
+        libc::SYS_accept4,
     ]
     .into_iter()
     .any(|call| call as u64 == number)
 }
 
-/// Takes the time already waited off a limit that is in a register, in milliseconds. Limits in memory are the
-/// program's; the kernel itself updates those that it may.
+impl Waiting {
+    fn begin(number: u64, regs: &RawRegisters, now: Instant) -> Self {
+        let mut regs = *regs;
+        let limit = limit_of(number, &mut regs).map_or(-1, |limit| i64::from(*limit as i32));
+        Self { number, stack: regs.rsp, since: now, limit }
+    }
+
+    /// Still the same call: a thread makes a wait of the same kind from the same depth only after it has left this one,
+    /// and then it was seen running in between or waits anew for as long.
+    fn is(&self, number: u64, regs: &RawRegisters) -> bool {
+        self.number == number && self.stack == regs.rsp
+    }
+}
+
+/// The register that holds a call's time limit in milliseconds.
+fn limit_of(number: u64, regs: &mut RawRegisters) -> Option<&mut u64> {
+    match number as i64 {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Some(&mut regs.r10),
+        libc::SYS_poll => Some(&mut regs.rdx),
+        _ => None,
+    }
+}
+
+/// Takes the time already waited off a limit that is in a register. Limits in memory are the program's; the kernel
+/// itself updates those that it may.
 fn shorten(regs: &mut RawRegisters, waiting: Waiting, now: Instant) {
     let waited = now.saturating_duration_since(waiting.since).as_millis() as i64;
-    let limit = match waiting.number as i64 {
-        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => &mut regs.r10,
-        libc::SYS_poll => &mut regs.rdx,
-        _ => return,
-    };
-    let left = i64::from(*limit as i32);
-    if left > 0 {
-        *limit = (left - waited).max(0) as u64;
+    if let Some(limit) = limit_of(waiting.number, regs)
+        && waiting.limit > 0
+    {
+        *limit = (waiting.limit - waited).max(0) as u64;
     }
 }
 

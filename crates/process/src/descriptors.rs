@@ -69,6 +69,8 @@ pub struct Descriptors {
     unframed: Vec<RawSegment>,
     /// Connections that have come to have a descriptor since this was last asked.
     arrived: Vec<(SocketAddr, SocketAddr)>,
+    /// Whether there are captures at all. Without, nothing may be held: nobody would end a held connection.
+    active: bool,
 }
 
 impl std::fmt::Debug for Descriptors {
@@ -89,6 +91,7 @@ impl Descriptors {
             next: 1,
             unframed: Vec::new(),
             arrived: Vec::new(),
+            active: false,
         }
     }
 
@@ -112,8 +115,18 @@ impl Descriptors {
         self.strays.push(fd);
     }
 
+    /// There will be no captures. Dropping a duplicate of a connection that the workload has closed closes it; the kernel
+    /// sees to the rest, as for any program.
+    pub(crate) fn stop(&mut self) {
+        self.active = false;
+        self.strays.clear();
+        self.entries.clear();
+        self.pipes.clear();
+    }
+
     /// Everything is new to the next backup.
     pub(crate) fn begin_whole(&mut self) {
+        self.active = true;
         let old = std::mem::take(&mut self.entries);
         let orphans = old.into_values().filter_map(|entry| entry.socket).filter(|socket| socket.orphan);
         self.strays.extend(orphans.map(|socket| socket.fd));
@@ -135,6 +148,9 @@ impl Descriptors {
 
     /// A descriptor is about to be closed. True if its connection lives on and must soon be in a checkpoint.
     pub(crate) fn release(&mut self, process: &Process, fd: i32) -> bool {
+        if !self.active {
+            return false;
+        }
         let known =
             process.descriptors.iter().find(|row| row.descriptor.fd == fd).map(|row| row.descriptor.object);
         if let Some(id) = known

@@ -54,6 +54,16 @@ pub(crate) struct Waiting {
     pub number: u64,
     pub stack: u64,
     pub since: Instant,
+    /// Its time limit when it was first seen, in milliseconds; negative if it has none.
+    pub limit: i64,
+}
+
+/// What is asked of a thread once, and again only after a notice of change.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Known {
+    pub stack: SignalStack,
+    pub clear_tid: u64,
+    pub name: String,
 }
 
 #[derive(Debug)]
@@ -62,7 +72,7 @@ pub(crate) struct Thread {
     pub process: Pid,
     pub running: Running,
     /// Alternate stack and the address told to the kernel at birth; `None` until asked, or after a notice of change.
-    pub known: Option<(SignalStack, u64)>,
+    pub known: Option<Known>,
     pub waiting: Option<Waiting>,
 }
 
@@ -104,7 +114,8 @@ pub struct Workload {
     /// Called exec, and have not reached the stop before their first instruction.
     awaiting_space: HashSet<Pid>,
     pub(crate) log: Vec<TreeEvent>,
-    pub(crate) refused: Option<Error>,
+    /// What processes use that cannot be protected; until they end or run another program.
+    pub(crate) refused: BTreeMap<Pid, (String, &'static str)>,
     pub(crate) freezing: bool,
     pub(crate) happened: Happened,
     signals: SignalFd,
@@ -193,7 +204,7 @@ impl Workload {
             newborn: HashSet::new(),
             awaiting_space: HashSet::new(),
             log: Vec::new(),
-            refused: None,
+            refused: BTreeMap::new(),
             freezing: false,
             happened: Happened::default(),
             signals,
@@ -417,6 +428,7 @@ impl Workload {
             process.attributes_changed = true;
             process.uses_timers = false;
         }
+        self.refused.remove(&pid);
         self.log.push(TreeEvent::Exec { pid });
         self.awaiting_space.insert(pid);
         ignore_gone(ptrace::interrupt(tid)).attempt(|| format!("stop thread {tid}"))
@@ -452,6 +464,7 @@ impl Workload {
         if thread.tid == thread.process
             && let Some(process) = self.processes.remove(&thread.process)
         {
+            self.refused.remove(&thread.process);
             self.log.push(TreeEvent::Exit { pid: thread.process, status });
             self.zombies.insert(thread.process, process.parent);
             if thread.process == FIRST {
@@ -473,6 +486,21 @@ impl Workload {
             }
             Notice::Attribute => {
                 process.attributes_changed = true;
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                let or_self = |id: u64| if id as Pid == 0 { pid } else { id as Pid };
+                match regs.orig_rax as i64 {
+                    libc::SYS_setsid => self.log.push(TreeEvent::Session { pid }),
+                    libc::SYS_setpgid => {
+                        let target = or_self(regs.rdi);
+                        let group = if regs.rsi as Pid == 0 { target } else { regs.rsi as Pid };
+                        self.log.push(TreeEvent::Group { pid: target, group });
+                    }
+                    libc::SYS_prctl if regs.rdi == libc::PR_SET_SECCOMP as u64 => {
+                        self.refuse(pid, "seccomp (a filter of the program's own)", "switch its sandbox off");
+                    }
+                    _ => {}
+                }
                 if let Some(thread) = self.threads.get_mut(&tid) {
                     thread.known = None;
                 }
@@ -519,7 +547,7 @@ impl Workload {
     }
 
     pub(crate) fn refuse(&mut self, pid: Pid, what: &str, advice: &'static str) {
-        self.refused.get_or_insert(Error::Unsupported { pid, what: what.to_owned(), advice });
+        self.refused.entry(pid).or_insert((what.to_owned(), advice));
     }
 
     /// Stops every thread. On failure everything runs again.
@@ -579,6 +607,11 @@ impl Workload {
                 Err(_) => return,
             }
         }
+    }
+
+    /// No backup needs anything any more: what was held for captures is let go.
+    pub fn stop_capturing(&mut self) {
+        self.descriptors.stop();
     }
 
     /// Sends a signal to the workload's first process.
@@ -683,7 +716,12 @@ fn call_name(number: u64) -> String {
         (libc::SYS_umount2, "umount2"),
         (libc::SYS_pivot_root, "pivot_root"),
         (libc::SYS_io_setup, "io_setup (kernel AIO)"),
-        (libc::SYS_seccomp, "seccomp with a listener"),
+        (libc::SYS_seccomp, "seccomp (a filter of the program's own)"),
+        (libc::SYS_chroot, "chroot"),
+        (libc::SYS_shmget, "shmget (System V shared memory)"),
+        (libc::SYS_semget, "semget (System V semaphores)"),
+        (libc::SYS_msgget, "msgget (System V message queues)"),
+        (libc::SYS_mq_open, "mq_open (POSIX message queues)"),
     ];
     names
         .into_iter()

@@ -198,7 +198,7 @@ fn decide(agent: &Arc<Agent>, node: &str, request: peer::Request) -> peer::Respo
     let refused = |failure: Failure| peer::Response::Refused { reason: failure.to_string() };
     match request {
         peer::Request::Arbitrate(request) => match agent.seed.arbitrate(node, &request) {
-            Ok(response) => peer::Response::Arbitrated(response),
+            Ok(response) => peer::Response::Arbitrated(Box::new(response)),
             Err(failure) => refused(failure),
         },
         peer::Request::HostBackup { version: peer::VERSION, workload } => {

@@ -18,11 +18,6 @@ pub enum Backing {
         path: String,
         offset: u64,
     },
-    /// Memory shared between processes, named by the inode the kernel gave it.
-    Shared {
-        key: u64,
-        offset: u64,
-    },
     /// The kernel's own page of code, and the data it reads.
     Vdso,
     Vvar,
@@ -44,7 +39,7 @@ impl Mapping {
     /// Whether the process can have pages of its own here that must travel.
     pub fn has_content(&self) -> bool {
         match self.backing {
-            Backing::Anonymous | Backing::Shared { .. } => true,
+            Backing::Anonymous => true,
             Backing::File { .. } => !self.shared,
             Backing::Vdso | Backing::Vvar => false,
         }
@@ -58,7 +53,6 @@ impl Mapping {
         let skipped = range.start - self.range.start;
         let backing = match &self.backing {
             Backing::File { path, offset } => Backing::File { path: path.clone(), offset: offset + skipped },
-            Backing::Shared { key, offset } => Backing::Shared { key: *key, offset: offset + skipped },
             other => other.clone(),
         };
         Self { range, backing, ..self.clone() }
@@ -92,7 +86,10 @@ pub fn interpret(pid: Pid, lines: &[MapsLine]) -> Result<Vec<Mapping>> {
             }
             Backing::Anonymous
         } else if line.shared && line.path == "/dev/zero (deleted)" {
-            Backing::Shared { key: line.inode, offset: line.offset }
+            return refuse(
+                "memory shared between processes (MAP_SHARED without a file)".into(),
+                "let the program use threads, pipes or sockets",
+            );
         } else if line.path.ends_with(" (deleted)") || line.path.starts_with("/memfd:") {
             return refuse(
                 format!("a mapping of {}, a file without a name", line.path),

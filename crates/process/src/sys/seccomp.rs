@@ -5,7 +5,7 @@
 
 use std::io;
 
-use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
+use libc::{BPF_ABS, BPF_JEQ, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
 
 /// What the supervisor is told about a call that the filter stopped at: the data of `SECCOMP_RET_TRACE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +81,11 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_umount2, Notice::Refused),
     (libc::SYS_pivot_root, Notice::Refused),
     (libc::SYS_io_setup, Notice::Refused),
+    (libc::SYS_chroot, Notice::Refused),
+    (libc::SYS_shmget, Notice::Refused),
+    (libc::SYS_semget, Notice::Refused),
+    (libc::SYS_msgget, Notice::Refused),
+    (libc::SYS_mq_open, Notice::Refused),
 ];
 
 /// Calls that answer as on a kernel built without the feature, so that programs fall back.
@@ -164,10 +169,10 @@ pub fn program() -> Vec<sock_filter> {
         jump(BPF_JEQ, TCP_ULP, 0, 1),
         errno(libc::ENOENT),
         trace(Notice::SocketOption),
-        // seccomp(SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER): a listener cannot move.
+        // seccomp(SECCOMP_SET_MODE_…): a filter of the program's own cannot be read back. Questions are allowed.
         jump(BPF_JEQ, libc::SYS_seccomp as u32, 0, 4),
-        load(argument(1)),
-        jump(BPF_JSET, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u32, 0, 1),
+        load(argument(0)),
+        jump(BPF_JGT, libc::SECCOMP_SET_MODE_FILTER, 1, 0),
         trace(Notice::Refused),
         allow,
     ];
@@ -215,10 +220,10 @@ mod tests {
             } else if code == BPF_RET | BPF_K {
                 return instruction.k;
             } else {
-                let hit = if code == BPF_JMP | BPF_JEQ | BPF_K {
-                    accumulator == instruction.k
-                } else {
-                    accumulator & instruction.k != 0
+                let hit = match code ^ (BPF_JMP | BPF_K) {
+                    BPF_JEQ => accumulator == instruction.k,
+                    BPF_JGT => accumulator > instruction.k,
+                    _ => accumulator & instruction.k != 0,
                 };
                 at += usize::from(if hit { instruction.jt } else { instruction.jf });
             }
@@ -259,10 +264,17 @@ mod tests {
     }
 
     #[test]
-    fn r3_a_seccomp_listener_is_refused() {
-        let listener = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u64;
-        let refused = verdict(libc::SYS_seccomp, [1, listener, 0, 0, 0, 0]);
-        assert_eq!(refused, libc::SECCOMP_RET_TRACE | Notice::Refused as u32);
-        assert_eq!(verdict(libc::SYS_seccomp, [1, 0, 0, 0, 0, 0]), libc::SECCOMP_RET_ALLOW);
+    fn r3_a_filter_of_the_programs_own_is_refused() {
+        let refused = libc::SECCOMP_RET_TRACE | Notice::Refused as u32;
+        assert_eq!(
+            verdict(libc::SYS_seccomp, [libc::SECCOMP_SET_MODE_FILTER.into(), 0, 0, 0, 0, 0]),
+            refused
+        );
+        assert_eq!(
+            verdict(libc::SYS_seccomp, [libc::SECCOMP_SET_MODE_STRICT.into(), 0, 0, 0, 0, 0]),
+            refused
+        );
+        let question = libc::SECCOMP_GET_ACTION_AVAIL.into();
+        assert_eq!(verdict(libc::SYS_seccomp, [question, 0, 0, 0, 0, 0]), libc::SECCOMP_RET_ALLOW);
     }
 }
