@@ -60,7 +60,10 @@ impl Requests {
         let count = pending.len();
         let Some(restorer) = restorer else {
             if count > 0 {
-                warn!(count, "connections that were not accepted yet are lost: their clients are reset");
+                warn!(
+                    count,
+                    "connections that were not accepted yet are lost: their clients are reset or wait in vain"
+                );
             }
             return (Self::default(), Frames::default());
         };
@@ -75,7 +78,7 @@ impl Requests {
                 (Self::with(Bounds::default(), resume, Some(restoring)), frames)
             }
             Err(error) => {
-                warn!(%error, count, "connections that were not accepted yet are lost: their clients are reset");
+                warn!(%error, count, "connections that were not accepted yet are lost: their clients are reset or wait in vain");
                 (Self::default(), Frames::default())
             }
         }
@@ -230,7 +233,10 @@ pub fn prepare() -> Option<Restorer> {
     match attached {
         Ok(restorer) => Some(restorer),
         Err(error) => {
-            warn!(error, "clients that are connecting at the moment of a failover will be reset");
+            warn!(
+                error,
+                "clients that are connecting at the moment of a failover will lose their connections"
+            );
             None
         }
     }
