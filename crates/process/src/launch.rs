@@ -275,17 +275,19 @@ fn init(channel: &mut UnixStream, orders: &Orders) -> Result<Never> {
     // Nothing of ours may be waited for while the supervisor uses this process as a place to fork from, so the order
     // is awaited in a child-free loop that an injected call may interrupt at any time.
     let mut order = [0u8; 1];
-    if channel.read_exact(&mut order).is_ok() && order[0] == GO {
-        // SAFETY: this process is single-threaded.
-        match unsafe { nix::unistd::fork() }.attempt(|| "fork the program".into())? {
-            ForkResult::Child => {
+    match channel.read_exact(&mut order) {
+        Ok(()) if order[0] == GO => {
+            // SAFETY: this process is single-threaded.
+            if let ForkResult::Child = unsafe { nix::unistd::fork() }.attempt(|| "fork the program".into())? {
                 let error = run(orders);
                 let _ = write!(channel, "{error}");
                 // SAFETY: ends the process without running anything of the parent's.
                 unsafe { libc::_exit(127) }
             }
-            ForkResult::Parent { .. } => {}
         }
+        Ok(()) => {}
+        // The supervisor died before it was our tracer, which would have taken us with it (R4).
+        Err(_) => std::process::exit(1),
     }
     loop {
         match nix::sys::wait::wait() {

@@ -80,6 +80,8 @@ pub struct Space {
     backlog: Vec<Range>,
     /// The next checkpoint must hold all of it.
     whole: bool,
+    /// Mappings have been registered: a fork is announced by the tracker.
+    registered: bool,
     /// Mappings that cannot be tracked and need not be, because they can never be written.
     unwritable: Vec<Range>,
 }
@@ -101,6 +103,7 @@ impl Unborn {
         space.dropped = self.dropped;
         space.extra = self.extra;
         space.whole = self.whole;
+        space.registered = true;
         Ok(space)
     }
 }
@@ -122,6 +125,7 @@ impl Space {
             extra: Vec::new(),
             backlog: Vec::new(),
             whole: false,
+            registered: false,
             unwritable: Vec::new(),
         })
     }
@@ -148,6 +152,7 @@ impl Space {
 
     /// Registers what was mapped since the last call. It is fresh: all in it counts as written.
     fn track_new(&mut self) -> io::Result<()> {
+        self.registered = true;
         for range in pagemap::unregistered(&self.pagemap, EVERYTHING)? {
             for part in subtract(&subtract(&[range], &[WORKSPACE]), &self.unwritable) {
                 match self.tracker.register(part) {
@@ -346,6 +351,11 @@ impl Space {
         }
         self.backlog = backlog;
         Ok(delta)
+    }
+
+    /// Whether a fork of this space is announced before the child runs.
+    pub fn announces_forks(&self) -> bool {
+        self.registered
     }
 
     pub fn backlog_pages(&self) -> u64 {

@@ -374,7 +374,10 @@ impl Workload {
                 Some(space) => Some(space.open(tid).attempt(|| format!("open the memory of process {tid}"))?),
                 None => None,
             };
-            if parent != 1 && !shares_memory && space.is_none() {
+            // The tracker of a tracked parent announces every fork that copies its memory.
+            let space_of = |pid: Pid| self.processes.get(&pid).and_then(|process| process.space.as_ref());
+            let tracked = space_of(parent).is_some_and(Space::announces_forks);
+            if tracked && !shares_memory && space.is_none() {
                 self.refuse(
                     parent,
                     "memory shared between processes (clone with CLONE_VM)",

@@ -14,10 +14,10 @@ fn totals(text: &str) -> Vec<u64> {
     text.lines().filter_map(|line| line.strip_prefix("total ")?.split(' ').next()?.parse().ok()).collect()
 }
 
-#[test]
-fn threads_go_on_through_epochs_and_two_failovers() {
+/// Runs a program that prints growing totals through two failovers, with epochs every few milliseconds.
+fn goes_on(name: &str) {
     // The tracer is a thread, and stays one.
-    let program = program(&compile("threads"));
+    let program = program(&compile(name));
     let (mut read, ends) = output();
     let mut workload = Workload::launch(&program, network(), &launcher(), ends).expect("it starts");
     run(&mut workload, Duration::from_millis(50));
@@ -35,11 +35,21 @@ fn threads_go_on_through_epochs_and_two_failovers() {
         last = last.max(before[0]);
         workload = fail_over(workload, shell);
         read = next_read;
-        run(&mut workload, Duration::from_millis(100));
+        run(&mut workload, Duration::from_millis(200));
         let after = totals(&read_all(&mut read));
         assert!(after.len() > 3, "round {round}: it goes on: {after:?}");
         assert!(after[0] > last, "round {round}: {} after {last}", after[0]);
         assert!(after.windows(2).all(|pair| pair[0] <= pair[1]));
         last = *after.last().expect("not empty");
     }
+}
+
+#[test]
+fn threads_go_on_through_epochs_and_two_failovers() {
+    goes_on("threads");
+}
+
+#[test]
+fn forks_and_their_memory_go_on_through_epochs_and_two_failovers() {
+    goes_on("forks");
 }
