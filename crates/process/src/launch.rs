@@ -49,9 +49,18 @@ pub struct Program {
     pub groups: Vec<u32>,
 }
 
-/// The first message on the channel.
-const GO: u8 = b'g';
+// What is said on the channel. The launcher and init write to the same end of it, so init says nothing until it is told
+// that the launcher's word has been read: whichever ran first would otherwise be taken for the other.
+/// From the launcher: the number of init follows, in four bytes.
+const FORKED: u8 = b'f';
+/// To init: the supervisor traces it.
+const TRACED: u8 = b't';
+/// From init: the namespaces are prepared.
 const READY: u8 = b'r';
+/// To init: start the program.
+const GO: u8 = b'g';
+/// From either: the reason why it gives up follows, to the end.
+const FAILED: u8 = b'E';
 
 /// A workload's namespaces with their init, traced by the calling thread.
 #[derive(Debug)]
@@ -104,6 +113,7 @@ impl Container {
         let started = (|| -> io::Result<Tid> {
             channel.write_all(&(spec.len() as u32).to_ne_bytes())?;
             channel.write_all(&spec)?;
+            expect(&mut channel, FORKED)?;
             let mut init = [0u8; 4];
             channel.read_exact(&mut init)?;
             Ok(Tid::from_ne_bytes(init))
@@ -113,19 +123,14 @@ impl Container {
             Ok(init) if status.success() => init,
             _ => return Err(Error::Start(read_reason(&mut channel, "the launcher died"))),
         };
-        let seized = task::pidfd_open(init).and_then(|pidfd| ptrace::seize(init).map(|()| pidfd));
-        let pidfd = match seized {
-            Ok(pidfd) => pidfd,
-            // An init that is gone has said why.
+        let pidfd = task::pidfd_open(init).attempt(|| format!("refer to init, {init}"))?;
+        ptrace::seize(init).attempt(|| format!("trace init, {init}"))?;
+        let ready = channel.write_all(&[TRACED]).and_then(|()| expect(&mut channel, READY));
+        match ready {
+            Ok(()) => Ok(Self { init, channel, pidfd }),
             Err(error) => {
-                return Err(Error::Start(read_reason(&mut channel, &format!("init is gone: {error}"))));
+                Err(Error::Start(read_reason(&mut channel, &format!("init did not come up: {error}"))))
             }
-        };
-        let mut ready = [0u8; 1];
-        match channel.read_exact(&mut ready) {
-            Ok(()) if ready[0] == READY => Ok(Self { init, channel, pidfd }),
-            Ok(()) => Err(Error::Start(read_reason(&mut channel, "init failed"))),
-            Err(error) => Err(Error::Start(format!("init did not come up: {error}"))),
         }
     }
 
@@ -154,6 +159,13 @@ impl Drop for Container {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Reads one message and fails if it is another; after [`FAILED`] the reason is next on the channel.
+fn expect(channel: &mut UnixStream, message: u8) -> io::Result<()> {
+    let mut said = [0u8; 1];
+    channel.read_exact(&mut said)?;
+    if said[0] == message { Ok(()) } else { Err(io::Error::other("it gave up")) }
 }
 
 fn read_reason(channel: &mut UnixStream, otherwise: &str) -> String {
@@ -234,7 +246,7 @@ pub fn launcher_main() -> ! {
         Ok(()) => std::process::exit(0),
         Err(error) => {
             // Nobody else to tell; if the supervisor is gone we are as well.
-            let _ = write!(channel, "E{error}");
+            let _ = fail(&mut channel, &error);
             std::process::exit(1);
         }
     }
@@ -252,25 +264,34 @@ fn launch(channel: &mut UnixStream, network: OwnedFd) -> Result<()> {
     // SAFETY: this process is single-threaded.
     match unsafe { nix::unistd::fork() }.attempt(|| "fork init".into())? {
         ForkResult::Parent { child } => {
-            channel.write_all(&child.as_raw().to_ne_bytes()).attempt(|| "report init".into())
+            let mut message = vec![FORKED];
+            message.extend(child.as_raw().to_ne_bytes());
+            channel.write_all(&message).attempt(|| "report init".into())
         }
         ForkResult::Child => match init(channel, &orders) {
             Ok(never) => match never {},
             Err(error) => {
-                let _ = write!(channel, "E{error}");
+                let _ = fail(channel, &error);
                 std::process::exit(1);
             }
         },
     }
 }
 
+fn fail(channel: &mut UnixStream, error: &Error) -> io::Result<()> {
+    let mut message = vec![FAILED];
+    message.extend(error.to_string().into_bytes());
+    channel.write_all(&message)
+}
+
 enum Never {}
 
 fn init(channel: &mut UnixStream, orders: &Orders) -> Result<Never> {
+    // The supervisor must trace us before the first process exists.
+    expect(channel, TRACED).attempt(|| "wait for the supervisor".into())?;
     nix::unistd::setsid().attempt(|| "start a session".into())?;
     nix::unistd::sethostname(&orders.name).attempt(|| "set the host name".into())?;
     prepare_mounts(&orders.scratch)?;
-    // The supervisor must trace us before the first process exists.
     channel.write_all(&[READY]).attempt(|| "report to the supervisor".into())?;
     // Nothing of ours may be waited for while the supervisor uses this process as a place to fork from, so the order
     // is awaited in a child-free loop that an injected call may interrupt at any time.

@@ -77,9 +77,10 @@ fn wait_until_protected(name: &str, timeout: Duration, ask: impl Fn() -> Result<
         match status.state {
             State::Protected => return Ok(status),
             State::Stopped | State::Lost => {
-                let state = word(status.state);
+                // The same answer as from a node on which its supervisor is gone already.
+                let how = if status.state == State::Lost { "was lost" } else { "ended" };
                 return Err(Failure::failed(format!(
-                    "{name} is {state} before it was protected: see `outlive logs {name}`"
+                    "{name} {how} before it was protected: see `outlive logs {name}`"
                 )));
             }
             State::Syncing | State::Exposed | State::Waiting => {}
