@@ -4,6 +4,7 @@
 //! pass of a BPF iterator over the descriptor table, some 0.5 µs a descriptor, and it changes nothing.
 
 use std::io::{self, Read};
+use std::sync::OnceLock;
 
 use super::asm::{Assembler, BadJump, If, Register, Register::*, Width};
 use super::btf::{Btf, BtfError, Layout};
@@ -137,6 +138,12 @@ pub struct Lister {
 }
 
 impl Lister {
+    /// The one of this process, loaded at the first call: a program serves any number of tables.
+    pub fn shared() -> Result<&'static Self, &'static Unavailable> {
+        static SHARED: OnceLock<Result<Lister, Unavailable>> = OnceLock::new();
+        SHARED.get_or_init(Self::load).as_ref()
+    }
+
     /// Reads the kernel's type information, which takes some tens of milliseconds.
     pub fn load() -> Result<Self, Unavailable> {
         let btf = Btf::of_running_kernel()?;
