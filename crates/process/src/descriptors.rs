@@ -307,7 +307,9 @@ impl Descriptors {
             let holder = Holder { tid: process.host, process: pid, fd: file.fd };
             let before = old.peek().filter(|row| row.descriptor.fd == file.fd && !process.attributes_changed);
             let row = match before {
-                Some(row) if self.entries.get(&row.descriptor.object).is_some_and(|entry| entry.is(&file)) => {
+                Some(row)
+                    if self.entries.get(&row.descriptor.object).is_some_and(|entry| entry.is(&file)) =>
+                {
                     (*row).clone()
                 }
                 _ => {
