@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use outlive_cluster::Holder;
 use outlive_net::{InputSink, Moment};
+use outlive_process::delta::Cache;
 use outlive_process::space::PageData;
 use outlive_stream::Compression;
 use outlive_stream::connection::{Reader, Writer};
@@ -29,6 +30,9 @@ const INPUT_LIMIT: usize = 2 << 20;
 /// Copies wait this long for others: a message of its own for each of fifty requests costs more than the requests, and a
 /// host that dies meanwhile costs their clients a retransmission, as those do that are still on the wire.
 const INPUT_DELAY: Duration = Duration::from_micros(500);
+/// Bytes of pages that are remembered to send only what changed in them: many times what a busy server writes in an epoch
+/// (some hundred pages), little beside what it holds.
+const PAGES_REMEMBERED: usize = 64 << 20;
 /// Heartbeats in one detection time: three may be lost or late before the other side worries.
 const HEARTBEATS: u32 = 4;
 /// A backup sends nothing large.
@@ -229,6 +233,7 @@ fn send(
     mut tell: impl FnMut(LinkEvent),
 ) -> Result<(), String> {
     let mut epochs = EpochWriter::new(Compression::None);
+    let mut sent = Cache::new(PAGES_REMEMBERED);
     let mut beaten = Moment::now();
     let mut input_due: Option<Instant> = None;
     loop {
@@ -256,10 +261,14 @@ fn send(
                 if !copies.is_empty() {
                     frames.queue(Kind::INPUT, &[&copies]).map_err(|error| error.to_string())?;
                 }
+                let encoded = match &*content {
+                    Content::Checkpoint { checkpoint, .. } => sent.encode(checkpoint, &pages),
+                    Content::Backlog { pid, runs } => sent.encode_backlog(*pid, runs, &pages),
+                };
                 let content = postcard::to_stdvec(&content).map_err(|error| error.to_string())?;
                 epochs.begin(&mut frames, id).map_err(|error| error.to_string())?;
                 epochs.chunk(&mut frames, CONTENT, &[&content]).map_err(|error| error.to_string())?;
-                let slices: Vec<&[u8]> = pages.slices().collect();
+                let slices = encoded.slices();
                 if !slices.is_empty() {
                     epochs.chunk(&mut frames, PAGES, &slices).map_err(|error| error.to_string())?;
                 }
