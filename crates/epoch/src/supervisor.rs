@@ -1,8 +1,9 @@
 //! The life of one supervisor: a primary from the start, or a backup that may become one.
 //!
 //! Two kinds of threads. The *tracer* is the only one that may touch the workload's tasks; it enters the workload's network
-//! namespace and runs everything of [`crate::primary`] and the applying half of [`crate::backup`]. All others (links,
-//! arbitration, control) are started from threads that stay in the host's namespaces.
+//! namespace and runs everything of [`crate::primary`] and the applying half of [`crate::backup`]. What needs the host's
+//! network (the protector, the connections to seed nodes, control) is started before that; links and pump are started by the
+//! tracer, and use sockets and devices that were made elsewhere.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};

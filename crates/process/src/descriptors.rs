@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use tracing::warn;
+
 use crate::checkpoint::{Checkpoint, Descriptor, Object, ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
 use crate::object::descriptor::{
     At, Capturer, Holder, Inode, Kind, StatusFlags, Surroundings, Tcp, TcpProgress,
 };
 use crate::object::scratch::Scratch;
-use crate::object::tcp::{self, RawSegment, State, TcpSocket};
+use crate::object::tcp::{self, Injector, RawSegment, State, TcpSocket};
 use crate::sys::bpf::files::{Lister, OpenFile, Table, TcpNumbers};
 use crate::sys::ptrace::Tid;
 use crate::sys::{descriptor as sys, proc, task, tcp_repair};
@@ -120,6 +122,7 @@ pub struct Descriptors {
     pingpong_threshold: u8,
     /// Segments that the kernel believes it has sent, because of a capture.
     unframed: Vec<RawSegment>,
+    injector: Injector,
     /// Connections that have come to have a descriptor since this was last asked.
     arrived: Vec<(SocketAddr, SocketAddr)>,
     /// Whether there are captures at all. Without, nothing may be held: nobody would end a held connection.
@@ -145,6 +148,7 @@ impl Descriptors {
             next: 1,
             pingpong_threshold: PINGPONG_THRESHOLD,
             unframed: Vec::new(),
+            injector: Injector::new(),
             arrived: Vec::new(),
             active: false,
         }
@@ -156,8 +160,13 @@ impl Descriptors {
         id
     }
 
-    pub fn take_unframed(&mut self) -> Vec<RawSegment> {
-        std::mem::take(&mut self.unframed)
+    /// Sends what the kernel believes it has sent. Its sockets send it again by themselves, but only after a timeout.
+    fn send_unframed(&mut self) {
+        for segment in std::mem::take(&mut self.unframed) {
+            if let Err(error) = self.injector.inject(&segment) {
+                warn!(%error, "a connection stalls until its data is sent again");
+            }
+        }
     }
 
     /// Local and remote address of connections that were accepted or made since the last call.
@@ -291,6 +300,8 @@ impl Descriptors {
             .map(|(id, _)| *id)
             .collect();
         checkpoint.files = self.scratch.scan()?;
+        // The frames are held like all others, and belong to this epoch.
+        self.send_unframed();
         Ok(())
     }
 
