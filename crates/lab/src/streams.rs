@@ -37,7 +37,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(60);
 const GO_ON_LIMIT: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A kill comes at a random instant within these milliseconds after the workload is protected.
-const KILL_AFTER_MS: std::ops::Range<u64> = 200..1700;
+const KILL_AFTER_MS: std::ops::Range<u64> = 300..1700;
 /// What a sender may have unacknowledged at the beginning of a connection, in segments (RFC 6928).
 const INITIAL_WINDOW: u64 = 10;
 
@@ -210,8 +210,11 @@ impl Scenario<'_> {
         let mut kills = Vec::new();
         for number in 1..=plan.kills {
             let spread = KILL_AFTER_MS.end - KILL_AFTER_MS.start;
-            thread::sleep(Duration::from_millis(KILL_AFTER_MS.start + choices.below(spread)));
+            thread::sleep(Duration::from_millis(choices.below(spread)));
+            traffic.set_protected(false);
+            thread::sleep(Duration::from_millis(KILL_AFTER_MS.start));
             let (kill, now) = self.kill(number, &workload, &traffic)?;
+            traffic.set_protected(true);
             kills.push(kill);
             workload = now;
         }

@@ -23,6 +23,7 @@ const OPENERS: usize = 4;
 const OPENER_PACE: Duration = Duration::from_millis(3);
 /// After a transfer that failed: what fails at once would fill the findings otherwise.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// The first findings of a flow are kept in words; all are counted.
 const FINDINGS_KEPT: usize = 10;
 
@@ -40,8 +41,15 @@ pub enum Kind {
 }
 
 /// All, each as often as it runs side by side.
-const FLOWS: [Kind; 5] =
-    [Kind::Download, Kind::LongDownload, Kind::Upload, Kind::LeftBehind, Kind::LeftBehind];
+const FLOWS: [Kind; 7] = [
+    Kind::Download,
+    Kind::LongDownload,
+    Kind::Upload,
+    Kind::LeftBehind,
+    Kind::LeftBehind,
+    Kind::LeftBehind,
+    Kind::LeftBehind,
+];
 
 impl Kind {
     pub fn word(self) -> &'static str {
@@ -79,6 +87,12 @@ impl Kind {
         (self == Kind::LeftBehind).then_some(16 << 10)
     }
 
+    /// Whether transfers begin only while the service is protected: a connection that is closed while it is not is
+    /// known to nobody but the kernel of its host, and dies with it (decision 7, "Not covered").
+    fn wants_protection(self) -> bool {
+        self == Kind::LeftBehind
+    }
+
     fn transfer(self, bulk: &Bulk<'_>, seed: u64) -> Result<Transfer, ClientError> {
         match self {
             Kind::Download | Kind::LongDownload => bulk.download(self.length(), seed),
@@ -103,12 +117,27 @@ pub struct Flow {
 
 struct Running {
     flow: Arc<Mutex<Flow>>,
-    seen: Arc<AtomicU64>,
+    meter: Arc<Meter>,
     worker: JoinHandle<()>,
 }
 
+/// A flow seen from outside.
+#[derive(Default)]
+struct Meter {
+    bytes: AtomicU64,
+    /// A transfer is under way.
+    busy: AtomicBool,
+}
+
+/// What the flows are told.
+#[derive(Default)]
+struct Orders {
+    stop: AtomicBool,
+    is_protected: AtomicBool,
+}
+
 pub(super) struct Traffic {
-    stop: Arc<AtomicBool>,
+    orders: Arc<Orders>,
     flows: Vec<Running>,
     redis: RedisClient,
     clients: usize,
@@ -129,8 +158,8 @@ impl Traffic {
         clients: usize,
     ) -> io::Result<Traffic> {
         let opener = Opener::start(Some(from), to, OPENERS, OPENER_PACE)?;
-        let mut traffic =
-            Traffic { stop: Arc::new(AtomicBool::new(false)), flows: Vec::new(), redis, clients, opener };
+        let mut traffic = Traffic { orders: Arc::default(), flows: Vec::new(), redis, clients, opener };
+        traffic.set_protected(true);
         for (number, kind) in FLOWS.into_iter().enumerate() {
             let running = traffic.start_flow(from, to, number as u64, kind)?;
             traffic.flows.push(running);
@@ -142,22 +171,30 @@ impl Traffic {
         let (transfers, bytes, dropped, wrong, stall_ms) = Default::default();
         let flow = Flow { kind, transfers, bytes, dropped, wrong, stall_ms, findings: Vec::new() };
         let flow = Arc::new(Mutex::new(flow));
-        let seen = Arc::new(AtomicU64::new(0));
-        let (from, stop) = (from.clone(), Arc::clone(&self.stop));
-        let (tally, meter) = (Arc::clone(&flow), Arc::clone(&seen));
+        let meter = Arc::<Meter>::default();
+        let (from, orders) = (from.clone(), Arc::clone(&self.orders));
+        let (tally, seen) = (Arc::clone(&flow), Arc::clone(&meter));
         let worker = thread::Builder::new().name(format!("flow-{number}")).spawn(move || {
             let bulk = Bulk {
                 rest: kind.rest(),
                 receive_buffer: kind.receive_buffer(),
-                seen: Some(&meter),
+                seen: Some(&seen.bytes),
                 ..Bulk::new(Some(&from), to)
             };
             // No two transfers have a byte in common at the same place.
             for seed in (number << 32).. {
-                if stop.load(Ordering::Relaxed) {
+                while kind.wants_protection()
+                    && !orders.is_protected.load(Ordering::Relaxed)
+                    && !orders.stop.load(Ordering::Relaxed)
+                {
+                    thread::sleep(LOOK_EVERY);
+                }
+                if orders.stop.load(Ordering::Relaxed) {
                     break;
                 }
+                seen.busy.store(true, Ordering::Relaxed);
                 let outcome = kind.transfer(&bulk, seed);
+                seen.busy.store(false, Ordering::Relaxed);
                 let failed = outcome.is_err();
                 tally.lock().unwrap_or_else(PoisonError::into_inner).count(outcome);
                 if failed {
@@ -165,7 +202,12 @@ impl Traffic {
                 }
             }
         })?;
-        Ok(Running { flow, seen, worker })
+        Ok(Running { flow, meter, worker })
+    }
+
+    /// Whether the service is protected. It is to be said some time before it no longer is.
+    pub(super) fn set_protected(&self, is_protected: bool) {
+        self.orders.is_protected.store(is_protected, Ordering::Relaxed);
     }
 
     pub(super) fn streams(&self) -> usize {
@@ -173,7 +215,7 @@ impl Traffic {
     }
 
     pub(super) fn mark(&self) -> Mark {
-        let seen = self.flows.iter().map(|running| running.seen.load(Ordering::Relaxed)).collect();
+        let seen = self.flows.iter().map(|running| running.meter.bytes.load(Ordering::Relaxed)).collect();
         Mark { at: Instant::now(), seen }
     }
 
@@ -181,7 +223,8 @@ impl Traffic {
     pub(super) fn standing_since(&self, mark: &Mark) -> Vec<String> {
         let mut standing = Vec::new();
         for (running, before) in self.flows.iter().zip(&mark.seen) {
-            if running.seen.load(Ordering::Relaxed) == *before {
+            let meter = &running.meter;
+            if meter.busy.load(Ordering::Relaxed) && meter.bytes.load(Ordering::Relaxed) == *before {
                 let flow = running.flow.lock().unwrap_or_else(PoisonError::into_inner);
                 standing.push(format!("{} at {before} bytes", flow.kind.word()));
             }
@@ -198,7 +241,7 @@ impl Traffic {
 
     /// Lets every transfer come to its end.
     pub(super) fn finish(self) -> io::Result<(Vec<Flow>, Report, Report)> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.orders.stop.store(true, Ordering::Relaxed);
         let mut flows = Vec::new();
         for running in self.flows {
             if let Err(panic) = running.worker.join() {
