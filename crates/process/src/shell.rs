@@ -18,6 +18,7 @@ use crate::launch::{CHANNEL, Container, Program};
 use crate::object::descriptor::Surroundings;
 use crate::object::memory::{Backing, Mapping, Step, plan};
 use crate::object::scratch;
+use crate::sys::bpf::files::Lister;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
@@ -58,6 +59,8 @@ impl Shell {
         launcher: &[OsString],
         output: [OwnedFd; 2],
     ) -> Result<Self> {
+        // Takes a while, and a failover has none to spare.
+        let _ = Lister::shared();
         let surroundings = tree::surroundings(program, &network, &output)?;
         tree::enter_network(&network)?;
         let outputs = [&output[0], &output[1]].map(|end| end.try_clone().ok());
@@ -108,7 +111,8 @@ impl Shell {
         }
         scratch::apply(&self.root(), &self.surroundings.scratch, &checkpoint.files)?;
         for (id, object) in checkpoint.objects {
-            self.objects.insert(id, object);
+            let earlier = self.objects.remove(&id);
+            self.objects.insert(id, object.follow(earlier)?);
         }
         self.orphans = checkpoint.orphans;
         self.clocks = Some((checkpoint.clocks, Instant::now()));

@@ -31,7 +31,7 @@ use std::os::fd::BorrowedFd;
 
 use serde::{Deserialize, Serialize};
 
-pub use capture::{Captured, Capturer};
+pub use capture::{Captured, Capturer, Clock};
 pub use error::{Error, Refused, Result};
 pub use options::{Family, Options};
 pub use restore::{Builder, PeerAck, Restored};
