@@ -211,8 +211,10 @@ impl Descriptors {
         if !self.active {
             return false;
         }
-        let known =
-            process.descriptors.iter().find(|row| row.descriptor.fd == fd).map(|row| row.descriptor.object);
+        // The number may be another connection's than at the last checkpoint: servers give it away again at once.
+        let link = proc::descriptor_link(process.host, fd).ok();
+        let is_still = |row: &&Row| row.descriptor.fd == fd && Some(&row.link) == link.as_ref();
+        let known = process.descriptors.iter().find(is_still).map(|row| row.descriptor.object);
         if let Some(id) = known
             && let Some(entry) = self.entries.get_mut(&id)
         {
@@ -307,7 +309,9 @@ impl Descriptors {
             let holder = Holder { tid: process.host, process: pid, fd: file.fd };
             let before = old.peek().filter(|row| row.descriptor.fd == file.fd && !process.attributes_changed);
             let row = match before {
-                Some(row) if self.entries.get(&row.descriptor.object).is_some_and(|entry| entry.is(&file)) => {
+                Some(row)
+                    if self.entries.get(&row.descriptor.object).is_some_and(|entry| entry.is(&file)) =>
+                {
                     (*row).clone()
                 }
                 _ => {
