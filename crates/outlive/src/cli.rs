@@ -249,6 +249,14 @@ pub enum Seed {
         #[command(flatten)]
         reach: Reach,
     },
+    /// Give this node, a seed node whose state directory was lost, its vote back: the others teach it
+    Rejoin {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        reach: Reach,
+    },
     /// Show each seed node and whether it votes
     Status {
         /// Print JSON
