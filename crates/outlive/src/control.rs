@@ -33,11 +33,25 @@ const QUIET_MS: u16 = 1000;
 pub enum Request {
     Run(Box<Wanted>),
     List,
-    Inspect { name: String },
-    Logs { name: String, follow: bool },
-    Stop { name: String },
-    Kill { name: String, signal: i32 },
-    Bootstrap { seeds: Vec<String> },
+    Inspect {
+        name: String,
+    },
+    Logs {
+        name: String,
+        follow: bool,
+    },
+    /// `dead`: nodes that whoever asks vouches for, as being dead for good.
+    Stop {
+        name: String,
+        dead: Vec<String>,
+    },
+    Kill {
+        name: String,
+        signal: i32,
+    },
+    Bootstrap {
+        seeds: Vec<String>,
+    },
     Rejoin,
     Seeds,
 }

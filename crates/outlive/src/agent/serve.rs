@@ -151,7 +151,7 @@ fn decide(agent: &Arc<Agent>, request: Request, progress: &mut dyn FnMut(String)
         }
         Request::List => Ok(Reply::Workloads(view::list(agent)?)),
         Request::Inspect { name } => Ok(Reply::Inspected(Box::new(view::inspect(agent, &name)?))),
-        Request::Stop { name } => view::stop(agent, &name, progress).map(|()| Reply::Done),
+        Request::Stop { name, dead } => view::stop(agent, &name, &dead, progress).map(|()| Reply::Done),
         Request::Kill { name, signal } => view::kill(agent, &name, signal).map(|()| Reply::Done),
         Request::Bootstrap { seeds } => {
             let cluster = membership::bootstrap(agent, &seeds, progress)?;
