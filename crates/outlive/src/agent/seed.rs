@@ -123,7 +123,10 @@ impl Seed {
 fn open_acceptor(state: &Path) -> Result<Acceptor<RedbStorage>> {
     let path = state.join(FILE);
     let failed = |error: &dyn std::error::Error| {
-        Failure::failed(format!("cannot take up this node's votes in {}: {}", path.display(), chain(error)))
+        let (path, why) = (path.display(), chain(error));
+        Failure::failed(format!(
+            "cannot take up this node's votes in {path}: {why}; see that its file system is writable and has room"
+        ))
     };
     let storage = RedbStorage::open(&path).map_err(|error| failed(&error))?;
     Acceptor::open(storage).map_err(|error| failed(&error))
