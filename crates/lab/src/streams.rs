@@ -256,12 +256,12 @@ impl Scenario<'_> {
         let now = cluster.wait_until(survivor, WORKLOAD, "taken over", STEP_LIMIT, |seen| {
             seen.is_primary() && seen.generation > workload.generation
         })?;
-        let took = self.all_go_on(traffic, survivor, "went on")?;
+        let (took, last) = self.all_go_on(traffic, survivor, "went on")?;
         let failover = now.last_failover;
         let parts = failover.map(|parts| (parts.detect_ms, parts.arbitrate_ms, parts.activate_ms));
         say(&format!(
             "  {survivor} took over as generation {} (detection, arbitration, activation {:.1?} ms); all traffic went \
-             on {} ms after that",
+             on {} ms after that (last: {last})",
             now.generation,
             parts.unwrap_or_default(),
             took.as_millis()
@@ -298,21 +298,22 @@ impl Scenario<'_> {
         Ok(())
     }
 
-    /// Waits until every kind of traffic has made progress since now.
-    fn all_go_on(&self, traffic: &Traffic, node: &str, how: &str) -> Result<Duration> {
+    /// Waits until every kind of traffic has made progress since now. How long that took, and what was the last.
+    fn all_go_on(&self, traffic: &Traffic, node: &str, how: &str) -> Result<(Duration, String)> {
         let since = traffic.mark();
         let begun = Instant::now();
+        let mut last = "none".to_owned();
         loop {
             let standing = traffic.standing_since(&since);
             if standing.is_empty() {
-                return Ok(begun.elapsed());
+                return Ok((begun.elapsed(), last));
             }
+            last = standing.join(", ");
             if begun.elapsed() > GO_ON_LIMIT {
                 let seconds = GO_ON_LIMIT.as_secs();
                 let sockets = self.sockets(node);
                 return Err(StreamsError::Standstill(format!(
-                    "not all traffic {how} within {seconds} s: {}; the sockets on {node}:\n{sockets}",
-                    standing.join(", ")
+                    "not all traffic {how} within {seconds} s: {last}; the sockets on {node}:\n{sockets}"
                 )));
             }
             thread::sleep(LOOK_EVERY);
