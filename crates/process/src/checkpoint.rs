@@ -142,8 +142,10 @@ pub struct Descriptor {
 pub struct ProcessState {
     pub pid: Pid,
     pub memory: MemoryDelta,
-    /// The leader first.
+    /// Those that changed; the leader first.
     pub threads: Vec<ThreadState>,
+    /// Those that are as in the checkpoint before.
+    pub same_threads: Vec<Pid>,
     pub pending: Vec<PendingSignal>,
     pub actions: Option<Vec<SignalAction>>,
     pub attributes: Option<Attributes>,

@@ -273,9 +273,21 @@ impl Shell {
         lay_out(process, &state.memory)?;
         write_runs(process, &state.memory.runs, &state.memory.fresh, pages)?;
         match &mut process.state {
+            None if !state.same_threads.is_empty() => {
+                return Err(Error::Mismatch(format!("threads of process {pid} never were in a checkpoint")));
+            }
             None => process.state = Some(ProcessState { memory: MemoryDelta::default(), ..state }),
             Some(known) => {
-                known.threads = state.threads;
+                let mut threads = state.threads;
+                known.threads.retain(|thread| state.same_threads.contains(&thread.tid));
+                if known.threads.len() != state.same_threads.len() {
+                    return Err(Error::Mismatch(format!(
+                        "a thread of process {pid} never was in a checkpoint"
+                    )));
+                }
+                threads.append(&mut known.threads);
+                threads.sort_unstable_by_key(|thread| (thread.tid != pid, thread.tid));
+                known.threads = threads;
                 known.pending = state.pending;
                 known.actions = state.actions.or(known.actions.take());
                 known.attributes = state.attributes.or(known.attributes.take());

@@ -82,6 +82,8 @@ pub struct Space {
     whole: bool,
     /// Mappings have been registered: a fork is announced by the tracker.
     registered: bool,
+    /// The kernel's count of changes of the mappings at which `text` was read and all was registered.
+    mappings_at: Option<u32>,
     /// Mappings that cannot be tracked and need not be, because they can never be written.
     unwritable: Vec<Range>,
 }
@@ -126,6 +128,7 @@ impl Space {
             backlog: Vec::new(),
             whole: false,
             registered: false,
+            mappings_at: None,
             unwritable: Vec::new(),
         })
     }
@@ -240,19 +243,32 @@ impl Space {
         Ok(content)
     }
 
-    /// How the memory changed since the last checkpoint. The process must stand still.
-    pub fn capture(&mut self, pid: Pid, data: &mut PageData) -> Result<MemoryDelta> {
-        let what = || format!("copy the memory of process {pid}");
+    /// What has become of the mappings since the last checkpoint, if anything has. Those that are new are tracked from here
+    /// on. `mappings` is the kernel's count of their changes, if known ([`crate::sys::bpf::threads::ThreadSeen`]).
+    fn follow_mappings(&mut self, pid: Pid, mappings: Option<u32>) -> Result<Option<Vec<Mapping>>> {
+        let what = || format!("read the mappings of process {pid}");
+        if mappings.is_some() && mappings == self.mappings_at {
+            return Ok(None);
+        }
+        let fresh = self.fresh.len();
         self.track_new().attempt(what)?;
+        // Registering is a change itself, and an odd count is one that goes on.
+        let settled = fresh == self.fresh.len();
+        self.mappings_at = mappings.filter(|count| settled && count.is_multiple_of(2));
         let mut text = Vec::new();
         proc::read_into(&mut self.maps, &mut text).attempt(what)?;
-        let layout = if text == self.text {
-            None
-        } else {
-            self.layout = memory::interpret(pid, &parse(&text).attempt(what)?)?;
-            self.text = text;
-            Some(self.layout.clone())
-        };
+        if text == self.text {
+            return Ok(None);
+        }
+        self.layout = memory::interpret(pid, &parse(&text).attempt(what)?)?;
+        self.text = text;
+        Ok(Some(self.layout.clone()))
+    }
+
+    /// How the memory changed since the last checkpoint. The process must stand still.
+    pub fn capture(&mut self, pid: Pid, mappings: Option<u32>, data: &mut PageData) -> Result<MemoryDelta> {
+        let what = || format!("copy the memory of process {pid}");
+        let layout = self.follow_mappings(pid, mappings)?;
         let mut written = pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
         let void = normalise(std::mem::take(&mut self.void));
         let mut fresh = normalise(std::mem::take(&mut self.fresh));
@@ -333,13 +349,14 @@ impl Space {
     pub fn begin_whole(&mut self, pid: Pid) -> Result<MemoryDelta> {
         let what = || format!("begin to copy the memory of process {pid}");
         self.text.clear();
+        self.mappings_at = None;
         self.live = Copied::default();
         self.extra.clear();
         self.whole = false;
         let mut unused = PageData::default();
         self.track_new().attempt(what)?;
         pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
-        let mut delta = self.capture(pid, &mut unused)?;
+        let mut delta = self.capture(pid, None, &mut unused)?;
         debug_assert!(unused.is_empty());
         delta.runs.clear();
         delta.dropped.clear();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use outlive_process::checkpoint::Checkpoint;
+use outlive_process::error::Error;
 use outlive_process::launch::Program;
 use outlive_process::shell::Shell;
 use outlive_process::space::PageData;
@@ -109,10 +110,15 @@ pub fn freeze(workload: &mut Workload) {
 /// One epoch, with a live round, from a workload to a shell.
 pub fn epoch(workload: &mut Workload, shell: &mut Shell) {
     workload.live_round().expect("a live round");
-    freeze(workload);
-    let captured = workload.capture();
-    workload.thaw().expect("it runs on");
-    let (checkpoint, pages) = captured.expect("everything is captured");
+    let (checkpoint, pages) = loop {
+        freeze(workload);
+        let captured = workload.capture();
+        workload.thaw().expect("it runs on");
+        match captured {
+            Err(Error::NotNow(_)) => run(workload, std::time::Duration::from_millis(1)),
+            captured => break captured.expect("everything is captured"),
+        }
+    };
     let (checkpoint, pages) = transfer(&checkpoint, &pages);
     shell.apply(checkpoint, &pages).expect("it is applied");
 }

@@ -177,11 +177,8 @@ impl Capturer {
             sack: was.sack,
             read_shut: false,
         };
-        let buffers = Buffers {
-            send: now.send_buffer,
-            receive: now.receive_buffer,
-            window_clamp: now.window_clamp,
-        };
+        let buffers =
+            Buffers { send: now.send_buffer, receive: now.receive_buffer, window_clamp: now.window_clamp };
         Ok(Some((buffers, connection)))
     }
 

@@ -94,7 +94,11 @@ impl Layout<'_> {
     fn resolve(&self, kind: u32) -> Result<usize, BtfError> {
         let mut id = kind;
         for _ in 0..DEPTH {
-            let at = *self.records.get(id as usize).filter(|_| id != 0).ok_or(BtfError::Malformed { offset: 0 })?;
+            let at = *self
+                .records
+                .get(id as usize)
+                .filter(|_| id != 0)
+                .ok_or(BtfError::Malformed { offset: 0 })?;
             if !KINDS_ALIAS.contains(&((word(&self.btf.bytes, at + 4)? >> 24) & 0x1f)) {
                 return Ok(at);
             }

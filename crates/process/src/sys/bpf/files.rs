@@ -3,7 +3,7 @@
 //! Asked through `/proc/PID/fd` and socket options, a hundred connections are a thousand system calls; this is one
 //! pass of a BPF iterator over the descriptor table, some 0.5 µs a descriptor, and it changes nothing.
 
-use std::io::{self, Read};
+use std::io;
 use std::sync::OnceLock;
 
 use super::asm::{Assembler, BadJump, If, Register, Register::*, Width};
@@ -168,28 +168,9 @@ pub struct Table {
 impl Table {
     /// Its open descriptors now, by number. Whatever changes the table meanwhile should be stopped.
     pub fn read(&self) -> io::Result<Vec<OpenFile>> {
-        // What the kernel hands out at once (BPF's own buffer is 8 pages, `bpf_seq_read`).
-        let mut buffer = [0u8; 32 * 1024];
         let mut found = Vec::new();
-        let mut pass = self.link.begin()?;
-        let mut kept = 0;
-        loop {
-            let got = match pass.read(&mut buffer[kept..]) {
-                Ok(got) => got,
-                // Many descriptors: the kernel pauses after so many objects.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error),
-            };
-            let have = kept + got;
-            let records = buffer[..have].chunks_exact(place::SIZE);
-            let rest = records.remainder().len();
-            found.extend(records.map(parse));
-            buffer.copy_within(have - rest..have, 0);
-            kept = rest;
-            if got == 0 {
-                return Ok(found);
-            }
-        }
+        self.link.read(place::SIZE, |record| found.push(parse(record)))?;
+        Ok(found)
     }
 }
 
@@ -293,7 +274,7 @@ fn assemble(layout: &Layout<'_>) -> Result<Vec<Instruction>, Unavailable> {
 }
 
 /// Copies kernel memory at `base + offset` to the stack. What cannot be read is zero. Loses R0 to R5.
-fn copy(program: &mut Assembler, to: i16, size: i32, base: Register, offset: i32) {
+pub(super) fn copy(program: &mut Assembler, to: i16, size: i32, base: Register, offset: i32) {
     program.move_register(R3, base);
     program.add(R3, offset);
     program.move_register(R1, R10);

@@ -2,7 +2,7 @@
 //! (Documentation/bpf/bpf_iterators.rst).
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::mem::{offset_of, size_of};
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -54,7 +54,15 @@ impl Iterator {
 
     /// Points the program at the objects of one thread, whose id is that of the calling process's pid namespace.
     pub fn of_thread(&self, tid: Tid) -> Result<Link, BpfError> {
-        let target = ThreadInfo { tid: tid as u32, pid: 0, pid_fd: 0 };
+        self.of(tid, ThreadInfo { tid: tid as u32, pid: 0, pid_fd: 0 })
+    }
+
+    /// As [`Iterator::of_thread`], of all threads of a process.
+    pub fn of_process(&self, pid: Tid) -> Result<Link, BpfError> {
+        self.of(pid, ThreadInfo { tid: 0, pid: pid as u32, pid_fd: 0 })
+    }
+
+    fn of(&self, tid: Tid, target: ThreadInfo) -> Result<Link, BpfError> {
         let attributes = LinkIterator {
             prog_fd: self.fd.as_raw_fd() as u32,
             target_fd: 0,
@@ -77,8 +85,31 @@ pub struct Link {
 }
 
 impl Link {
-    /// Starts a pass over the objects as they are now: what is read from it is what the program says of each.
-    pub fn begin(&self) -> io::Result<File> {
+    /// What the program says of the objects as they are now, in records of `size` bytes.
+    pub fn read(&self, size: usize, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        // What the kernel hands out at once (`bpf_seq_read` has a buffer of 8 pages).
+        let mut buffer = [0u8; 32 * 1024];
+        let mut pass = self.begin()?;
+        let mut kept = 0;
+        loop {
+            let got = match pass.read(&mut buffer[kept..]) {
+                Ok(got) => got,
+                // Many objects: the kernel pauses after so many.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error),
+            };
+            let have = kept + got;
+            let records = buffer[..have].chunks_exact(size);
+            kept = records.remainder().len();
+            records.for_each(&mut each);
+            buffer.copy_within(have - kept..have, 0);
+            if got == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn begin(&self) -> io::Result<File> {
         let attributes = IteratorCreate { link_fd: self.fd.as_raw_fd() as u32, flags: 0 };
         // SAFETY: ITER_CREATE reads its attributes and no memory that they point to.
         unsafe { bpf_fd(ITER_CREATE, &attributes) }.map(File::from)

@@ -9,6 +9,7 @@ pub mod asm;
 pub mod btf;
 pub mod files;
 pub mod iterator;
+pub mod threads;
 
 use std::io;
 use std::mem::{offset_of, size_of};
