@@ -85,6 +85,9 @@ pub struct Outcome {
 pub struct Kill {
     /// The most that a connection of the service had sent and not had acknowledged, in segments, shortly before.
     pub unacked_segments: u64,
+    /// Of the checkpoints until then, as the primary said shortly before.
+    pub pause_mean_us: Option<f64>,
+    pub pause_max_us: Option<f64>,
     pub failover: Option<Failover>,
     /// From the killed node's being back until the service is protected again.
     pub reprotect_ms: u64,
@@ -247,10 +250,15 @@ impl Scenario<'_> {
             return Err(StreamsError::Standstill(what));
         };
         let unacked_segments = most_unacked(&self.sockets(victim));
+        let before = cluster.inspect(victim, WORKLOAD)?;
+        let pause = |what: &str| before.more.get("pause_us")?.get(what)?.as_f64();
+        let (pause_mean_us, pause_max_us) = (pause("mean"), pause("max"));
         say(&format!(
             "kill {number} of {}: the power of {victim} is cut; up to {unacked_segments} segments are \
-             unacknowledged on a connection",
-            plan.kills
+             unacknowledged on a connection; checkpoints took {:.1} ms in the mean, {:.1} at most",
+            plan.kills,
+            pause_mean_us.unwrap_or_default() / 1e3,
+            pause_max_us.unwrap_or_default() / 1e3
         ));
         cluster.power_off(victim)?;
         let now = cluster.wait_until(survivor, WORKLOAD, "taken over", STEP_LIMIT, |seen| {
@@ -274,7 +282,7 @@ impl Scenario<'_> {
             "  {victim} is back; protected again after {reprotect_ms} ms, by {}",
             now.backup_node.as_deref().unwrap_or("nobody")
         ));
-        Ok((Kill { unacked_segments, failover, reprotect_ms }, now))
+        Ok((Kill { unacked_segments, pause_mean_us, pause_max_us, failover, reprotect_ms }, now))
     }
 
     fn protected(&self, node: &str) -> Result<Workload> {
