@@ -218,15 +218,15 @@ impl Workload {
     }
 }
 
-/// Whether a thread is in a wait that only another thread of the workload can end: `futex(2)` without a time limit. No
-/// other wait is as innocent: its end may take something (a connection, bytes, a tick) while a checkpoint is taken.
+/// Whether a thread is in a wait that another thread of the workload ends, or time: `futex(2)`. No other wait is as
+/// innocent: its end may take something (a connection, bytes, a tick) while a checkpoint is taken.
 fn waits_for_another(state: &ThreadState) -> bool {
     const WAITS: [i32; 2] = [libc::FUTEX_WAIT, libc::FUTEX_WAIT_BITSET];
     let regs = unpack(&state.registers);
     let operation = regs.rsi as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
     // Made ready to be called again: see `repeat`.
     let calls = regs.orig_rax == u64::MAX && regs.rax == libc::SYS_futex as u64;
-    calls && WAITS.contains(&operation) && regs.r10 == 0 && state.pending.is_empty()
+    calls && WAITS.contains(&operation) && state.pending.is_empty()
 }
 
 /// How a process left the session and the group it was born in.

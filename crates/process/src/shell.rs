@@ -13,6 +13,7 @@ use std::time::Instant;
 use crate::checkpoint::{
     Checkpoint, Clocks, MemoryDelta, Object, ObjectId, Pid, ProcessState, Run, TreeEvent,
 };
+use crate::delta;
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{CHANNEL, Container, Program};
 use crate::object::descriptor::Surroundings;
@@ -23,6 +24,7 @@ use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
 use crate::sys::remote::{Batch, Remote, WORKSPACE};
+use crate::sys::task;
 use crate::tree;
 
 /// Zero runs up to this many pages are written, longer ones given back to the kernel.
@@ -97,7 +99,7 @@ impl Shell {
         proc::path(self.container.init, "root")
     }
 
-    /// Applies a whole, verified epoch. After an error the shell is of no use.
+    /// Applies a whole, verified epoch, its pages as [`delta::Cache`] encodes them. After an error the shell is of no use.
     pub fn apply(&mut self, checkpoint: Checkpoint, pages: &[u8]) -> Result<()> {
         for event in &checkpoint.tree {
             self.replay(event)?;
@@ -456,24 +458,18 @@ fn write_runs(process: &ShellProcess, runs: &[Run], fresh: &[Range], pages: &mut
     static ZEROS: [u8; (WRITE_ZEROS as u64 * PAGE_SIZE) as usize] =
         [0; (WRITE_ZEROS as u64 * PAGE_SIZE) as usize];
     let mut empty = Batch::new();
-    let write = |bytes: &[u8], at: u64| -> Result<()> {
-        let result = process.memory.write_all_at(bytes, at);
-        result.attempt(|| {
-            format!("write {} bytes at {at:#x} of the shell's process {}", bytes.len(), process.host)
-        })
-    };
+    let mut parts: Vec<(u64, &[u8])> = Vec::new();
     for run in runs {
         let range = run.range();
         if !run.zero {
-            let (bytes, rest) = pages
-                .split_at_checked(range.len() as usize)
-                .ok_or_else(|| Error::Mismatch("fewer bytes of pages than the runs say".into()))?;
-            write(bytes, run.address)?;
-            *pages = rest;
+            for address in (range.start..range.end).step_by(PAGE_SIZE as usize) {
+                delta::decode_page(pages, |at, bytes| parts.push((address + at as u64, bytes)))
+                    .ok_or_else(|| Error::Mismatch("fewer bytes of pages than the runs say".into()))?;
+            }
         } else if fresh.iter().any(|f| f.start <= range.start && range.end <= f.end) {
             continue;
         } else if run.pages <= WRITE_ZEROS {
-            write(&ZEROS[..range.len() as usize], run.address)?;
+            parts.push((run.address, &ZEROS[..range.len() as usize]));
         } else {
             if empty.is_full(1) {
                 run_in(process, &mut std::mem::take(&mut empty))?;
@@ -481,5 +477,21 @@ fn write_runs(process: &ShellProcess, runs: &[Run], fresh: &[Range], pages: &mut
             empty.call(libc::SYS_madvise, &[range.start, range.len(), libc::MADV_DONTNEED as u64]);
         }
     }
+    write_parts(process, &parts)?;
     run_in(process, &mut empty).map(drop)
+}
+
+/// Writes to a process's memory, also where it may not write itself.
+fn write_parts(process: &ShellProcess, parts: &[(u64, &[u8])]) -> Result<()> {
+    let mut rest = parts;
+    while !rest.is_empty() {
+        let written = task::write_memory(process.host, rest)
+            .attempt(|| format!("write to the shell's process {}", process.host))?;
+        let Some(((address, bytes), after)) = rest[written..].split_first() else { return Ok(()) };
+        process.memory.write_all_at(bytes, *address).attempt(|| {
+            format!("write {} bytes at {address:#x} of the shell's process {}", bytes.len(), process.host)
+        })?;
+        rest = after;
+    }
+    Ok(())
 }

@@ -30,6 +30,11 @@ pub struct PageData {
 }
 
 impl PageData {
+    /// Pages that lie one after the other.
+    pub fn of(bytes: Vec<u8>) -> Self {
+        Self { slices: vec![(0, 0, bytes.len())], buffers: vec![bytes] }
+    }
+
     pub fn len(&self) -> usize {
         self.slices.iter().map(|(_, _, len)| len).sum()
     }
@@ -213,7 +218,7 @@ impl Space {
         // What could not be read was unmapped meanwhile, and what is mapped there later is fresh. What exists but has
         // no content (emptied, or a hole) is looked at again when the process stands still.
         let held: Vec<Range> = ranges.iter().map(|(range, _)| *range).collect();
-        self.extra.extend(subtract(&written, &held));
+        self.extra.extend(subtract_sorted(&written, &held));
         self.extra = normalise(std::mem::take(&mut self.extra));
         self.live = Copied { ranges, data };
         Ok(())
@@ -226,13 +231,18 @@ impl Space {
         self.extra = normalise(std::mem::take(&mut self.extra));
     }
 
-    /// The parts of `ranges` with content of the process's own: existing pages that are not clean pages of a file.
+    /// The parts of sorted `ranges` with content of the process's own: existing pages that are not clean pages of a file.
     fn content_of(&self, ranges: &[Range], layout: &[Mapping]) -> io::Result<Vec<Range>> {
         let mut content = Vec::new();
+        let mut at = 0;
         for mapping in layout.iter().filter(|mapping| mapping.has_content()) {
+            while ranges.get(at).is_some_and(|range| range.end <= mapping.range.start) {
+                at += 1;
+            }
             let of_file = matches!(mapping.backing, Backing::File { .. });
-            for part in intersect(ranges, &[mapping.range]) {
-                let readable = mapping.protection & libc::PROT_READ as u32 != 0;
+            let readable = mapping.protection & libc::PROT_READ as u32 != 0;
+            for range in ranges[at..].iter().take_while(|range| range.start < mapping.range.end) {
+                let Some(part) = range.intersect(&mapping.range) else { continue };
                 if of_file || !readable || part.pages() > SPARSE {
                     content.extend(pagemap::populated(&self.pagemap, part)?);
                 } else {
@@ -295,7 +305,7 @@ impl Space {
             .filter(|mapping| matches!(mapping.backing, Backing::Anonymous))
             .map(|mapping| mapping.range)
             .collect();
-        let emptied = subtract(&subtract(&intersect(&written, &anonymous), &content), &fresh);
+        let emptied = subtract_sorted(&subtract_sorted(&intersect(&written, &anonymous), &content), &fresh);
         runs.extend(emptied.iter().flat_map(|range| split_run(*range, true)));
         Ok(MemoryDelta { layout, fresh, dropped: std::mem::take(&mut self.dropped), runs })
     }

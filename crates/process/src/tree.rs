@@ -49,7 +49,7 @@ pub(crate) enum Running {
     Group,
     /// On its way back into the wait that it was found in; its next stop is before that call.
     Parking,
-    /// Asleep in a wait without a limit. Its next stop is at the end of that call, before any code of the program's: as long
+    /// Asleep in a wait for another. Its next stop is at the end of that call, before any code of the program's: as long
     /// as it has none it is as it was captured, and need not be stopped for that.
     Parked,
 }
@@ -93,7 +93,7 @@ pub(crate) struct Thread {
     pub waiting: Option<Waiting>,
     /// As it was in the last checkpoint.
     pub captured: Option<ThreadState>,
-    /// How often in a row it was found unchanged in a wait that only another thread can end.
+    /// How often in a row it was found unchanged in a wait for another.
     pub settled: u32,
 }
 
