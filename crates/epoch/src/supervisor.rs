@@ -52,10 +52,25 @@ pub fn run(setup: Setup) -> ExitCode {
     match start(setup) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!(%error, "the supervisor ends");
-            failed(&error.to_string())
+            let reason = with_causes(&error);
+            error!(reason, "the supervisor ends");
+            failed(&reason)
         }
     }
+}
+
+/// Sources say what their error does not; transparent ones say the same twice.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 fn failed(reason: &str) -> ExitCode {

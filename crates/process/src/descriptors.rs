@@ -220,8 +220,10 @@ impl Descriptors {
         if !self.active {
             return false;
         }
-        let known =
-            process.descriptors.iter().find(|row| row.descriptor.fd == fd).map(|row| row.descriptor.object);
+        // The number may be another connection's than at the last checkpoint: servers give it away again at once.
+        let link = proc::descriptor_link(process.host, fd).ok();
+        let is_still = |row: &&Row| row.descriptor.fd == fd && Some(&row.link) == link.as_ref();
+        let known = process.descriptors.iter().find(is_still).map(|row| row.descriptor.object);
         if let Some(id) = known
             && let Some(entry) = self.entries.get_mut(&id)
         {

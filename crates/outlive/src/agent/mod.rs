@@ -8,6 +8,7 @@ mod admit;
 mod host;
 mod membership;
 mod peers;
+mod rejoin;
 mod seed;
 mod serve;
 mod supervisors;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use outlive_cluster::{
-    Acceptor, NodeName, Outcome, RedbStorage, Register, Request, Response, Seeds, Transition, WorkloadName,
+    Acceptor, Lesson, MembershipError, NodeName, Outcome, RedbStorage, Register, Request, Response, Seeds,
+    Transition, WorkloadName,
 };
 use outlive_epoch::arbiter::Arbiter;
 
@@ -59,6 +60,21 @@ impl Seed {
         Standing { vote, seeds: acceptor.seeds().cloned(), configured, failure }
     }
 
+    /// As the protocol names this node.
+    pub fn me(&self) -> &NodeName {
+        &self.me
+    }
+
+    /// Is a seed node of this cluster again, without a vote until it was taught.
+    pub fn rejoin(&self, seeds: Seeds) -> Result<()> {
+        self.change(|acceptor, me| acceptor.rejoin(seeds, me))
+    }
+
+    /// Votes from now on, and stands by what it was taught.
+    pub fn take_lesson(&self, lesson: Lesson) -> Result<()> {
+        self.change(|acceptor, _| acceptor.take_lesson(lesson))
+    }
+
     /// Votes in a new cluster from now on.
     pub fn begin(&self, seeds: Seeds) -> Result<()> {
         let named: Vec<&str> = seeds.members().iter().map(NodeName::as_str).collect();
@@ -69,9 +85,15 @@ impl Seed {
                 self.me
             )));
         }
+        self.change(|acceptor, me| acceptor.bootstrap(seeds, me))
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&mut Acceptor<RedbStorage>, NodeName) -> std::result::Result<(), MembershipError>,
+    ) -> Result<()> {
         match self.acceptor()?.as_mut() {
-            Some(acceptor) => acceptor
-                .bootstrap(seeds, self.me.clone())
+            Some(acceptor) => change(acceptor, self.me.clone())
                 .map_err(|error| Failure::refused(format!("{}: {}", self.me, chain(&error)))),
             None => Err(Failure::refused(format!("the agent of {} is ending", self.me))),
         }
@@ -101,7 +123,10 @@ impl Seed {
 fn open_acceptor(state: &Path) -> Result<Acceptor<RedbStorage>> {
     let path = state.join(FILE);
     let failed = |error: &dyn std::error::Error| {
-        Failure::failed(format!("cannot take up this node's votes in {}: {}", path.display(), chain(error)))
+        let (path, why) = (path.display(), chain(error));
+        Failure::failed(format!(
+            "cannot take up this node's votes in {path}: {why}; see that its file system is writable and has room"
+        ))
     };
     let storage = RedbStorage::open(&path).map_err(|error| failed(&error))?;
     Acceptor::open(storage).map_err(|error| failed(&error))
