@@ -89,8 +89,10 @@ pub struct Space {
     registered: bool,
     /// The kernel's count of changes of the mappings at which `text` was read and all was registered.
     mappings_at: Option<u32>,
-    /// Mappings that cannot be tracked and need not be, because they can never be written.
-    unwritable: Vec<Range>,
+    /// Mappings that are not tracked and need not be, as long as `text` says the same of them: those that can never be
+    /// written, and reserved addresses. Registering those would give them page tables, gigabytes for the terabytes that some
+    /// runtimes reserve, and every scan would walk these.
+    untracked: Vec<Range>,
 }
 
 /// What a child takes over from its parent's space at the fork.
@@ -134,7 +136,7 @@ impl Space {
             whole: false,
             registered: false,
             mappings_at: None,
-            unwritable: Vec::new(),
+            untracked: Vec::new(),
         })
     }
 
@@ -158,38 +160,54 @@ impl Space {
         self.void.push(range);
     }
 
-    /// Registers what was mapped since the last call. It is fresh: all in it counts as written.
-    fn track_new(&mut self) -> io::Result<()> {
+    /// Registers what was mapped since the last call, by what `/proc/PID/maps` says. It is fresh: all in it counts as
+    /// written. Gives what was left out.
+    fn track_new(&mut self, lines: &[proc::MapsLine]) -> io::Result<Vec<Range>> {
         self.registered = true;
+        let mut left_out = Vec::new();
         for range in pagemap::unregistered(&self.pagemap, EVERYTHING)? {
-            for part in subtract(&subtract(&[range], &[WORKSPACE]), &self.unwritable) {
-                match self.tracker.register(part) {
-                    Ok(()) => {
-                        self.fresh.push(part);
-                        self.void.push(part);
-                    }
-                    // Mappings that can never be written (the kernel's own, shared read-only files): the range may
-                    // join one of those to others, so each mapping is tried by itself.
-                    Err(_) => self.track_each(part)?,
-                }
+            for part in subtract(&subtract(&[range], &[WORKSPACE]), &self.untracked) {
+                self.track_part(part, lines, &mut left_out)?;
             }
         }
-        Ok(())
+        Ok(left_out)
     }
 
-    fn track_each(&mut self, within: Range) -> io::Result<()> {
-        self.unwritable.clear();
-        let mut text = Vec::new();
-        proc::read_into(&mut self.maps, &mut text)?;
-        let lines = parse(&text)?;
-        for line in lines {
+    fn track_part(
+        &mut self,
+        within: Range,
+        lines: &[proc::MapsLine],
+        left_out: &mut Vec<Range>,
+    ) -> io::Result<()> {
+        // Neighbours in one call.
+        let mut wanted: Vec<Range> = Vec::new();
+        for line in lines.iter().filter(|line| line.end > within.start && line.start < within.end) {
             let Some(part) = Range::new(line.start, line.end).intersect(&within) else { continue };
-            let workspace = part.intersect(&WORKSPACE).is_some();
-            if !workspace && self.tracker.register(part).is_ok() {
+            if is_reserved(line) && pagemap::populated(&self.pagemap, part)?.is_empty() {
+                left_out.push(part);
+                continue;
+            }
+            match wanted.last_mut() {
+                Some(last) if last.end == part.start => last.end = part.end,
+                _ => wanted.push(part),
+            }
+        }
+        for part in wanted {
+            if self.tracker.register(part).is_ok() {
                 self.fresh.push(part);
                 self.void.push(part);
-            } else {
-                self.unwritable.push(part);
+                continue;
+            }
+            // Mappings that can never be written (the kernel's own, shared read-only files): the range may join one of
+            // those to others, so each mapping is tried by itself.
+            for line in lines {
+                let Some(part) = Range::new(line.start, line.end).intersect(&part) else { continue };
+                if self.tracker.register(part).is_ok() {
+                    self.fresh.push(part);
+                    self.void.push(part);
+                } else {
+                    left_out.push(part);
+                }
             }
         }
         Ok(())
@@ -199,10 +217,12 @@ impl Space {
     pub fn live_round(&mut self, pid: Pid) -> Result<()> {
         let what = || format!("copy the memory of process {pid} as it runs");
         self.merge_live_into_extra();
-        self.track_new().attempt(what)?;
         let mut text = Vec::new();
         proc::read_into(&mut self.maps, &mut text).attempt(what)?;
-        let layout = memory::interpret(pid, &parse(&text).attempt(what)?)?;
+        let lines = parse(&text).attempt(what)?;
+        let layout = memory::interpret(pid, &lines)?;
+        // What is left out now may be written the next moment: it is looked at again when the process stands still.
+        self.track_new(&lines).attempt(what)?;
         let written = pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
         let content = self.content_of(&written, &layout).attempt(what)?;
         self.void.clear();
@@ -260,17 +280,24 @@ impl Space {
         if mappings.is_some() && mappings == self.mappings_at {
             return Ok(None);
         }
-        let fresh = self.fresh.len();
-        self.track_new().attempt(what)?;
-        // Registering is a change itself, and an odd count is one that goes on.
-        let settled = fresh == self.fresh.len();
-        self.mappings_at = mappings.filter(|count| settled && count.is_multiple_of(2));
         let mut text = Vec::new();
         proc::read_into(&mut self.maps, &mut text).attempt(what)?;
-        if text == self.text {
+        let lines = parse(&text).attempt(what)?;
+        let changed = text != self.text;
+        if changed {
+            // Something else may be there now.
+            self.untracked.clear();
+        }
+        let fresh = self.fresh.len();
+        let left_out = self.track_new(&lines).attempt(what)?;
+        // Registering is a change itself, even where it fails, and an odd count is one that goes on.
+        let settled = fresh == self.fresh.len() && left_out.is_empty();
+        self.mappings_at = mappings.filter(|count| settled && count.is_multiple_of(2));
+        self.untracked.extend(left_out);
+        if !changed {
             return Ok(None);
         }
-        self.layout = memory::interpret(pid, &parse(&text).attempt(what)?)?;
+        self.layout = memory::interpret(pid, &lines)?;
         self.text = text;
         Ok(Some(self.layout.clone()))
     }
@@ -364,7 +391,8 @@ impl Space {
         self.extra.clear();
         self.whole = false;
         let mut unused = PageData::default();
-        self.track_new().attempt(what)?;
+        self.follow_mappings(pid, None)?;
+        self.text.clear();
         pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
         let mut delta = self.capture(pid, None, &mut unused)?;
         debug_assert!(unused.is_empty());
@@ -483,6 +511,11 @@ fn subtract_sorted(ranges: &[Range], holes: &[Range]) -> Vec<Range> {
         }
     }
     left
+}
+
+/// Private addresses without any access. If nothing is in them either, nothing can be until that changes.
+fn is_reserved(line: &proc::MapsLine) -> bool {
+    !(line.read || line.write || line.execute || line.shared) && line.inode == 0
 }
 
 fn parse(text: &[u8]) -> io::Result<Vec<proc::MapsLine>> {
