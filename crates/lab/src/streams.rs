@@ -213,11 +213,8 @@ impl Scenario<'_> {
         let mut kills = Vec::new();
         for number in 1..=plan.kills {
             let spread = KILL_AFTER_MS.end - KILL_AFTER_MS.start;
-            thread::sleep(Duration::from_millis(choices.below(spread)));
-            traffic.set_protected(false);
-            thread::sleep(Duration::from_millis(KILL_AFTER_MS.start));
+            thread::sleep(Duration::from_millis(KILL_AFTER_MS.start + choices.below(spread)));
             let (kill, now) = self.kill(number, &workload, &traffic)?;
-            traffic.set_protected(true);
             kills.push(kill);
             workload = now;
         }

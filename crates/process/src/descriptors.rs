@@ -7,7 +7,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{Shutdown, shutdown};
 
 use tracing::warn;
 
@@ -29,6 +32,11 @@ const TCP_CLOSE_WAIT: u8 = 8;
 const TCP_CLOSED: u8 = 7;
 const TCP_TIME_WAIT: u8 = 6;
 const TCP_FIN_WAIT2: u8 = 5;
+/// How long a close may take from its notice on: some microseconds, unless its thread waits for a processor. After that the
+/// descriptor is taken to stay open.
+const CLOSING: Duration = Duration::from_secs(1);
+/// How often connections that were closed are asked, between checkpoints, whether they are at their end.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// `O_CLOEXEC` as fdinfo shows it (`fcntl.h`, octal).
 const CLOSE_ON_EXEC: i32 = libc::O_CLOEXEC;
 /// `net.ipv4.tcp_pingpong_thresh`, and its default (`tcp_sk_init`, net/ipv4/tcp_ipv4.c).
@@ -85,6 +93,21 @@ struct Entry {
     holders: Vec<Holder>,
 }
 
+/// Our duplicate of a TCP socket that the workload is about to close, or has just closed.
+#[derive(Debug)]
+struct Stray {
+    fd: OwnedFd,
+    /// Where it is being closed: the host's process id, and the number.
+    closing: (Tid, i32),
+    since: Instant,
+}
+
+impl Stray {
+    fn inode(&self) -> Option<u64> {
+        nix::sys::stat::fstat(&self.fd).ok().map(|stat| stat.st_ino)
+    }
+}
+
 impl Entry {
     fn new(kind: Kind, link: String) -> Self {
         Self {
@@ -114,8 +137,13 @@ pub struct Descriptors {
     entries: BTreeMap<ObjectId, Entry>,
     /// What stands for the content of a pipe, by its inode.
     pipes: HashMap<u64, (ObjectId, Option<Object>)>,
-    /// Taken at a close before the socket was ever in a checkpoint.
-    strays: Vec<OwnedFd>,
+    /// There are captures.
+    capturing: bool,
+    /// Being closed, and not done yet.
+    strays: Vec<Stray>,
+    settle_at: Instant,
+    /// When those that were closed are next asked whether they still need us.
+    look_again: Instant,
     /// By host process id, where the kernel lists open files; empty where it does not.
     tables: HashMap<Tid, Table>,
     next: u64,
@@ -125,8 +153,6 @@ pub struct Descriptors {
     injector: Injector,
     /// Connections that have come to have a descriptor since this was last asked.
     arrived: Vec<(SocketAddr, SocketAddr)>,
-    /// Whether there are captures at all. Without, nothing may be held: nobody would end a held connection.
-    active: bool,
 }
 
 impl std::fmt::Debug for Descriptors {
@@ -143,14 +169,16 @@ impl Descriptors {
             scratch,
             entries: BTreeMap::new(),
             pipes: HashMap::new(),
+            capturing: false,
             strays: Vec::new(),
+            settle_at: Instant::now(),
+            look_again: Instant::now(),
             tables: HashMap::new(),
             next: 1,
             pingpong_threshold: PINGPONG_THRESHOLD,
             unframed: Vec::new(),
             injector: Injector::new(),
             arrived: Vec::new(),
-            active: false,
         }
     }
 
@@ -176,28 +204,103 @@ impl Descriptors {
 
     /// A duplicate of a connection that the workload has already closed: kept until all is acknowledged.
     pub(crate) fn adopt_orphan(&mut self, fd: OwnedFd) {
-        self.strays.push(fd);
+        let inode = nix::sys::stat::fstat(&fd).map_or(0, |stat| stat.st_ino);
+        self.insert_orphan(fd, inode);
     }
 
-    /// There will be no captures. Dropping a duplicate of a connection that the workload has closed closes it; the kernel
-    /// sees to the rest, as for any program.
+    /// There will be no captures until there is a new backup. What lives on without a descriptor is held for it.
     pub(crate) fn stop(&mut self) {
-        self.active = false;
-        self.strays.clear();
-        self.entries.clear();
+        self.capturing = false;
+        self.entries.retain(|_, entry| entry.socket.as_ref().is_some_and(|socket| socket.orphan));
         self.pipes.clear();
+    }
+
+    /// Whether [`Descriptors::settle`] has something to wait for.
+    pub(crate) fn is_closing(&self) -> bool {
+        !self.strays.is_empty()
+    }
+
+    /// While the workload runs: ends the connections that it has closed since, where nobody else in the tree has them, and
+    /// lets go of those that need us no more.
+    pub(crate) fn settle(&mut self, processes: &BTreeMap<Pid, Process>) {
+        if !self.strays.is_empty() && Instant::now() >= self.settle_at {
+            self.settle_strays(processes);
+        }
+        if Instant::now() >= self.look_again {
+            self.look_again = Instant::now() + LOOK_AGAIN;
+            self.entries.retain(|_, entry| {
+                let orphan = entry.socket.as_ref().filter(|socket| socket.orphan);
+                orphan.is_none_or(|socket| still_ends(socket.fd.as_fd()))
+            });
+        }
+    }
+
+    fn settle_strays(&mut self, processes: &BTreeMap<Pid, Process>) {
+        let mut open: HashMap<Tid, Vec<OpenFile>> = HashMap::new();
+        // A descriptor can be on its way between two processes, in no table: only over a socket that is not TCP.
+        let mut may_travel = false;
+        for process in processes.values() {
+            // One that cannot be listed may hold anything. It is ending, or the kernel lists nothing: the next checkpoint
+            // finds what nobody holds.
+            let Ok(Some(files)) = self.list(process) else { return self.give_up_strays() };
+            may_travel |= files.iter().any(|file| file.is_socket && file.tcp.is_none());
+            open.insert(process.host, files);
+        }
+        if may_travel {
+            return self.give_up_strays();
+        }
+        let now = Instant::now();
+        for stray in std::mem::take(&mut self.strays) {
+            let Some(inode) = stray.inode() else { continue };
+            let (host, fd) = stray.closing;
+            let is_there =
+                |open: &Vec<OpenFile>| open.iter().any(|file| (file.fd, file.inode) == (fd, inode));
+            let under_way = open.get(&host).is_some_and(is_there);
+            if under_way && now - stray.since < CLOSING {
+                self.strays.push(stray);
+            } else if !open.values().flatten().any(|file| file.inode == inode) {
+                self.bury(stray.fd, inode);
+            }
+        }
+    }
+
+    /// While there are captures, the next one decides. While there are none nobody would: then the close is the workload's
+    /// own, as without us.
+    fn give_up_strays(&mut self) {
+        if !self.capturing {
+            self.strays.clear();
+        }
+        self.settle_at = Instant::now() + LOOK_AGAIN;
+    }
+
+    /// Does what the workload's close would have done, had our duplicate not been there, and keeps it until all that was
+    /// said is acknowledged.
+    fn bury(&mut self, fd: OwnedFd, inode: u64) {
+        if !outlives_close(fd.as_fd()) {
+            return;
+        }
+        // One that the peer has reset meanwhile says so, and needs no more.
+        let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
+        self.insert_orphan(fd, inode);
+    }
+
+    fn insert_orphan(&mut self, fd: OwnedFd, inode: u64) {
+        let id = self.next_object();
+        let mut entry = Entry::new(Kind::Tcp { inode }, format!("socket:[{inode}]"));
+        entry.socket = Some(Socket { orphan: true, ..Socket::new(fd) });
+        self.entries.insert(id, entry);
     }
 
     /// Everything is new to the next backup.
     pub(crate) fn begin_whole(&mut self) {
-        self.active = true;
+        self.capturing = true;
         // Of the namespace that the calling thread is in. A kernel without the setting has the default.
         let threshold = std::fs::read_to_string(PINGPONG_SYSCTL).ok();
         self.pingpong_threshold =
             threshold.and_then(|text| text.trim().parse().ok()).unwrap_or(PINGPONG_THRESHOLD);
         let old = std::mem::take(&mut self.entries);
         let orphans = old.into_values().filter_map(|entry| entry.socket).filter(|socket| socket.orphan);
-        self.strays.extend(orphans.map(|socket| socket.fd));
+        orphans.for_each(|socket| self.adopt_orphan(socket.fd));
         self.pipes.clear();
         self.scratch.forget();
     }
@@ -217,9 +320,6 @@ impl Descriptors {
 
     /// A descriptor is about to be closed. True if its connection lives on and must soon be in a checkpoint.
     pub(crate) fn release(&mut self, process: &Process, fd: i32) -> bool {
-        if !self.active {
-            return false;
-        }
         // The number may be another connection's than at the last checkpoint: servers give it away again at once.
         let link = proc::descriptor_link(process.host, fd).ok();
         let is_still = |row: &&Row| row.descriptor.fd == fd && Some(&row.link) == link.as_ref();
@@ -227,22 +327,24 @@ impl Descriptors {
         if let Some(id) = known
             && let Some(entry) = self.entries.get_mut(&id)
         {
-            let Some(socket) = &entry.socket else { return false };
-            if outlives_close(socket.fd.as_fd()) {
-                return true;
-            }
-            entry.socket = None;
-            return false;
+            // Without it, the workload's close is the last one and does what it always does.
+            let Some(socket) = entry.socket.take() else { return false };
+            return self.hold(socket.fd, process, fd);
         }
         // Never in a checkpoint: opened and closed within this epoch.
         let Ok(duplicate) = task::take_descriptor(process.pidfd.as_fd(), fd) else { return false };
         let is_tcp =
             sys::socket_option(duplicate.as_fd(), libc::SO_PROTOCOL).is_ok_and(|p| p == libc::IPPROTO_TCP);
-        if is_tcp && outlives_close(duplicate.as_fd()) {
-            self.strays.push(duplicate);
-            return true;
+        is_tcp && self.hold(duplicate, process, fd)
+    }
+
+    fn hold(&mut self, duplicate: OwnedFd, process: &Process, fd: i32) -> bool {
+        let needed = outlives_close(duplicate.as_fd());
+        if needed {
+            let closing = (process.host, fd);
+            self.strays.push(Stray { fd: duplicate, closing, since: Instant::now() });
         }
-        false
+        needed
     }
 
     /// All descriptors of a process are about to be closed.
@@ -446,37 +548,29 @@ impl Descriptors {
 
     /// Objects that nobody holds any more are gone, but for connections with something left to say.
     fn find_orphans(&mut self) -> Result<()> {
-        for fd in std::mem::take(&mut self.strays) {
-            let inode = nix::sys::stat::fstat(&fd).attempt(|| "stat a socket".into())?.st_ino;
-            // A duplicate elsewhere in the tree keeps the connection open: not an orphan.
-            if self.entries.values().any(|entry| matches!(entry.kind, Kind::Tcp { inode: i } if i == inode)) {
-                continue;
+        for stray in std::mem::take(&mut self.strays) {
+            let Some(inode) = stray.inode() else { continue };
+            // Not closed yet, or a duplicate elsewhere in the tree keeps the connection open: not an orphan.
+            if !self.entries.values().any(|entry| matches!(entry.kind, Kind::Tcp { inode: i } if i == inode))
+            {
+                self.bury(stray.fd, inode);
             }
-            let id = self.next_object();
-            let mut entry = Entry::new(Kind::Tcp { inode }, format!("socket:[{inode}]"));
-            entry.socket = Some(Socket::new(fd));
-            self.entries.insert(id, entry);
         }
         self.entries.retain(|_, entry| {
             if !entry.holders.is_empty() {
                 return true;
             }
             let Some(socket) = &mut entry.socket else { return false };
-            if !socket.orphan {
-                if !outlives_close(socket.fd.as_fd()) {
-                    return false;
-                }
-                // What the workload's close would have done, had ours not been there.
-                let _ = nix::sys::socket::shutdown(
-                    std::os::fd::AsRawFd::as_raw_fd(&socket.fd),
-                    nix::sys::socket::Shutdown::Both,
-                );
-                socket.orphan = true;
-                return true;
+            if socket.orphan {
+                return still_ends(socket.fd.as_fd());
             }
-            // In FIN_WAIT2 all that we said has been acknowledged; the kernel needs no help with the rest.
-            tcp_repair::info(socket.fd.as_fd())
-                .is_ok_and(|info| !matches!(info.state, TCP_CLOSED | TCP_TIME_WAIT | TCP_FIN_WAIT2))
+            // Closed without a notice.
+            if !outlives_close(socket.fd.as_fd()) {
+                return false;
+            }
+            let _ = shutdown(socket.fd.as_raw_fd(), Shutdown::Both);
+            socket.orphan = true;
+            true
         });
         Ok(())
     }
@@ -657,6 +751,13 @@ fn outlives_close(socket: BorrowedFd<'_>) -> bool {
     let has_fin_to_send =
         || tcp_repair::info(socket).is_ok_and(|info| matches!(info.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT));
     tcp_repair::unacknowledged(socket).is_ok_and(|bytes| bytes > 0) || has_fin_to_send()
+}
+
+/// Whether a connection that was closed still has to be held. In FIN_WAIT2 all that we said has been acknowledged; the
+/// kernel needs no help with the rest.
+fn still_ends(socket: BorrowedFd<'_>) -> bool {
+    tcp_repair::info(socket)
+        .is_ok_and(|info| !matches!(info.state, TCP_CLOSED | TCP_TIME_WAIT | TCP_FIN_WAIT2))
 }
 
 fn status_flags(socket: BorrowedFd<'_>) -> Result<StatusFlags> {

@@ -37,6 +37,9 @@ use crate::sys::uffd::{self, Tracker};
 /// How long the first exec may take: a program of hundreds of megabytes on a cold disk.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
+/// While a connection is being closed, how soon it is looked whether it has been.
+const CLOSING: Duration = Duration::from_millis(1);
+
 /// What a thread is doing, as far as its tracer is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Running {
@@ -270,6 +273,7 @@ impl Workload {
                     fds.push(PollFd::new(space.tracker.as_fd(), PollFlags::POLLIN));
                 }
             }
+            let limit = if self.descriptors.is_closing() { limit.min(CLOSING) } else { limit };
             // ppoll takes nanoseconds; a wait in whole milliseconds would round a short one to nothing.
             let limit = nix::sys::time::TimeSpec::from_duration(limit);
             match nix::poll::ppoll(&mut fds, Some(limit), None) {
@@ -277,7 +281,11 @@ impl Workload {
                 Err(error) => return Err(error).attempt(|| "wait for the workload".into()),
             }
         }
-        self.drain()
+        self.drain()?;
+        if !self.freezing {
+            self.descriptors.settle(&self.processes);
+        }
+        Ok(())
     }
 
     /// Handles everything that has happened so far.
@@ -665,7 +673,8 @@ impl Workload {
         }
     }
 
-    /// No backup needs anything any more: what was held for captures is let go.
+    /// No backup needs anything any more: what was held for captures is let go, but for connections that are closed and at
+    /// work, which the next backup will want.
     pub fn stop_capturing(&mut self) {
         self.descriptors.stop();
     }

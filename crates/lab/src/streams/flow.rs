@@ -23,7 +23,6 @@ const OPENERS: usize = 4;
 const OPENER_PACE: Duration = Duration::from_millis(3);
 /// After a transfer that failed: what fails at once would fill the findings otherwise.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// The first findings of a flow are kept in words; all are counted.
 const FINDINGS_KEPT: usize = 10;
 
@@ -87,12 +86,6 @@ impl Kind {
         (self == Kind::LeftBehind).then_some(16 << 10)
     }
 
-    /// Whether transfers begin only while the service is protected: a connection that is closed while it is not is
-    /// known to nobody but the kernel of its host, and dies with it (decision 7, "Not covered").
-    fn wants_protection(self) -> bool {
-        self == Kind::LeftBehind
-    }
-
     fn transfer(self, bulk: &Bulk<'_>, seed: u64) -> Result<Transfer, ClientError> {
         match self {
             Kind::Download | Kind::LongDownload => bulk.download(self.length(), seed),
@@ -133,7 +126,6 @@ struct Meter {
 #[derive(Default)]
 struct Orders {
     stop: AtomicBool,
-    is_protected: AtomicBool,
 }
 
 pub(super) struct Traffic {
@@ -159,7 +151,6 @@ impl Traffic {
     ) -> io::Result<Traffic> {
         let opener = Opener::start(Some(from), to, OPENERS, OPENER_PACE)?;
         let mut traffic = Traffic { orders: Arc::default(), flows: Vec::new(), redis, clients, opener };
-        traffic.set_protected(true);
         for (number, kind) in FLOWS.into_iter().enumerate() {
             let running = traffic.start_flow(from, to, number as u64, kind)?;
             traffic.flows.push(running);
@@ -183,12 +174,6 @@ impl Traffic {
             };
             // No two transfers have a byte in common at the same place.
             for seed in (number << 32).. {
-                while kind.wants_protection()
-                    && !orders.is_protected.load(Ordering::Relaxed)
-                    && !orders.stop.load(Ordering::Relaxed)
-                {
-                    thread::sleep(LOOK_EVERY);
-                }
                 if orders.stop.load(Ordering::Relaxed) {
                     break;
                 }
@@ -203,11 +188,6 @@ impl Traffic {
             }
         })?;
         Ok(Running { flow, meter, worker })
-    }
-
-    /// Whether the service is protected. It is to be said some time before it no longer is.
-    pub(super) fn set_protected(&self, is_protected: bool) {
-        self.orders.is_protected.store(is_protected, Ordering::Relaxed);
     }
 
     pub(super) fn streams(&self) -> usize {

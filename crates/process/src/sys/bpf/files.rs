@@ -35,6 +35,7 @@ pub struct OpenFile {
     pub inode: u64,
     /// As `F_GETFL` says.
     pub flags: i32,
+    pub is_socket: bool,
     pub tcp: Option<TcpNumbers>,
 }
 
@@ -71,8 +72,8 @@ pub struct TcpNumbers {
 /// What the program says of a descriptor: these places, in the machine's byte order.
 mod place {
     pub const FD: usize = 0;
-    /// 1 if it is a TCP socket.
-    pub const IS_TCP: usize = 4;
+    /// What kind of file, of those below.
+    pub const KIND: usize = 4;
     pub const FILE: usize = 8;
     pub const INODE: usize = 16;
     pub const FLAGS: usize = 24;
@@ -84,6 +85,10 @@ mod place {
     pub const WORDS: usize = 36;
     pub const SIZE: usize = 120;
 }
+
+/// What stands at `place::KIND`; 0 is anything else.
+const SOCKET: u32 = 1;
+const TCP_SOCKET: u32 = 2;
 
 /// Members of `tcp_sock` that are copied as they are.
 const WORDS: [&str; 20] = [
@@ -182,7 +187,7 @@ fn parse(record: &[u8]) -> OpenFile {
     let word = |at| u32::from_ne_bytes(bytes(record, at));
     let double = |at| u64::from_ne_bytes(bytes(record, at));
     let number = |index: usize| word(place::WORDS + 4 * index);
-    let tcp = (word(place::IS_TCP) == 1).then(|| TcpNumbers {
+    let tcp = (word(place::KIND) == TCP_SOCKET).then(|| TcpNumbers {
         state: record[place::STATE],
         shutdown: record[place::SHUTDOWN],
         pingpong: record[place::PINGPONG],
@@ -212,6 +217,7 @@ fn parse(record: &[u8]) -> OpenFile {
         file: double(place::FILE),
         inode: double(place::INODE),
         flags: word(place::FLAGS) as i32,
+        is_socket: word(place::KIND) != 0,
         tcp,
     }
 }
@@ -243,6 +249,7 @@ fn assemble(layout: &Layout<'_>) -> Result<Vec<Instruction>, Unavailable> {
     program.move_register(R1, R7);
     program.call_helper(SOCK_FROM_FILE);
     program.jump_if(R0, If::Equal, 0, write);
+    program.store_immediate(Width::Word, R10, at(place::KIND), SOCKET as i32);
     copy(&mut program, SCRATCH, 8, R0, member("socket", "sk")?);
     program.load(Width::Double, R8, R10, SCRATCH);
     program.jump_if(R8, If::Equal, 0, write);
@@ -251,7 +258,7 @@ fn assemble(layout: &Layout<'_>) -> Result<Vec<Instruction>, Unavailable> {
         program.load(Width::Half, R1, R10, SCRATCH);
         program.jump_if(R1, If::NotEqual, wanted, write);
     }
-    program.store_immediate(Width::Word, R10, at(place::IS_TCP), 1);
+    program.store_immediate(Width::Word, R10, at(place::KIND), TCP_SOCKET as i32);
     copy(&mut program, at(place::STATE), 1, R8, member("sock", "__sk_common.skc_state")?);
     copy(&mut program, at(place::SHUTDOWN), 1, R8, member("sock", "sk_shutdown")?);
     copy(&mut program, at(place::PINGPONG), 1, R8, member("tcp_sock", "inet_conn.icsk_ack.pingpong")?);
@@ -337,7 +344,10 @@ mod tests {
         let key = |file: &std::fs::File| (of(&files, file).file, of(&files, file).inode);
         assert_eq!(key(&one), key(&duplicate));
         assert_ne!(key(&one), key(&other));
-        assert!(of(&files, &one).tcp.is_none());
+        assert!(of(&files, &one).tcp.is_none() && !of(&files, &one).is_socket);
+        let (unix, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let seen = of(&own_files(), &unix);
+        assert!(seen.is_socket && seen.tcp.is_none());
         assert_eq!(of(&files, &one).flags & libc::O_ACCMODE, libc::O_RDONLY);
     }
 
