@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use outlive_cluster::Holder;
+use outlive_fault::{Point, point};
 use outlive_net::{InputSink, Moment};
 use outlive_process::space::PageData;
 use outlive_stream::Compression;
@@ -203,23 +204,28 @@ fn send(
         if now.since(beaten) >= beat {
             Heartbeat { time: now.as_nanos() }.send(&mut frames).map_err(|error| error.to_string())?;
             beaten = now;
+            point(Point::LinkBeaten);
         }
         match queue.recv_timeout(beat) {
             Ok(Outgoing::Epoch { id, content, pages }) => {
                 let at = Moment::now();
                 let content = postcard::to_stdvec(&content).map_err(|error| error.to_string())?;
                 epochs.begin(&mut frames, id).map_err(|error| error.to_string())?;
+                point(Point::LinkBegun);
                 epochs.chunk(&mut frames, CONTENT, &[&content]).map_err(|error| error.to_string())?;
+                point(Point::LinkHalfSent);
                 let slices: Vec<&[u8]> = pages.slices().collect();
                 if !slices.is_empty() {
                     epochs.chunk(&mut frames, PAGES, &slices).map_err(|error| error.to_string())?;
                 }
                 let seal = epochs.commit(&mut frames).map_err(|error| error.to_string())?;
+                point(Point::LinkSealed);
                 tell(LinkEvent::Sent { seal, at });
             }
             Ok(Outgoing::Input { epoch, frame }) => {
                 send_input(&mut frames, &[&epoch.to_le_bytes(), &frame])
                     .map_err(|error| error.to_string())?;
+                point(Point::LinkInputCopied);
             }
             Ok(Outgoing::Beat) => {
                 Heartbeat { time: Moment::now().as_nanos() }
@@ -251,7 +257,10 @@ fn listen(
             last = Instant::now();
         }
         match received {
-            Ok(Received::Ack(ack)) => tell(LinkEvent::Acknowledged(ack)),
+            Ok(Received::Ack(ack)) => {
+                point(Point::LinkAcknowledged);
+                tell(LinkEvent::Acknowledged(ack));
+            }
             Ok(Received::Heartbeat(beat)) => tell(LinkEvent::Alive { since: Moment::from_nanos(beat.time) }),
             Ok(_) => return "the backup sent what a backup does not send".into(),
             Err(error) if error.is_timeout() && !watch.is_over(last) => {}

@@ -26,7 +26,7 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
 use outlive_stream::tls::Identity;
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
@@ -70,6 +70,9 @@ pub fn run(config: &Path) -> Result<()> {
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| ends.add(signal));
     ends.thread_block().or_failed(|| "block signals".to_owned())?;
 
+    if outlive_fault::ENABLED {
+        warn!("this program was built for tests, which can make it die: do not use it");
+    }
     let supervisor = ["/proc/self/exe", "supervise"].map(OsString::from).to_vec();
     let running = start(config, supervisor)?;
     let (node, listen) = (&running.agent.config.node, running.agent.config.listen);
