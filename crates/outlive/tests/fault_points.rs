@@ -8,7 +8,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use outlive_fault::Point;
-use outlive_lab::{Direction, Host};
+use outlive_lab::{Direction, Host, HostProcess};
 use support::faults::{Act, arm, die, disarm, hit_of};
 use support::redis::{NAME, Pair, Redis};
 use support::{done, until};
@@ -85,15 +85,15 @@ fn points(wanted: &[Scenario]) -> Vec<(Point, Scenario, u64)> {
     all.filter(|(_, scenario, _)| wanted.contains(scenario)).collect()
 }
 
-/// What makes a step be taken that would not be by itself.
-fn provoke(redis: &Redis, pair: &Pair, point: Point, scenario: Scenario) {
+/// Makes a step be taken that would not be by itself. What has to run until it is, if anything.
+fn provoke(redis: &Redis, pair: &Pair, point: Point, scenario: Scenario) -> Option<HostProcess> {
     match scenario {
         Scenario::Primary if point == Point::PrimaryLiveRound => {
             // Writes 8 MiB again and again: more pages in an epoch than are copied without a live round.
             let script = "redis.call('SET', 'burst', string.rep('x', 8388608)) return 'done'";
             let host = redis.target.ip().to_string();
             let burst = ["redis-cli", "-h", &host, "-r", "100", "-i", "0.05", "EVAL", script, "0"];
-            redis.client.spawn(burst).unwrap();
+            return Some(redis.client.spawn(burst).unwrap());
         }
         Scenario::Primary | Scenario::Backup => {}
         Scenario::Losing | Scenario::Copying | Scenario::Joined => redis.kill_supervisor(&pair.backup),
@@ -105,6 +105,7 @@ fn provoke(redis: &Redis, pair: &Pair, point: Point, scenario: Scenario) {
         }
         Scenario::Seed => drop(redis.host(&pair.primary).power_off().unwrap()),
     }
+    None
 }
 
 /// The hosts of which one will take the step.
@@ -136,9 +137,11 @@ fn take<'a>(redis: &'a Redis, (point, scenario, nth): (Point, Scenario, u64), ac
             });
             continue;
         }
-        provoke(redis, &pair, point, scenario);
+        let provoking = provoke(redis, &pair, point, scenario);
         let begun = Instant::now();
-        match hit_of(&takers, TAKEN) {
+        let hit = hit_of(&takers, TAKEN);
+        provoking.inspect(|process| process.kill().unwrap());
+        match hit {
             Some(host) => {
                 let took = begun.elapsed().as_millis();
                 println!("{:<24} {act:?} on {} after {took} ms", point.name(), host.name());
@@ -204,6 +207,7 @@ fn r1_output_rule_a_backup_may_die_at_any_step_of_an_epoch_and_of_a_first_copy()
     let mut redis = Redis::start("backup");
     for step in points(&[Scenario::Backup, Scenario::Hosting]) {
         crash(&redis, step, Act::Freeze);
+        crash(&redis, step, Act::Kill);
     }
     // An agent that dies while it is asked for something costs what it was asked for (R4).
     for step in points(&[Scenario::HostingAgent]) {
