@@ -5,6 +5,7 @@
 
 pub mod faults;
 pub mod redis;
+pub mod watch;
 
 use std::fs;
 use std::path::{Path, PathBuf};

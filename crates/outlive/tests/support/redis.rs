@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use outlive_epoch::control::{self, Side, State, Status};
 use outlive_lab::client::redis::{Load, RedisClient};
-use outlive_lab::{Host, NetNs};
+use outlive_lab::{Host, HostProcess, NetNs};
 
 use super::{Cluster, PATIENCE, done, until};
 
@@ -43,6 +43,8 @@ pub struct Pair {
 pub struct Redis {
     pub cluster: Cluster,
     pub client: Host,
+    /// As they were first started, in the order of the nodes.
+    pub agents: Vec<HostProcess>,
     pub target: SocketAddr,
     address: Ipv4Addr,
     clients: Option<RedisClient>,
@@ -58,11 +60,11 @@ impl Redis {
             .iter()
             .for_each(|host| cluster.configure(host, &format!("detection_ms = {DETECTION_MS}")));
         let client = cluster.lab.client("client").unwrap();
-        cluster.start_all();
+        let agents = cluster.start_all();
         cluster.bootstrap();
         let address = cluster.lab.free_address().unwrap();
         let target = SocketAddr::from((address, PORT));
-        Redis { cluster, client, target, address, clients: None, openers: None }
+        Redis { cluster, client, agents, target, address, clients: None, openers: None }
     }
 
     /// Started on the first node, protected, and under load.
