@@ -57,7 +57,7 @@ points! {
     PrimaryAcknowledged = "primary.acknowledged",
     /// A batch was found free to leave, no frame of it has left.
     PlugFresh = "plug.fresh",
-    /// The first frame of a batch has left.
+    /// The first frame of a batch has left, and there are more.
     PlugFirstFrame = "plug.first-frame",
     /// All frames of the epoch have left, its standard output is not written.
     PrimaryReleased = "primary.released",

@@ -56,7 +56,8 @@ fn scenario(point: Point) -> (Scenario, u64) {
         PrimaryInputOpen | PrimaryThawed | PrimaryQueued => (Primary, 5),
         LinkBegun | LinkHalfSent | LinkSealed | LinkAcknowledged | LinkBeaten => (Primary, 3),
         PrimaryAcknowledged | PlugFresh | PrimaryReleased | PrimaryLogged => (Primary, 9),
-        PlugFirstFrame | LinkInputCopied => (Primary, 40),
+        PlugFirstFrame => (Primary, 5),
+        LinkInputCopied => (Primary, 40),
         BackupHalfReceived | BackupReceived | BackupHeld | BackupAcknowledged => (Backup, 11),
         BackupInputKept => (Backup, 50),
         BackupBeaten | BackupApplying | BackupHalfApplied | BackupApplied => (Backup, 2),
@@ -122,7 +123,7 @@ fn takers<'a>(redis: &'a Redis, pair: &Pair, scenario: Scenario) -> Vec<&'a Host
 }
 
 /// Makes a step be taken on a protected workload, and something happen there. Returns who had it, and whose host it is.
-fn take<'a>(redis: &'a Redis, (point, scenario, nth): (Point, Scenario, u64), act: Act) -> (Pair, &'a Host) {
+fn take(redis: &Redis, (point, scenario, nth): (Point, Scenario, u64), act: Act) -> (Pair, &Host) {
     // On a busy machine a pair comes apart now and then by itself: then the roles are others, once.
     for _ in 0..3 {
         let pair = redis.protected();

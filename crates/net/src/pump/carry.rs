@@ -335,9 +335,10 @@ impl Shared {
             if found == Batch::Ready && !plug.is_exposed() {
                 point(Point::PlugFresh);
             }
-            for frame in batch.drain(..) {
+            let all = batch.len();
+            for (number, frame) in batch.drain(..).enumerate() {
                 self.send(&frame);
-                if !plug.is_exposed() {
+                if number == 0 && all > 1 && !plug.is_exposed() {
                     point(Point::PlugFirstFrame);
                 }
             }
