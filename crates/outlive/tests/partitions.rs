@@ -179,7 +179,7 @@ fn r4_agents_may_die_seed_nodes_restart_while_protection_goes_on() {
     redis.must_be_clean();
 }
 
-/// A seed node that has forgotten its votes has none.
+/// A seed node that has forgotten its votes has none, until the others have taught it.
 #[test]
 fn r5_silence_is_not_consent_a_seed_node_that_forgot_does_not_vote() {
     let mut redis = Redis::start("forgot");
@@ -200,6 +200,17 @@ fn r5_silence_is_not_consent_a_seed_node_that_forgot_does_not_vote() {
     let now = redis.protected();
     assert_eq!(now.primary, pair.backup);
 
+    // Taught, it votes: the next failover needs its vote.
+    until("it votes again", || {
+        let standings = redis.cluster.standings(&now.primary);
+        standings.iter().any(|(node, standing)| *node == third && standing == "voting")
+    });
+    redis.protected();
+    let now = redis.protected();
+    redis.host(&now.primary).power_off().unwrap();
+    redis.must_go_on();
+    redis.power_on(&now.primary);
+    redis.protected();
     redis.must_be_clean();
 }
 

@@ -98,7 +98,7 @@ fn standing_of(agent: &Agent, node: &str) -> Result<Standing> {
     }
 }
 
-fn standings(agent: &Agent, nodes: &[String]) -> Vec<(String, Result<Standing>)> {
+pub fn standings(agent: &Agent, nodes: &[String]) -> Vec<(String, Result<Standing>)> {
     agent.peers.ask_all(nodes.iter().map(String::as_str), |node| standing_of(agent, node))
 }
 

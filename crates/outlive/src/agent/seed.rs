@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use outlive_cluster::{
-    Acceptor, NodeName, Outcome, RedbStorage, Register, Request, Response, Seeds, Transition, WorkloadName,
+    Acceptor, Lesson, MembershipError, NodeName, Outcome, RedbStorage, Register, Request, Response, Seeds,
+    Transition, WorkloadName,
 };
 use outlive_epoch::arbiter::Arbiter;
 use outlive_fault::{Point, point};
@@ -75,10 +76,31 @@ impl Seed {
                 self.me
             )));
         }
+        self.change(|acceptor| acceptor.bootstrap(seeds, self.me.clone()))
+    }
+
+    pub fn name(&self) -> &NodeName {
+        &self.me
+    }
+
+    /// Belongs to a cluster again, after its votes were lost; without a vote until it is taught.
+    pub fn rejoin(&self, seeds: Seeds) -> Result<()> {
+        self.change(|acceptor| acceptor.rejoin(seeds, self.me.clone()))
+    }
+
+    /// Votes from now on, and stands by what it was taught.
+    pub fn take_lesson(&self, lesson: Lesson) -> Result<()> {
+        self.change(|acceptor| acceptor.take_lesson(lesson))
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&mut Acceptor<RedbStorage>) -> std::result::Result<(), MembershipError>,
+    ) -> Result<()> {
         match self.acceptor()?.as_mut() {
-            Some(acceptor) => acceptor
-                .bootstrap(seeds, self.me.clone())
-                .map_err(|error| Failure::refused(format!("{}: {}", self.me, chain(&error)))),
+            Some(acceptor) => {
+                change(acceptor).map_err(|error| Failure::refused(format!("{}: {}", self.me, chain(&error))))
+            }
             None => Err(Failure::refused(format!("the agent of {} is ending", self.me))),
         }
     }
