@@ -166,7 +166,7 @@ fn crash(redis: &Redis, step: (Point, Scenario, u64), act: Act) {
     }
     if step.1 == Scenario::Seed {
         // The backup alone is no majority: it must wait, and keep what it has (R5).
-        std::thread::sleep(STALL);
+        redis.must_wait(STALL);
         let waiting = redis.status(&pair.backup).expect("the backup keeps the state");
         assert_eq!(waiting.role, outlive_epoch::control::Side::Backup, "{waiting:?}");
         redis.power_on(&pair.primary);

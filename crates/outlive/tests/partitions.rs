@@ -6,7 +6,7 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use outlive_epoch::control::Side;
+use outlive_epoch::control::{Side, State};
 use outlive_fault::Point;
 use outlive_lab::pattern::Choices;
 use outlive_lab::{Direction, Host};
@@ -81,6 +81,32 @@ fn r2_one_voice_a_host_may_be_cut_off_from_the_others_and_not_from_clients() {
         let spoke = said.iter().find(|one| one.port == port && time.contains(&one.at));
         assert!(spoke.is_none(), "the host at {port} spoke while another did: {spoke:?}");
     }
+}
+
+/// What the checks of frames rest on.
+#[test]
+fn a_second_voice_is_noticed() {
+    let begun = Instant::now();
+    let later = begun + APART;
+    let one = |at, port: &str, sequence, acknowledgement, payload: &[u8]| Said {
+        at,
+        port: port.to_owned(),
+        client_port: 1,
+        sequence,
+        acknowledgement,
+        payload: payload.to_vec(),
+    };
+    let said = vec![one(begun, "port0", 10, 5, b"abcd"), one(later, "port1", 12, 7, b"cdef")];
+    let late = |sequence, acknowledgement, payload: &[u8]| {
+        let mut said = said.clone();
+        said.push(one(later, "port0", sequence, acknowledgement, payload));
+        std::panic::catch_unwind(|| late_segments(&said, "port0", later)).ok()
+    };
+    assert_eq!(late_segments(&said, "port0", later), 0);
+    assert_eq!(late(10, 6, b"abcdef"), Some(1), "all of it is known to the successor");
+    assert_eq!(late(12, 5, b"cdxx"), None, "it says something else");
+    assert_eq!(late(12, 5, b"cdefgh"), None, "it says more");
+    assert_eq!(late(16, 8, b""), None, "it has received more");
 }
 
 /// The switch's port of a node's cable: hosts are made in this order.
@@ -191,7 +217,7 @@ fn r5_silence_is_not_consent_a_seed_node_that_forgot_does_not_vote() {
     wipe(redis.host(&third));
     redis.cluster.start(&third);
     // The backup and a vote that does not count are no majority.
-    sleep(APART * 2);
+    redis.must_wait(APART);
     let waiting = redis.status(&pair.backup).expect("the backup keeps the state");
     assert_eq!((waiting.role, waiting.generation), (Side::Backup, 0), "{waiting:?}");
     // The primary's node has lost the workload, not its votes.
@@ -210,6 +236,35 @@ fn r5_silence_is_not_consent_a_seed_node_that_forgot_does_not_vote() {
     redis.host(&now.primary).power_off().unwrap();
     redis.must_go_on();
     redis.power_on(&now.primary);
+    redis.protected();
+    redis.must_be_clean();
+}
+
+/// The backup's node forgets everything, its supervisor's files included, and then the primary's host dies.
+#[test]
+fn r4_agents_may_die_an_agent_that_forgot_everything_leaves_its_backup_alone() {
+    let mut redis = Redis::start("empty");
+    let pair = redis.protected();
+    let forgets = NODES.iter().position(|node| *node == pair.backup).unwrap();
+    redis.agents[forgets].kill().unwrap();
+    wipe(redis.host(&pair.backup));
+    redis.host(&pair.primary).power_off().unwrap();
+    redis.cluster.start(&pair.backup);
+    // Of three votes one is dead and one forgotten: the backup waits, and keeps the state (R5).
+    redis.must_wait(APART);
+    redis.power_on(&pair.primary);
+    redis.must_go_on();
+    // Nobody can ask the primary now; its new backup can be.
+    let others = redis.hosts().map(Host::name).into_iter().filter(|node| *node != pair.backup);
+    let others: Vec<&str> = others.collect();
+    until("it is protected by another node", || {
+        let said = others.iter().filter_map(|node| redis.status(node));
+        said.into_iter().any(|status| status.role == Side::Backup && status.state == State::Protected)
+    });
+    redis.must_go_on();
+    redis.host(&pair.backup).power_off().unwrap();
+    redis.must_go_on();
+    redis.power_on(&pair.backup);
     redis.protected();
     redis.must_be_clean();
 }

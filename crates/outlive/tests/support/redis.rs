@@ -28,6 +28,7 @@ const REPLY: Duration = Duration::from_secs(60);
 /// Three times the default: a machine that runs many tests at once takes fewer hosts for dead that are not. (Where it
 /// does, clients must not see it either; only the roles in a test are others than it thought.)
 const DETECTION_MS: u32 = 300;
+const UNDER_WAY: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(20);
 /// A supervisor that is neither dead nor stopped answers from memory.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -169,6 +170,16 @@ impl Redis {
         let report = clients.stats().report();
         assert!(report.is_clean(), "{report:?}");
         assert_eq!(openers.failures(), Vec::<String>::new());
+    }
+
+    /// No connection is answered for so long: whoever has the workload waits.
+    #[track_caller]
+    pub fn must_wait(&self, how_long: Duration) {
+        // What was on its way when the last one died has arrived by then.
+        std::thread::sleep(UNDER_WAY);
+        let from = Instant::now();
+        std::thread::sleep(how_long);
+        assert_eq!(self.clients.as_ref().unwrap().stats().answered_since(from), 0, "somebody speaks");
     }
 
     /// Everything that was ever acknowledged is there.
