@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::{env, fs, io};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::getpid;
 
 use crate::{CONTROL, HIT, Point};
@@ -99,7 +99,8 @@ fn due(point: Point, file: &Path, count: &Mutex<Count>) -> Option<Action> {
 fn act(action: &Action) -> io::Result<()> {
     match action {
         Action::Kill => kill(getpid(), Signal::SIGKILL).map_err(io::Error::from),
-        Action::Stop => kill(getpid(), Signal::SIGSTOP).map_err(io::Error::from),
+        // To this thread: one for the process would be taken by any thread, and this one go on meanwhile (signal(7)).
+        Action::Stop => raise(Signal::SIGSTOP).map_err(io::Error::from),
         // The writer is in the group: it does not return to here before it is thawed (kernel/cgroup/freezer.c).
         Action::Freeze(group) => fs::write(group.join("cgroup.freeze"), "1"),
     }
