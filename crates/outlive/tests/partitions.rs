@@ -185,6 +185,41 @@ fn r2_one_voice_a_host_that_stood_still_says_only_what_was_committed() {
     sleep_and_wake("frozen", None, Act::Freeze);
 }
 
+/// The primary is cut off from all other nodes while it joins a new backup, so that it does not learn what the seed nodes
+/// decided, or cannot ask them; for shorter and for longer than a new backup waits for its primary.
+#[test]
+fn r5_silence_is_not_consent_a_primary_may_be_cut_off_during_a_first_copy() {
+    const SHORT: Duration = Duration::from_secs(1);
+    const LONG: Duration = Duration::from_secs(7);
+    let mut redis = Redis::start("joining");
+    let steps = [
+        (Point::CopyCaptured, SHORT),
+        (Point::CopyPiece, SHORT),
+        (Point::CopyPlugged, SHORT),
+        (Point::CopyCommitted, SHORT),
+        (Point::CopyCommitted, LONG),
+        (Point::CopyGranted, SHORT),
+        (Point::CopyGranted, LONG),
+    ];
+    for (point, apart) in steps {
+        let pair = redis.protected();
+        let host = redis.host(&pair.primary);
+        arm(host, point, 1, "", Act::Freeze);
+        redis.kill_supervisor(&pair.backup);
+        assert!(hit_of(&[host], TAKEN).is_some(), "{} is never reached", point.name());
+        for other in redis.hosts().iter().filter(|other| other.name() != host.name()) {
+            redis.cluster.lab.cut(host, other, Direction::Both).unwrap();
+        }
+        until("the host goes on", || host.thaw().is_ok());
+        sleep(apart);
+        redis.cluster.lab.heal().unwrap();
+        redis.must_go_on();
+        let after = redis.protected();
+        println!("{} and {apart:?} apart: {pair:?}, then {after:?}", point.name());
+    }
+    redis.must_be_clean();
+}
+
 #[test]
 fn r4_agents_may_die_seed_nodes_restart_while_protection_goes_on() {
     let mut redis = Redis::start("restarted");
