@@ -5,9 +5,11 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
 
 use outlive_fault::Point;
+use outlive_lab::pattern::Choices;
 use outlive_lab::{Direction, Host, HostProcess};
 use support::faults::{Act, arm, die, disarm, hit_of};
 use support::redis::{NAME, Pair, Redis};
@@ -45,8 +47,7 @@ enum Scenario {
     Seed,
 }
 
-/// The scenario of a step, and how often it is taken until something happens: of one that is taken all the time not always
-/// the first time.
+/// The scenario of a step, and how often, on average, it is taken until something happens.
 fn scenario(point: Point) -> (Scenario, u64) {
     use Point::*;
     use Scenario::*;
@@ -64,10 +65,10 @@ fn scenario(point: Point) -> (Scenario, u64) {
         PrimaryBackupLost | PrimaryAloneGranted | PrimaryExposed => (Losing, 1),
         TakeoverSilence | ArbiterAsked => (Asking, 1),
         TakeoverGranted | TakeoverAttached | TakeoverAnnounced | TakeoverProbed => (Takeover, 1),
-        TakeoverHalfBuilt | TakeoverHalfInjected => (Takeover, 2),
+        TakeoverHalfBuilt => (Takeover, 2),
         TakeoverBuilt | TakeoverHalfActivated | TakeoverActivated | TakeoverLive => (Takeover, 1),
         TakeoverPumping | TakeoverRebuilt | TakeoverInjected | TakeoverThawed => (Takeover, 1),
-        TakeoverDone => (Takeover, 1),
+        TakeoverHalfInjected | TakeoverDone => (Takeover, 1),
         CopyAsking | CopyHosted | CopyPaired | CopyCaptured | CopyPiece => (Copying, 1),
         CopyPlugged | CopyCommitted => (Copying, 1),
         CopyGranted | CopyJoined => (Joined, 1),
@@ -109,6 +110,18 @@ fn provoke(redis: &Redis, pair: &Pair, point: Point, scenario: Scenario) -> Opti
     None
 }
 
+/// Decides which time it is of a step that is taken all the time. `OUTLIVE_SEED=n` repeats a run's.
+fn seed() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(|| {
+        let given = std::env::var("OUTLIVE_SEED").ok().and_then(|seed| seed.parse().ok());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let seed = given.unwrap_or(now.as_nanos() as u64);
+        println!("OUTLIVE_SEED={seed}");
+        seed
+    })
+}
+
 /// The hosts of which one will take the step.
 fn takers<'a>(redis: &'a Redis, pair: &Pair, scenario: Scenario) -> Vec<&'a Host> {
     let third = redis.third(&pair.primary, &pair.backup);
@@ -124,6 +137,7 @@ fn takers<'a>(redis: &'a Redis, pair: &Pair, scenario: Scenario) -> Vec<&'a Host
 
 /// Makes a step be taken on a protected workload, and something happen there. Returns who had it, and whose host it is.
 fn take(redis: &Redis, (point, scenario, nth): (Point, Scenario, u64), act: Act) -> (Pair, &Host) {
+    let nth = if nth == 1 { 1 } else { 1 + Choices::new(seed() ^ point as u64).below(2 * nth) };
     // On a busy machine a pair comes apart now and then by itself: then the roles are others, once.
     for _ in 0..3 {
         let pair = redis.protected();
@@ -145,7 +159,7 @@ fn take(redis: &Redis, (point, scenario, nth): (Point, Scenario, u64), act: Act)
         match hit {
             Some(host) => {
                 let took = begun.elapsed().as_millis();
-                println!("{:<24} {act:?} on {} after {took} ms", point.name(), host.name());
+                println!("{:<24} {act:?} on {} after {took} ms, time {nth}", point.name(), host.name());
                 return (pair, host);
             }
             None if redis.seen().is_some_and(|seen| seen.generation == pair.generation) => break,
