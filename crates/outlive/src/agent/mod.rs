@@ -71,9 +71,6 @@ pub fn run(config: &Path) -> Result<()> {
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| ends.add(signal));
     ends.thread_block().or_failed(|| "block signals".to_owned())?;
 
-    if outlive_fault::ENABLED {
-        warn!("this program was built for tests, which can make it die: do not use it");
-    }
     let supervisor = ["/proc/self/exe", "supervise"].map(OsString::from).to_vec();
     let running = start(config, supervisor)?;
     let (node, listen) = (&running.agent.config.node, running.agent.config.listen);
@@ -127,6 +124,9 @@ fn start(config: Config, supervisor: Vec<OsString>) -> Result<Running> {
         }
     })?;
     info!(node = agent.config.node, listen = %agent.config.listen, "listening");
+    if outlive_fault::ENABLED {
+        warn!("this program was built for tests, which can make it die: do not use it");
+    }
     Ok(Running { agent, _control: control, _lock: lock })
 }
 
