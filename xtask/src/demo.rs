@@ -1,12 +1,17 @@
 //! `cargo xtask demo`: what protection is worth, for someone to watch.
 
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use outlive_lab::streams;
 
 use crate::failover::{self, Outcome, Plan};
 use crate::setup;
+
+const GOOD: &str = "the service outlived its machine";
+const BAD: &str = "NOT as it should be";
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -19,7 +24,7 @@ pub struct Arguments {
     /// The service
     #[arg(long, value_enum, default_value_t = Workload::Redis)]
     workload: Workload,
-    /// How much data it holds, such as 64M or 1G
+    /// How much data Redis holds, such as 64M or 1G (with --workload redis)
     #[arg(long, default_value = "64M", value_parser = parse_size)]
     resident: u64,
     /// Print the outcome as JSON, as the last line of standard output
@@ -29,14 +34,44 @@ pub struct Arguments {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Workload {
+    /// A Redis under connections that write and read one thing at a time
     Redis,
+    /// A Redis and a server of large transfers under streams, pipelined requests and connections being opened
+    Streams,
 }
 
 /// True if every kill happened and no client noticed more than a stall.
 pub fn run(arguments: &Arguments) -> Result<bool> {
-    let Workload::Redis = arguments.workload;
     setup::prepare()?;
     let program = setup::build_release()?;
+    match arguments.workload {
+        Workload::Redis => run_redis(arguments, program),
+        Workload::Streams => run_streams(arguments, &program),
+    }
+}
+
+fn run_streams(arguments: &Arguments, program: &Path) -> Result<bool> {
+    let server = setup::build_lab_server()?;
+    let begun = Instant::now();
+    let say = |line: &str| eprintln!("[{:7.3}] {line}", begun.elapsed().as_secs_f64());
+    let clients = arguments.clients as usize;
+    let plan =
+        streams::Plan { program, server: &server, kills: arguments.kills, clients, seed: failover::seed() };
+    let outcome = streams::run(&plan, &say)?;
+    let faults = outcome.faults();
+    let verdict = if faults.is_empty() { GOOD } else { BAD };
+    let text = format!("\n{}\n  {verdict}\n", outcome.table());
+    if arguments.json {
+        eprint!("{text}");
+        println!("{}", serde_json::to_string(&outcome)?);
+    } else {
+        print!("{text}");
+    }
+    faults.iter().for_each(|fault| eprintln!("  {fault}"));
+    Ok(faults.is_empty())
+}
+
+fn run_redis(arguments: &Arguments, program: PathBuf) -> Result<bool> {
     let begun = Instant::now();
     let say = |line: &str| eprintln!("[{:7.3}] {line}", begun.elapsed().as_secs_f64());
     let plan = Plan {
@@ -77,7 +112,7 @@ fn table(outcome: &Outcome) -> String {
     ];
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     let lines = rows.iter().map(|(name, value)| format!("  {name:<width$}  {value}\n"));
-    let verdict = if outcome.is_good() { "the service outlived its machine" } else { "NOT as it should be" };
+    let verdict = if outcome.is_good() { GOOD } else { BAD };
     format!("\n{}\n  {verdict}\n", lines.collect::<String>())
 }
 

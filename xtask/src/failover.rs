@@ -254,7 +254,8 @@ fn or_none(node: &Option<String>) -> &str {
     node.as_deref().unwrap_or("nobody")
 }
 
-fn seed() -> u64 {
+/// Another one at every run.
+pub fn seed() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     since.as_nanos() as u64
 }

@@ -45,22 +45,32 @@ pub fn prepare() -> Result<()> {
 /// Builds the release binary of `outlive` and returns where it is.
 pub fn build_release() -> Result<PathBuf> {
     require_root()?;
+    build("outlive", "outlive")
+}
+
+/// Builds the release binary of the lab's own server and returns where it is.
+pub fn build_lab_server() -> Result<PathBuf> {
+    build("outlive-lab", "lab_server")
+}
+
+fn build(package: &str, binary: &str) -> Result<PathBuf> {
     let output = Command::new(cargo())
-        .args(["build", "--release", "--package", "outlive", "--message-format", "json-render-diagnostics"])
+        .args(["build", "--release", "--package", package, "--bin", binary])
+        .args(["--message-format", "json-render-diagnostics"])
         .current_dir(root()?)
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
     if !output.status.success() {
-        bail!("the release build of outlive failed");
+        bail!("the release build of {binary} failed");
     }
     // One JSON object a line; that of the binary names its executable.
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "outlive")
+        .filter(|message| message["target"]["name"] == binary)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo built no executable named outlive")
+        .with_context(|| format!("cargo built no executable named {binary}"))
 }
 
 pub fn cargo() -> String {

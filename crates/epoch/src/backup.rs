@@ -27,7 +27,7 @@ use crate::engine::{Board, Engine};
 use crate::error::{Attempt, Error, Result};
 use crate::link::{Watch, carry_life};
 use crate::message::{
-    CONTENT, Content, FROM_PRIMARY, Fitness, PAGES, PAIRING, PROTECTED, Pairing, VERSION, split_input,
+    CONTENT, Content, FROM_PRIMARY, Fitness, PAGES, PAIRING, PROTECTED, Pairing, VERSION, unpack_input,
 };
 use crate::output::{Log, Pipes};
 use crate::protector;
@@ -314,14 +314,12 @@ impl Listening {
             let answered = match received {
                 Received::Epoch(epoch) => self.hold(epoch, &mut heard, &mut writer),
                 Received::Input(payload) => {
-                    if let Some((epoch, frame)) = split_input(&payload) {
-                        self.retained
-                            .lock()
-                            .unwrap_or_else(|poisoned| poisoned.into_inner())
-                            .push(epoch, frame);
-                        point(Point::BackupInputKept);
-                    }
-                    Ok(())
+                    let mut retained = self.retained.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                    let kept = unpack_input(&payload)
+                        .try_for_each(|input| input.map(|(epoch, frame)| retained.push(epoch, frame)));
+                    drop(retained);
+                    point(Point::BackupInputKept);
+                    kept
                 }
                 Received::Heartbeat(beat) => {
                     point(Point::BackupBeaten);

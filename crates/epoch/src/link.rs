@@ -1,7 +1,7 @@
 //! The primary's end of the stream to one backup: a thread that sends, a thread that listens.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,22 +9,31 @@ use std::time::{Duration, Instant};
 use outlive_cluster::Holder;
 use outlive_fault::{Point, point};
 use outlive_net::{InputSink, Moment};
+use outlive_process::delta::Cache;
 use outlive_process::space::PageData;
 use outlive_stream::Compression;
 use outlive_stream::connection::{Reader, Writer};
 use outlive_stream::epoch::{Ack, EpochId, Heartbeat, Seal, send_input};
 use outlive_stream::epoch_reader::{EpochReader, Received};
 use outlive_stream::epoch_writer::EpochWriter;
-use outlive_stream::frame::{FrameReader, FrameWriter};
+use outlive_stream::frame::{FrameReader, FrameWriter, Kind};
 use outlive_stream::hello::Stream;
 
 use outlive_process::sys::task;
 use tracing::debug;
 
-use crate::message::{CONTENT, Content, PAGES, PROTECTED};
+use crate::message::{CONTENT, Content, PAGES, PROTECTED, pack_input, packed_size};
 
-/// Frames and epochs waiting to be sent. Copies of incoming frames are dropped beyond it: clients repeat them.
-const QUEUE: usize = 4096;
+/// Epochs and what goes between them, waiting to be sent.
+const QUEUE: usize = 64;
+/// Bytes of copies of incoming frames waiting to be sent. Beyond it they are dropped: clients repeat them.
+const INPUT_LIMIT: usize = 2 << 20;
+/// Copies wait this long for others: a message of its own for each of fifty requests costs more than the requests, and a
+/// host that dies meanwhile costs their clients a retransmission, as those do that are still on the wire.
+const INPUT_DELAY: Duration = Duration::from_micros(500);
+/// Bytes of pages that are remembered to send only what changed in them: many times what a busy server writes in an epoch
+/// (some hundred pages), little beside what it holds.
+const PAGES_REMEMBERED: usize = 64 << 20;
 /// Heartbeats in one detection time: three may be lost or late before the other side worries.
 const HEARTBEATS: u32 = 4;
 /// A backup sends nothing large.
@@ -56,10 +65,8 @@ pub enum Outgoing {
         content: Box<Content>,
         pages: PageData,
     },
-    Input {
-        epoch: u64,
-        frame: Vec<u8>,
-    },
+    /// There are copies of incoming frames now where there were none.
+    Input,
 }
 
 /// A live link. Dropped, it ends.
@@ -67,6 +74,7 @@ pub struct Link {
     pub number: u64,
     pub backup: Holder,
     queue: SyncSender<Outgoing>,
+    input: Arc<Input>,
     closer: outlive_stream::connection::Closer,
     watch: Arc<Watch>,
 }
@@ -123,13 +131,15 @@ impl Link {
     ) -> std::io::Result<Self> {
         let (queue, outgoing) = mpsc::sync_channel(QUEUE);
         let Stream { writer, reader, closer, .. } = stream;
+        let input = Arc::new(Input { queue: queue.clone(), packed: Mutex::default() });
         let told = Arc::clone(&tell);
+        let inputs = Arc::clone(&input);
         let watch = Arc::new(Watch::new(detection));
         let watching = Arc::clone(&watch);
         thread::Builder::new().name("link sender".into()).spawn(move || {
             carry_life();
-            if let Err(reason) = send(writer, &outgoing, detection / HEARTBEATS, |event| told(number, event))
-            {
+            let sent = send(writer, &outgoing, &inputs, detection / HEARTBEATS, |event| told(number, event));
+            if let Err(reason) = sent {
                 told(number, LinkEvent::Down(reason));
             }
         })?;
@@ -138,7 +148,7 @@ impl Link {
             let reason = listen(reader, detection, &watching, |event| tell(number, event));
             tell(number, LinkEvent::Down(reason));
         })?;
-        Ok(Self { number, backup, queue, closer, watch })
+        Ok(Self { number, backup, queue, input, closer, watch })
     }
 
     /// Hands an epoch to the sender. Blocks only if the queue is full of input, which the sender works off.
@@ -158,8 +168,8 @@ impl Link {
         let _ = self.queue.try_send(Outgoing::Beat);
     }
 
-    pub fn input(&self) -> SyncSender<Outgoing> {
-        self.queue.clone()
+    pub fn input(&self) -> Arc<Input> {
+        Arc::clone(&self.input)
     }
 }
 
@@ -169,24 +179,49 @@ impl Drop for Link {
     }
 }
 
+/// Copies of incoming frames on their way to one backup.
+#[derive(Debug)]
+pub struct Input {
+    queue: SyncSender<Outgoing>,
+    packed: Mutex<Vec<u8>>,
+}
+
+impl Input {
+    fn push(&self, epoch: u64, frame: &[u8]) {
+        let mut packed = self.packed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // Only spares the client a retransmission; see `InputLog`.
+        if packed.len() + packed_size(frame) > INPUT_LIMIT {
+            return;
+        }
+        let first = packed.is_empty();
+        pack_input(&mut packed, epoch, frame);
+        drop(packed);
+        if first {
+            // With a full queue the sender is awake, and takes them with the next epoch.
+            let _ = self.queue.try_send(Outgoing::Input);
+        }
+    }
+
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.packed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
 /// Where copies of incoming frames go: to whichever link there is now.
 #[derive(Default)]
-pub struct Copies(Mutex<Option<SyncSender<Outgoing>>>);
+pub struct Copies(Mutex<Option<Arc<Input>>>);
 
 impl Copies {
-    pub fn set(&self, queue: Option<SyncSender<Outgoing>>) {
-        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = queue;
+    pub fn set(&self, input: Option<Arc<Input>>) {
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = input;
     }
 }
 
 impl InputSink for Copies {
     fn input(&self, epoch: u64, frame: &[u8]) {
-        let queue = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(queue) = queue.as_ref() {
-            match queue.try_send(Outgoing::Input { epoch, frame: frame.to_vec() }) {
-                // Only spares the client a retransmission; see `InputLog`.
-                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
-            }
+        let input = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(input) = input.as_ref() {
+            input.push(epoch, frame);
         }
     }
 }
@@ -194,11 +229,14 @@ impl InputSink for Copies {
 fn send(
     mut frames: FrameWriter<Writer>,
     queue: &Receiver<Outgoing>,
+    input: &Input,
     beat: Duration,
     mut tell: impl FnMut(LinkEvent),
 ) -> Result<(), String> {
     let mut epochs = EpochWriter::new(Compression::None);
+    let mut sent = Cache::new(PAGES_REMEMBERED);
     let mut beaten = Moment::now();
+    let mut input_due: Option<Instant> = None;
     loop {
         let now = Moment::now();
         if now.since(beaten) >= beat {
@@ -206,15 +244,36 @@ fn send(
             beaten = now;
             point(Point::LinkBeaten);
         }
-        match queue.recv_timeout(beat) {
+        let now = Instant::now();
+        if input_due.is_some_and(|due| due <= now) {
+            input_due = None;
+            let copies = input.take();
+            // They may have gone with an epoch.
+            if !copies.is_empty() {
+                send_input(&mut frames, &[&copies]).map_err(|error| error.to_string())?;
+                point(Point::LinkInputCopied);
+            }
+        }
+        let wait = input_due.map_or(beat, |due| due.saturating_duration_since(now).min(beat));
+        match queue.recv_timeout(wait) {
             Ok(Outgoing::Epoch { id, content, pages }) => {
                 let at = Moment::now();
+                // In one system call with the epoch, if it is small.
+                let copies = input.take();
+                input_due = None;
+                if !copies.is_empty() {
+                    frames.queue(Kind::INPUT, &[&copies]).map_err(|error| error.to_string())?;
+                }
+                let encoded = match &*content {
+                    Content::Checkpoint { checkpoint, .. } => sent.encode(checkpoint, &pages),
+                    Content::Backlog { pid, runs } => sent.encode_backlog(*pid, runs, &pages),
+                };
                 let content = postcard::to_stdvec(&content).map_err(|error| error.to_string())?;
                 epochs.begin(&mut frames, id).map_err(|error| error.to_string())?;
                 point(Point::LinkBegun);
                 epochs.chunk(&mut frames, CONTENT, &[&content]).map_err(|error| error.to_string())?;
                 point(Point::LinkHalfSent);
-                let slices: Vec<&[u8]> = pages.slices().collect();
+                let slices = encoded.slices();
                 if !slices.is_empty() {
                     epochs.chunk(&mut frames, PAGES, &slices).map_err(|error| error.to_string())?;
                 }
@@ -222,10 +281,8 @@ fn send(
                 point(Point::LinkSealed);
                 tell(LinkEvent::Sent { seal, at });
             }
-            Ok(Outgoing::Input { epoch, frame }) => {
-                send_input(&mut frames, &[&epoch.to_le_bytes(), &frame])
-                    .map_err(|error| error.to_string())?;
-                point(Point::LinkInputCopied);
+            Ok(Outgoing::Input) => {
+                input_due.get_or_insert(Instant::now() + INPUT_DELAY);
             }
             Ok(Outgoing::Beat) => {
                 Heartbeat { time: Moment::now().as_nanos() }

@@ -30,7 +30,7 @@ pub const FROM_PRIMARY: KindSet = KindSet::of(&[
 pub const FROM_BACKUP: KindSet = KindSet::of(&[Kind::ACK, Kind::HEARTBEAT, PAIRING]);
 
 /// Version of everything in this module.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pairing {
@@ -91,8 +91,67 @@ pub enum Content {
     Backlog { pid: Pid, runs: Vec<Run> },
 }
 
-/// A frame for the workload, with the epoch in which it received it.
-pub fn split_input(payload: &[u8]) -> Option<(u64, &[u8])> {
-    let (epoch, frame) = payload.split_first_chunk()?;
-    Some((u64::from_le_bytes(*epoch), frame))
+/// Before each frame of an input message: the epoch in which the workload received it, and its length.
+const INPUT_HEADER: usize = 8 + 4;
+
+/// Adds a frame for the workload to an input message.
+pub fn pack_input(message: &mut Vec<u8>, epoch: u64, frame: &[u8]) {
+    // Frames are at most 64 KiB and a header.
+    message.extend_from_slice(&epoch.to_le_bytes());
+    message.extend_from_slice(&(frame.len() as u32).to_le_bytes());
+    message.extend_from_slice(frame);
+}
+
+/// The frames of an input message, each with its epoch. Ends early, with an error, where the message is not one.
+pub fn unpack_input(message: &[u8]) -> impl Iterator<Item = Result<(u64, &[u8]), String>> {
+    let mut rest = message;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let split = (|| {
+            let (epoch, tail) = rest.split_first_chunk::<8>()?;
+            let (length, tail) = tail.split_first_chunk::<4>()?;
+            let (frame, tail) = tail.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+            Some((u64::from_le_bytes(*epoch), frame, tail))
+        })();
+        match split {
+            Some((epoch, frame, tail)) => {
+                rest = tail;
+                Some(Ok((epoch, frame)))
+            }
+            None => {
+                rest = &[];
+                Some(Err("a message of input frames is cut off".to_owned()))
+            }
+        }
+    })
+}
+
+/// Room that a frame takes in an input message.
+pub fn packed_size(frame: &[u8]) -> usize {
+    INPUT_HEADER + frame.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packed_frames_come_out_in_order_and_a_cut_is_found_anywhere() {
+        let frames: [(u64, &[u8]); 3] = [(1, b"one"), (1, b""), (u64::MAX, b"three")];
+        let mut message = Vec::new();
+        for (epoch, frame) in frames {
+            let before = message.len();
+            pack_input(&mut message, epoch, frame);
+            assert_eq!(message.len() - before, packed_size(frame));
+        }
+        let out: Result<Vec<_>, _> = unpack_input(&message).collect();
+        assert_eq!(out.unwrap(), frames);
+        let ends = [0, packed_size(b"one"), packed_size(b"one") + packed_size(b"")];
+        for cut in (0..message.len()).filter(|cut| !ends.contains(cut)) {
+            let results: Vec<_> = unpack_input(&message[..cut]).collect();
+            assert!(results.last().is_some_and(Result::is_err), "cut at {cut}");
+        }
+    }
 }

@@ -4,12 +4,19 @@
 //! committed, but not so often that the workload stands still for more than its share. A workload that has done
 //! all it was asked (no further output for a moment) loses nothing by standing still, so that a lone request
 //! waits for one small checkpoint only.
+//!
+//! Whether it has done all is guessed from what it said in epochs before: whoever is answered asks again. Where less has
+//! come so far, more is waited for, at most as long as a checkpoint takes: so the wait never costs more than the
+//! checkpoint that it may spare.
 
 use std::time::{Duration, Instant};
 
 /// Without new output for this long the workload is taken to have finished what it was asked: several times what a
 /// server takes between two replies of a busy loop (tens of microseconds), well below a checkpoint's cost.
 const QUIET: Duration = Duration::from_micros(120);
+/// Of what an epoch usually says, this part is forgotten with each that says less: a few epochs until a client that has
+/// left is no longer waited for.
+const FADING: u64 = 4;
 /// How long pure acknowledgements may wait: a quarter of the delayed ACK that peers reckon with (40 ms, `TCP_DELACK_MIN`).
 const ACK_DELAY: Duration = Duration::from_millis(10);
 
@@ -25,6 +32,9 @@ pub struct Pace {
     paused: Duration,
     /// Output seen, and when it last grew.
     output: (u64, Instant),
+    /// Output seen at the last checkpoint, and how much came in the epoch before it, fading.
+    output_then: u64,
+    usual: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +54,8 @@ impl Pace {
             ended: now,
             paused: Duration::ZERO,
             output: (0, now),
+            output_then: 0,
+            usual: 0,
         }
     }
 
@@ -67,6 +79,9 @@ impl Pace {
         self.ack_since = None;
         self.ended = now;
         self.paused = paused;
+        let said = self.output.0.saturating_sub(self.output_then);
+        self.output_then = self.output.0;
+        self.usual = said.max(self.usual - self.usual.div_ceil(FADING));
     }
 
     /// When to take the next checkpoint, given that none is on its way. `output` counts what the workload has said.
@@ -75,7 +90,9 @@ impl Pace {
             self.output = (output, now);
         }
         let at = if self.payload || self.soon {
-            let quiet = self.output.1 + QUIET;
+            let has_said = output.saturating_sub(self.output_then);
+            let patience = if has_said < self.usual { QUIET.max(self.paused) } else { QUIET };
+            let quiet = self.output.1 + patience;
             let share = self.paused * (1000 - self.max_pause_permille) / self.max_pause_permille;
             quiet.min(self.ended + share)
         } else if let Some(since) = self.ack_since {
@@ -110,6 +127,29 @@ mod tests {
         let Next::At(at) = pace.next(now, 1) else { panic!("not yet") };
         assert_eq!(at, now + QUIET);
         assert_eq!(pace.next(at, 1), Next::Now);
+    }
+
+    #[test]
+    fn who_was_answered_before_is_waited_for_as_long_as_a_checkpoint_takes() {
+        let begun = Instant::now();
+        let mut pace = pace(begun);
+        let pause = Duration::from_millis(1);
+        // Fifty replies in one epoch.
+        pace.payload_waiting();
+        pace.next(begun, 50);
+        pace.taken(begun, pause);
+        pace.payload_waiting();
+        assert_eq!(pace.next(begun, 70), Next::At(begun + pause));
+        assert_eq!(pace.next(begun, 100), Next::At(begun + QUIET));
+        // They have left: one reply an epoch is soon what is usual.
+        let mut output = 70;
+        for _ in 0..20 {
+            pace.next(begun, output);
+            pace.taken(begun, pause);
+            output += 1;
+            pace.payload_waiting();
+        }
+        assert_eq!(pace.next(begun, output), Next::At(begun + QUIET));
     }
 
     #[test]

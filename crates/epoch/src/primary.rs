@@ -416,6 +416,7 @@ impl<'a> Primary<'a> {
 
     fn ask(&self, why: Asked, transition: Transition) {
         let (arbiter, teller) = (Arc::clone(&self.engine.arbiter), self.engine.teller());
+        let again = transition.clone();
         let asking = thread::Builder::new().name("arbitration".into()).spawn(move || {
             let outcome = arbiter.ask(transition);
             if matches!(outcome, Outcome::NoMajority(_) | Outcome::Unknown(_)) {
@@ -425,6 +426,9 @@ impl<'a> Primary<'a> {
         });
         if let Err(error) = asking {
             warn!(%error, "cannot start a thread to ask the seed nodes");
+            // Then this one asks; the workload waits longer for its turn, and nothing may leave in any case.
+            let outcome = self.engine.arbiter.ask(again);
+            self.engine.teller().tell(Event::Arbitrated(why, outcome));
         }
     }
 

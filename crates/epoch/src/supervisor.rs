@@ -1,8 +1,9 @@
 //! The life of one supervisor: a primary from the start, or a backup that may become one.
 //!
 //! Two kinds of threads. The *tracer* is the only one that may touch the workload's tasks; it enters the workload's network
-//! namespace and runs everything of [`crate::primary`] and the applying half of [`crate::backup`]. All others (links,
-//! arbitration, control) are started from threads that stay in the host's namespaces.
+//! namespace and runs everything of [`crate::primary`] and the applying half of [`crate::backup`]. What needs the host's
+//! network (the protector, the connections to seed nodes, control) is started before that; links and pump are started by the
+//! tracer, and use sockets and devices that were made elsewhere.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -51,10 +52,25 @@ pub fn run(setup: Setup) -> ExitCode {
     match start(setup) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!(%error, "the supervisor ends");
-            failed(&error.to_string())
+            let reason = with_causes(&error);
+            error!(reason, "the supervisor ends");
+            failed(&reason)
         }
     }
+}
+
+/// Sources say what their error does not; transparent ones say the same twice.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 fn failed(reason: &str) -> ExitCode {

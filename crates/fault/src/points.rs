@@ -41,7 +41,7 @@ points! {
     PrimaryThawed = "primary.thawed",
     /// The epoch is with the link's sender.
     PrimaryQueued = "primary.queued",
-    /// The beginning of an epoch is on the wire.
+    /// The beginning of an epoch is written to the stream.
     LinkBegun = "link.begun",
     /// Its content is, its pages are not.
     LinkHalfSent = "link.half-sent",
@@ -49,9 +49,9 @@ points! {
     LinkSealed = "link.sealed",
     /// An acknowledgement is read, and the primary does not know so yet.
     LinkAcknowledged = "link.acknowledged",
-    /// A copy of an incoming frame is on the wire.
+    /// Copies of incoming frames are.
     LinkInputCopied = "link.input-copied",
-    /// A heartbeat is on the wire.
+    /// A heartbeat is.
     LinkBeaten = "link.beaten",
     /// The acknowledgement is the right one, nothing is let go yet.
     PrimaryAcknowledged = "primary.acknowledged",
@@ -73,7 +73,7 @@ points! {
     BackupHeld = "backup.held",
     /// It is acknowledged.
     BackupAcknowledged = "backup.acknowledged",
-    /// A copy of an incoming frame is kept.
+    /// Copies of incoming frames are kept.
     BackupInputKept = "backup.input-kept",
     /// A heartbeat has come and is not answered yet.
     BackupBeaten = "backup.beaten",

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::LabError;
 use crate::{Host, HostProcess, Lab, PREFIX};
@@ -73,7 +73,7 @@ pub struct Workload {
 }
 
 /// How long the parts of the last failover took, as the node says that made it.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Failover {
     pub detect_ms: f64,
     pub arbitrate_ms: f64,

@@ -11,7 +11,7 @@
 //! Nothing of a lab is connected to the machine's own network, so every lab has the same addresses and any number of
 //! them run side by side.
 //!
-//! Invariant: nothing outlives the process that made a lab but a folder and empty control groups, however that
+//! Invariant: nothing outlives the process that made a lab but its folders and empty control groups, however that
 //! process ends; [`Lab::sweep`], which [`Lab::new`] calls, removes those.
 //! Invariant: this crate knows nothing of the engines; what it runs on hosts are programs.
 
@@ -25,12 +25,14 @@ mod host;
 mod netns;
 pub mod pattern;
 mod process;
+pub mod streams;
 mod sweep;
 mod switch;
 mod sys;
 
+use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -40,6 +42,7 @@ pub use host::Host;
 pub use netns::NetNs;
 pub use process::HostProcess;
 
+use error::Attempt;
 use host::Wiring;
 use switch::Switch;
 
@@ -118,6 +121,17 @@ impl Lab {
         address(last).filter(|_| last <= LAST_ADDRESS).ok_or(LabError::NoAddress { subnet: SUBNET })
     }
 
+    /// Copies a program to where every host has it, and workloads see it too: neither under /tmp nor /run, of which
+    /// they have their own. Returns its path there, which goes with the lab.
+    pub fn install(&self, program: &Path) -> Result<PathBuf> {
+        let folder = sweep::installed_folder(&self.name);
+        fs::create_dir_all(&folder).attempt(|| format!("make {}", folder.display()))?;
+        let installed = folder.join(program.file_name().unwrap_or_default());
+        fs::copy(program, &installed)
+            .attempt(|| format!("copy {} to {}", program.display(), installed.display()))?;
+        Ok(installed)
+    }
+
     pub fn hosts(&self) -> Vec<Host> {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -169,6 +183,7 @@ impl Drop for Lab {
         }
         drop(hosts);
         if std::env::var_os(KEEP).is_some() {
+            let _ = sweep::remove_installed(&self.name);
             eprintln!("lab {} keeps {}", self.name, self.folder().display());
         } else if let Err(error) = sweep::remove(&self.name) {
             eprintln!("lab {}: {error}", self.name);

@@ -1,10 +1,11 @@
 //! What labs leave behind when their owner is killed, and its removal.
 //!
-//! Namespaces and processes go by themselves: every host's process 1 ends with its owner. What stays is a folder and
-//! control groups. The folder's name ends in the owner's pid, and a file in it says when that owner was started, so
-//! that a later process with the same number is not taken for it.
+//! Namespaces and processes go by themselves: every host's process 1 ends with its owner. What stays is a folder, one
+//! more for installed programs, and control groups. The folders' name ends in the owner's pid, and a file in the first
+//! says when that owner was started, so that a later process with the same number is not taken for it.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ use crate::error::{Attempt, Result};
 
 /// Where all labs have their folders.
 const LABS: &str = "/run/outlive-lab";
+/// Where labs put programs that their hosts have in common: on no file system that a host, or a workload, has for itself.
+const INSTALLED: &str = "/var/lib/outlive-lab";
 const OWNER_FILE: &str = "owner";
 /// Locked by whoever removes what dead processes have left. No lab has such a name.
 const SWEEPING: &str = ".sweeping";
@@ -25,6 +28,10 @@ pub(crate) fn lab_folder(lab: &str) -> PathBuf {
     Path::new(LABS).join(lab)
 }
 
+pub(crate) fn installed_folder(lab: &str) -> PathBuf {
+    Path::new(INSTALLED).join(lab)
+}
+
 /// Makes a lab's folder and notes its owner, which is this process.
 pub(crate) fn claim(lab: &str) -> Result<()> {
     let folder = lab_folder(lab);
@@ -34,13 +41,26 @@ pub(crate) fn claim(lab: &str) -> Result<()> {
     fs::write(&file, started).attempt(|| format!("write {}", file.display()))
 }
 
-/// Removes a lab's folder and control groups. Its hosts must be off.
+/// Removes a lab's folders and control groups. Its hosts must be off.
 pub(crate) fn remove(lab: &str) -> Result<()> {
     if let Some(path) = cgroup::of_lab(lab) {
         remove_groups(path)?;
     }
+    remove_installed(lab)?;
     let folder = lab_folder(lab);
     fs::remove_dir_all(&folder).attempt(|| format!("remove {}", folder.display()))
+}
+
+/// Removes the programs that a lab has installed, if any.
+pub(crate) fn remove_installed(lab: &str) -> Result<()> {
+    let folder = installed_folder(lab);
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        done => done.attempt(|| format!("remove {}", folder.display()))?,
+    }
+    // The last lab to go; of no account if another one is there.
+    let _ = fs::remove_dir(INSTALLED);
+    Ok(())
 }
 
 /// Removes what the labs of dead processes have left; returns their names.

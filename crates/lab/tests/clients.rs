@@ -2,12 +2,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use outlive_lab::client::ClientError;
+use outlive_lab::client::bulk::Bulk;
 use outlive_lab::client::latency::{self, Service};
 use outlive_lab::client::opener::Opener;
-use outlive_lab::client::{ClientError, bulk};
 use outlive_lab::{Lab, pattern};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_lab_server");
@@ -46,11 +48,15 @@ fn an_honest_server_satisfies_every_client() {
     let from = Some(&namespace);
 
     let opener = Opener::start(from, to, 2, Duration::from_millis(1)).unwrap();
-    assert_eq!(bulk::download(from, to, 5_000_001, 9).unwrap().bytes, 5_000_001);
-    assert_eq!(bulk::upload(from, to, 5_000_001, 9).unwrap().bytes, 5_000_001);
+    let seen = AtomicU64::new(0);
+    let bulk = Bulk { seen: Some(&seen), ..Bulk::new(from, to) };
+    assert_eq!(bulk.download(5_000_001, 9).unwrap().bytes, 5_000_001);
+    assert_eq!(bulk.upload(5_000_001, 9).unwrap().bytes, 5_000_001);
+    assert_eq!(seen.load(Ordering::Relaxed), 10_000_002);
     let rest = Duration::from_millis(5);
-    let slow = bulk::slow_download(from, to, 1 << 20, 9, rest).unwrap();
-    assert!(slow.bytes == 1 << 20 && slow.stall >= rest, "{slow:?}");
+    let slow = Bulk { rest, receive_buffer: Some(16 << 10), ..bulk };
+    let left = slow.download_left(1 << 20, 9).unwrap();
+    assert!(left.bytes == 1 << 20 && left.took >= rest * 15, "{left:?}");
     let round_trips = latency::measure(from, to, Service::Count, 200, Duration::ZERO).unwrap();
     assert!(round_trips.p50 > 0 && round_trips.p50 <= round_trips.max);
     wait("the opener has opened", || opener.stats().report().requests > 50);
@@ -65,9 +71,9 @@ fn a_transfer_that_is_cut_short_was_dropped() {
         pattern::fill(1, 0, &mut half);
         stream.write_all(&half).unwrap();
     });
-    assert!(matches!(bulk::download(None, to, 1000, 1), Err(ClientError::Dropped { after: 500, .. })));
+    assert!(matches!(Bulk::new(None, to).download(1000, 1), Err(ClientError::Dropped { after: 500, .. })));
     let to = faulty(|_, stream| drop(stream));
-    assert!(matches!(bulk::upload(None, to, 100, 1), Err(ClientError::Dropped { .. })));
+    assert!(matches!(Bulk::new(None, to).upload(100, 1), Err(ClientError::Dropped { .. })));
     let requests = latency::measure(None, to, Service::Count, 1, Duration::ZERO);
     assert!(matches!(requests, Err(ClientError::Dropped { .. })));
 }
@@ -81,14 +87,14 @@ fn a_transfer_with_one_wrong_byte_or_one_too_many_is_wrong() {
             bytes[700] ^= u8::from(flipped);
             stream.write_all(&bytes).unwrap();
         });
-        assert!(matches!(bulk::download(None, to, 1000, 1), Err(ClientError::Wrong { .. })), "{length}");
+        assert!(matches!(Bulk::new(None, to).download(1000, 1), Err(ClientError::Wrong { .. })), "{length}");
     }
     let to = faulty(|_, mut stream| {
         writeln!(stream, "{:016x} 100", pattern::hash(2, 100)).unwrap();
         // Read what was uploaded, or the close would reset the connection under the answer.
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
-    assert!(matches!(bulk::upload(None, to, 100, 1), Err(ClientError::Wrong { .. })));
+    assert!(matches!(Bulk::new(None, to).upload(100, 1), Err(ClientError::Wrong { .. })));
     let to = faulty(|_, mut stream| stream.write_all(b"2\n").unwrap());
     let requests = latency::measure(None, to, Service::Count, 1, Duration::ZERO);
     assert!(matches!(requests, Err(ClientError::Wrong { .. })));

@@ -184,6 +184,10 @@ pub struct Logs {
 #[derive(Debug, Args)]
 pub struct Stop {
     pub name: String,
+    /// Vouch that these nodes are dead for good: of a workload whose last nodes do not answer, it gives the name free.
+    /// If it still runs on one of them, two will speak with its address
+    #[arg(long, value_name = "NODE,NODE", value_delimiter = ',')]
+    pub dead: Vec<String>,
     #[command(flatten)]
     pub reach: Reach,
 }
@@ -246,6 +250,14 @@ pub enum Seed {
         /// The seed nodes, the same as in every node's configuration
         #[arg(long, value_name = "NODE,NODE,NODE", value_delimiter = ',', required = true)]
         seeds: Vec<String>,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Give this node, a seed node whose state directory was lost, its vote back: the others teach it
+    Rejoin {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         reach: Reach,
     },

@@ -33,11 +33,26 @@ const QUIET_MS: u16 = 1000;
 pub enum Request {
     Run(Box<Wanted>),
     List,
-    Inspect { name: String },
-    Logs { name: String, follow: bool },
-    Stop { name: String },
-    Kill { name: String, signal: i32 },
-    Bootstrap { seeds: Vec<String> },
+    Inspect {
+        name: String,
+    },
+    Logs {
+        name: String,
+        follow: bool,
+    },
+    /// `dead`: nodes that whoever asks vouches for, as being dead for good.
+    Stop {
+        name: String,
+        dead: Vec<String>,
+    },
+    Kill {
+        name: String,
+        signal: i32,
+    },
+    Bootstrap {
+        seeds: Vec<String>,
+    },
+    Rejoin,
     Seeds,
 }
 
@@ -60,6 +75,7 @@ pub enum Reply {
     Bootstrapped {
         cluster: String,
     },
+    Rejoined(Rejoined),
     Seeds(Vec<SeedRow>),
     Failed(Failure),
 }
@@ -114,6 +130,13 @@ pub struct Inspected {
     /// Whose supervisor said so; none if the workload is lost and only its register speaks.
     pub node: Option<String>,
     pub status: Status,
+}
+
+/// The answer to `outlive seed rejoin`: this node votes in this cluster again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejoined {
+    pub node: String,
+    pub cluster: String,
 }
 
 /// A line of `outlive seed status`.

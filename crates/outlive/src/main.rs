@@ -1,6 +1,7 @@
 //! The one binary: command line and agent. It parses, resolves and calls; what it calls is in the other crates.
 
 mod agent;
+mod capabilities;
 mod cli;
 mod command;
 mod config;

@@ -35,8 +35,15 @@ fn help_says_the_exit_codes() {
 
 #[test]
 fn without_an_agent_code_3_says_what_to_start() {
-    let cases: [&[&str]; 6] =
-        [&["ps"], &["inspect", "db"], &["logs", "db"], &["stop", "db"], &["kill", "db"], &["seed", "status"]];
+    let cases: [&[&str]; 7] = [
+        &["ps"],
+        &["inspect", "db"],
+        &["logs", "db"],
+        &["stop", "db"],
+        &["kill", "db"],
+        &["seed", "status"],
+        &["seed", "rejoin"],
+    ];
     for case in cases {
         let socket = ["--socket", "/nonexistent/agent.sock"];
         let said = refused(&outlive(&[case, &socket].concat()), 3);

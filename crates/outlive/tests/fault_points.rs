@@ -58,7 +58,7 @@ fn scenario(point: Point) -> (Scenario, u64) {
         LinkBegun | LinkHalfSent | LinkSealed | LinkAcknowledged | LinkBeaten => (Primary, 3),
         PrimaryAcknowledged | PlugFresh | PrimaryReleased | PrimaryLogged => (Primary, 9),
         PlugFirstFrame => (Primary, 5),
-        LinkInputCopied => (Primary, 40),
+        LinkInputCopied => (Primary, 3),
         BackupHalfReceived | BackupReceived | BackupHeld | BackupAcknowledged => (Backup, 11),
         BackupInputKept => (Backup, 50),
         BackupBeaten | BackupApplying | BackupHalfApplied | BackupApplied => (Backup, 2),

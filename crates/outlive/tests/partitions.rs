@@ -12,8 +12,8 @@ use outlive_lab::pattern::Choices;
 use outlive_lab::{Direction, Host};
 use support::faults::{Act, arm, hit_of};
 use support::redis::{NODES, Redis};
-use support::until;
 use support::watch::{Said, Watch, late_segments};
+use support::{done, until};
 
 /// How long a partition lasts: several times what a backup waits for a sign of life, so that it is noticed.
 const APART: Duration = Duration::from_millis(1200);
@@ -262,11 +262,7 @@ fn r5_silence_is_not_consent_a_seed_node_that_forgot_does_not_vote() {
     assert_eq!(now.primary, pair.backup);
 
     // Taught, it votes: the next failover needs its vote.
-    until("it votes again", || {
-        let standings = redis.cluster.standings(&now.primary);
-        standings.iter().any(|(node, standing)| *node == third && standing == "voting")
-    });
-    redis.protected();
+    done(redis.cluster.cli(&third, &["seed", "rejoin"]));
     let now = redis.protected();
     redis.host(&now.primary).power_off().unwrap();
     redis.must_go_on();

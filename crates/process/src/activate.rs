@@ -78,9 +78,8 @@ impl Shell {
                     clear_tid: thread.clear_tid,
                     name: thread.name.clone(),
                 });
-                let running = Running::Stopped;
-                threads
-                    .insert(*host, Thread { tid: thread.tid, process: pid, running, known, waiting: None });
+                let revived = Thread { running: Running::Stopped, known, ..Thread::new(thread.tid, pid) };
+                threads.insert(*host, revived);
             }
             let pidfd = task::pidfd_open(process.host).attempt(|| format!("open process {pid}"))?;
             let parent = parents.get(&pid).copied().unwrap_or(1);

@@ -1,5 +1,6 @@
 //! From a stopped tree to a checkpoint.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -11,6 +12,7 @@ use crate::error::{Attempt, Error, Result};
 use crate::object::memory::Mapping;
 use crate::object::signal::{self, PendingSignal};
 use crate::space::PageData;
+use crate::sys::bpf::threads::Lister;
 use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
 use crate::sys::remote::{Batch, Remote};
 use crate::sys::{proc, task};
@@ -42,8 +44,8 @@ impl Workload {
     /// [`Workload::capture_whole`] can begin anew.
     pub fn capture(&mut self) -> Result<(Checkpoint, PageData)> {
         let mut pages = PageData::default();
-        let checkpoint = self.capture_with(|process, pid| match &mut process.space {
-            Some(space) => space.capture(pid, &mut pages),
+        let checkpoint = self.capture_with(false, |process, pid, mappings| match &mut process.space {
+            Some(space) => space.capture(pid, mappings, &mut pages),
             None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
         })?;
         Ok((checkpoint, pages))
@@ -61,7 +63,7 @@ impl Workload {
         }
         self.descriptors.begin_whole();
         self.log = self.tree_as_log();
-        self.capture_with(|process, pid| match &mut process.space {
+        self.capture_with(true, |process, pid, _| match &mut process.space {
             Some(space) => space.begin_whole(pid),
             None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
         })
@@ -101,13 +103,17 @@ impl Workload {
         log
     }
 
+    /// `whole` also where nothing has changed. `memory` is given the kernel's count of changes of mappings, if known.
     fn capture_with(
         &mut self,
-        mut memory: impl FnMut(&mut Process, Pid) -> Result<crate::checkpoint::MemoryDelta>,
+        whole: bool,
+        mut memory: impl FnMut(&mut Process, Pid, Option<u32>) -> Result<crate::checkpoint::MemoryDelta>,
     ) -> Result<Checkpoint> {
         if let Some((pid, (what, advice))) = self.refused.first_key_value() {
             return Err(Error::Unsupported { pid: *pid, what: what.clone(), advice });
         }
+        // These two first: what they find to be there for a moment only is waited for, and nothing has been taken yet.
+        let listed = self.look_at_threads()?;
         let tables = self.descriptors.read_tables(&self.processes)?;
         let clocks = Clocks {
             monotonic: task::clock(libc::CLOCK_MONOTONIC) + self.clock_offsets.monotonic,
@@ -118,7 +124,7 @@ impl Workload {
         self.note_reaped();
         for (pid, process) in &mut self.processes {
             // Calls that are injected change no memory of the program's; the pages are looked at afterwards all the same.
-            let mut threads = Vec::new();
+            let (mut threads, mut same_threads) = (Vec::new(), Vec::new());
             let mut pending = Vec::new();
             let mut members: Vec<(&Tid, &mut Thread)> =
                 self.threads.iter_mut().filter(|(_, thread)| thread.process == *pid).collect();
@@ -127,11 +133,25 @@ impl Workload {
                 pending = pending_signals(**tid, true)?;
             }
             let actions = if process.actions_changed { Some(capture_actions(process)?) } else { None };
+            let mappings = listed.get(pid).copied();
             for (tid, thread) in members {
-                threads.push(capture_thread(*pid, *tid, thread, process, now)?);
+                let state = match (&thread.captured, thread.running) {
+                    (Some(captured), Running::Parked) => captured.clone(),
+                    _ => capture_thread(*pid, *tid, thread, process, now)?,
+                };
+                let same = thread.captured.as_ref() == Some(&state);
+                // Signals that wait for it can be seen without stopping it only where threads are listed.
+                let waits = same && waits_for_another(&state) && mappings.is_some();
+                thread.settled = if waits { thread.settled.saturating_add(1) } else { 0 };
+                if same && !whole {
+                    same_threads.push(thread.tid);
+                } else {
+                    thread.captured = Some(state.clone());
+                    threads.push(state);
+                }
             }
             let interval_timers = if process.uses_timers { Some(capture_timers(process)?) } else { None };
-            let memory = memory(process, *pid)?;
+            let memory = memory(process, *pid, mappings)?;
             let attributes =
                 if process.attributes_changed { Some(capture_attributes(process)?) } else { None };
             process.actions_changed = false;
@@ -140,6 +160,7 @@ impl Workload {
                 pid: *pid,
                 memory,
                 threads,
+                same_threads,
                 pending,
                 actions,
                 attributes,
@@ -152,6 +173,39 @@ impl Workload {
         Ok(checkpoint)
     }
 
+    /// Asks the kernel for the threads of every process: gives the count of changes of its mappings, of those that it lists.
+    /// A parked thread for which a signal has come meanwhile, one that it does not let in, is to be stopped after all.
+    fn look_at_threads(&mut self) -> Result<HashMap<Pid, u32>> {
+        let Ok(lister) = Lister::shared() else { return Ok(HashMap::new()) };
+        let mut listed = HashMap::new();
+        let mut signalled = None;
+        for (pid, process) in &mut self.processes {
+            let what = || format!("list the threads of process {pid}");
+            if process.threads.is_none() {
+                let threads = lister.threads(process.host).map_err(io::Error::other);
+                process.threads = Some(threads.attempt(what)?);
+            }
+            let Some(threads) = &process.threads else { continue };
+            let seen = threads.read().attempt(what)?;
+            if let Some(leader) = seen.iter().find(|thread| thread.inside == *pid) {
+                listed.insert(*pid, leader.mappings);
+            }
+            for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.process == *pid) {
+                let quiet = || seen.iter().any(|seen| seen.inside == thread.tid && seen.pending == 0);
+                if thread.running == Running::Parked && !quiet() {
+                    thread.running = Running::Yes;
+                    thread.settled = 0;
+                    ptrace::interrupt(*tid).attempt(|| format!("stop thread {}", thread.tid))?;
+                    signalled = Some(thread.tid);
+                }
+            }
+        }
+        match signalled {
+            Some(tid) => Err(Error::NotNow(Box::new(Error::Mismatch(format!("thread {tid} has a signal"))))),
+            None => Ok(listed),
+        }
+    }
+
     /// Zombies that are gone have been waited for.
     fn note_reaped(&mut self) {
         let root = proc::path(self.container.init, "root/proc");
@@ -162,6 +216,17 @@ impl Workload {
             self.log.push(TreeEvent::Reaped { pid });
         }
     }
+}
+
+/// Whether a thread is in a wait that another thread of the workload ends, or time: `futex(2)`. No other wait is as
+/// innocent: its end may take something (a connection, bytes, a tick) while a checkpoint is taken.
+fn waits_for_another(state: &ThreadState) -> bool {
+    const WAITS: [i32; 2] = [libc::FUTEX_WAIT, libc::FUTEX_WAIT_BITSET];
+    let regs = unpack(&state.registers);
+    let operation = regs.rsi as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
+    // Made ready to be called again: see `repeat`.
+    let calls = regs.orig_rax == u64::MAX && regs.rax == libc::SYS_futex as u64;
+    calls && WAITS.contains(&operation) && state.pending.is_empty()
 }
 
 /// How a process left the session and the group it was born in.
@@ -513,7 +578,7 @@ mod tests {
     }
 
     fn thread() -> Thread {
-        Thread { tid: 2, process: 2, running: Running::Stopped, known: None, waiting: None }
+        Thread { running: Running::Stopped, ..Thread::new(2, 2) }
     }
 
     #[test]

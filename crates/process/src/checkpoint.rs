@@ -88,6 +88,7 @@ pub struct ThreadState {
     pub name: String,
     pub registers: Registers,
     /// XSAVE area.
+    #[serde(with = "serde_bytes")]
     pub xstate: Vec<u8>,
     pub mask: u64,
     pub pending: Vec<PendingSignal>,
@@ -142,8 +143,10 @@ pub struct Descriptor {
 pub struct ProcessState {
     pub pid: Pid,
     pub memory: MemoryDelta,
-    /// The leader first.
+    /// Those that changed; the leader first.
     pub threads: Vec<ThreadState>,
+    /// Those that are as in the checkpoint before.
+    pub same_threads: Vec<Pid>,
     pub pending: Vec<PendingSignal>,
     pub actions: Option<Vec<SignalAction>>,
     pub attributes: Option<Attributes>,
@@ -180,6 +183,7 @@ pub enum FileChange {
         mode: u32,
         owner: (u32, u32),
         modified: (i64, i64),
+        #[serde(with = "serde_bytes")]
         content: Vec<u8>,
     },
     /// Parts of a file that is there, and its attributes. A block is written at its offset; an empty one stands for

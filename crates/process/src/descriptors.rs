@@ -9,20 +9,31 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use tracing::warn;
+
 use crate::checkpoint::{Checkpoint, Descriptor, Object, ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
-use crate::object::descriptor::{At, Capturer, Holder, Inode, Kind, StatusFlags, Surroundings, Tcp};
+use crate::object::descriptor::{
+    At, Capturer, Holder, Inode, Kind, StatusFlags, Surroundings, Tcp, TcpProgress,
+};
 use crate::object::scratch::Scratch;
-use crate::object::tcp::{self, RawSegment, State, TcpSocket};
+use crate::object::tcp::{self, Injector, RawSegment, State, TcpSocket};
+use crate::sys::bpf::files::{Lister, OpenFile, Table, TcpNumbers};
+use crate::sys::ptrace::Tid;
 use crate::sys::{descriptor as sys, proc, task, tcp_repair};
 use crate::tree::Process;
 
 /// What a socket is asked for while the workload runs, to know whether its end needs us.
+const TCP_ESTABLISHED: u8 = 1;
+const TCP_CLOSE_WAIT: u8 = 8;
 const TCP_CLOSED: u8 = 7;
 const TCP_TIME_WAIT: u8 = 6;
 const TCP_FIN_WAIT2: u8 = 5;
 /// `O_CLOEXEC` as fdinfo shows it (`fcntl.h`, octal).
 const CLOSE_ON_EXEC: i32 = libc::O_CLOEXEC;
+/// `net.ipv4.tcp_pingpong_thresh`, and its default (`tcp_sk_init`, net/ipv4/tcp_ipv4.c).
+const PINGPONG_SYSCTL: &str = "/proc/sys/net/ipv4/tcp_pingpong_thresh";
+const PINGPONG_THRESHOLD: u8 = 1;
 
 /// A row of a table as it was last captured, with the link by which it is recognised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,23 +46,64 @@ pub(crate) struct Row {
 #[derive(Debug)]
 struct Socket {
     fd: OwnedFd,
+    /// Signs of how it was at its last capture, by the kernel's list of open files or, without, by asking the socket.
+    numbers: Option<TcpNumbers>,
     fingerprint: Option<tcp::Fingerprint>,
-    options: Option<tcp::Options>,
+    /// As last captured; none when an option has been set since.
+    last: Option<TcpSocket>,
     flags: StatusFlags,
     /// Closed by the workload; we have shut it down in its place.
     orphan: bool,
+}
+
+impl Socket {
+    fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            numbers: None,
+            fingerprint: None,
+            last: None,
+            flags: StatusFlags::default(),
+            orphan: false,
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Entry {
     kind: Kind,
     link: String,
+    /// As the kernel's list of open files has it, where there is such a list.
+    seen: Option<OpenFile>,
+    /// Status flags at the last capture.
+    flags: Option<i32>,
     fingerprint: Option<u64>,
     last: Option<Object>,
     /// Of a socket: it has been in a checkpoint.
     announced: bool,
     socket: Option<Socket>,
     holders: Vec<Holder>,
+}
+
+impl Entry {
+    fn new(kind: Kind, link: String) -> Self {
+        Self {
+            kind,
+            link,
+            seen: None,
+            flags: None,
+            fingerprint: None,
+            last: None,
+            announced: false,
+            socket: None,
+            holders: Vec::new(),
+        }
+    }
+
+    /// Whether a listed descriptor is this description.
+    fn is(&self, file: &OpenFile) -> bool {
+        self.seen.is_some_and(|seen| (seen.file, seen.inode) == (file.file, file.inode))
+    }
 }
 
 /// All open file descriptions of a workload.
@@ -64,9 +116,13 @@ pub struct Descriptors {
     pipes: HashMap<u64, (ObjectId, Option<Object>)>,
     /// Taken at a close before the socket was ever in a checkpoint.
     strays: Vec<OwnedFd>,
+    /// By host process id, where the kernel lists open files; empty where it does not.
+    tables: HashMap<Tid, Table>,
     next: u64,
+    pingpong_threshold: u8,
     /// Segments that the kernel believes it has sent, because of a capture.
     unframed: Vec<RawSegment>,
+    injector: Injector,
     /// Connections that have come to have a descriptor since this was last asked.
     arrived: Vec<(SocketAddr, SocketAddr)>,
     /// Whether there are captures at all. Without, nothing may be held: nobody would end a held connection.
@@ -88,8 +144,11 @@ impl Descriptors {
             entries: BTreeMap::new(),
             pipes: HashMap::new(),
             strays: Vec::new(),
+            tables: HashMap::new(),
             next: 1,
+            pingpong_threshold: PINGPONG_THRESHOLD,
             unframed: Vec::new(),
+            injector: Injector::new(),
             arrived: Vec::new(),
             active: false,
         }
@@ -101,8 +160,13 @@ impl Descriptors {
         id
     }
 
-    pub fn take_unframed(&mut self) -> Vec<RawSegment> {
-        std::mem::take(&mut self.unframed)
+    /// Sends what the kernel believes it has sent. Its sockets send it again by themselves, but only after a timeout.
+    fn send_unframed(&mut self) {
+        for segment in std::mem::take(&mut self.unframed) {
+            if let Err(error) = self.injector.inject(&segment) {
+                warn!(%error, "a connection stalls until its data is sent again");
+            }
+        }
     }
 
     /// Local and remote address of connections that were accepted or made since the last call.
@@ -127,6 +191,10 @@ impl Descriptors {
     /// Everything is new to the next backup.
     pub(crate) fn begin_whole(&mut self) {
         self.active = true;
+        // Of the namespace that the calling thread is in. A kernel without the setting has the default.
+        let threshold = std::fs::read_to_string(PINGPONG_SYSCTL).ok();
+        self.pingpong_threshold =
+            threshold.and_then(|text| text.trim().parse().ok()).unwrap_or(PINGPONG_THRESHOLD);
         let old = std::mem::take(&mut self.entries);
         let orphans = old.into_values().filter_map(|entry| entry.socket).filter(|socket| socket.orphan);
         self.strays.extend(orphans.map(|socket| socket.fd));
@@ -141,7 +209,8 @@ impl Descriptors {
         if let Some(socket) =
             id.and_then(|id| self.entries.get_mut(&id)).and_then(|entry| entry.socket.as_mut())
         {
-            socket.options = None;
+            socket.last = None;
+            socket.numbers = None;
             socket.fingerprint = None;
         }
     }
@@ -151,8 +220,10 @@ impl Descriptors {
         if !self.active {
             return false;
         }
-        let known =
-            process.descriptors.iter().find(|row| row.descriptor.fd == fd).map(|row| row.descriptor.object);
+        // The number may be another connection's than at the last checkpoint: servers give it away again at once.
+        let link = proc::descriptor_link(process.host, fd).ok();
+        let is_still = |row: &&Row| row.descriptor.fd == fd && Some(&row.link) == link.as_ref();
+        let known = process.descriptors.iter().find(is_still).map(|row| row.descriptor.object);
         if let Some(id) = known
             && let Some(entry) = self.entries.get_mut(&id)
         {
@@ -188,6 +259,7 @@ impl Descriptors {
         for entry in self.entries.values_mut() {
             entry.holders.clear();
         }
+        self.tables.retain(|host, _| processes.values().any(|process| process.host == *host));
         let tables = processes.iter().map(|(pid, process)| Ok((*pid, self.read_table(*pid, process)?)));
         tables.collect::<Result<_>>().map_err(|error| match error {
             refused @ Error::Unsupported { .. } => Error::NotNow(Box::new(refused)),
@@ -230,11 +302,57 @@ impl Descriptors {
             .map(|(id, _)| *id)
             .collect();
         checkpoint.files = self.scratch.scan()?;
+        // The frames are held like all others, and belong to this epoch.
+        self.send_unframed();
         Ok(())
     }
 
     /// The table of one process, each row with the object it refers to.
     fn read_table(&mut self, pid: Pid, process: &Process) -> Result<Vec<Row>> {
+        let what = || format!("read the descriptors of process {pid}");
+        let Some(files) = self.list(process).attempt(what)? else { return self.read_links(pid, process) };
+        let mut rows = Vec::with_capacity(files.len());
+        let mut old = process.descriptors.iter().peekable();
+        for file in files {
+            while old.peek().is_some_and(|row| row.descriptor.fd < file.fd) {
+                old.next();
+            }
+            let holder = Holder { tid: process.host, process: pid, fd: file.fd };
+            let before = old.peek().filter(|row| row.descriptor.fd == file.fd && !process.attributes_changed);
+            let row = match before {
+                Some(row)
+                    if self.entries.get(&row.descriptor.object).is_some_and(|entry| entry.is(&file)) =>
+                {
+                    (*row).clone()
+                }
+                _ => {
+                    let link = proc::descriptor_link(process.host, file.fd).attempt(what)?;
+                    self.identify(holder, process, link, Some(&file))?
+                }
+            };
+            if let Some(entry) = self.entries.get_mut(&row.descriptor.object) {
+                entry.holders.push(holder);
+                entry.seen = Some(file);
+            }
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    /// All open files of a process from the kernel, if it can list them.
+    fn list(&mut self, process: &Process) -> std::io::Result<Option<Vec<OpenFile>>> {
+        let Ok(lister) = Lister::shared() else { return Ok(None) };
+        let table = match self.tables.entry(process.host) {
+            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::hash_map::Entry::Vacant(new) => {
+                new.insert(lister.table(process.host).map_err(std::io::Error::other)?)
+            }
+        };
+        table.read().map(Some)
+    }
+
+    /// As [`Descriptors::read_table`], where the kernel does not list open files: from what their links say.
+    fn read_links(&mut self, pid: Pid, process: &Process) -> Result<Vec<Row>> {
         let what = || format!("read the descriptors of process {pid}");
         let open = proc::descriptors(process.host).attempt(what)?;
         let mut rows = Vec::with_capacity(open.len());
@@ -253,7 +371,7 @@ impl Descriptors {
                 {
                     (*row).clone()
                 }
-                _ => self.identify(holder, process, link)?,
+                _ => self.identify(holder, process, link, None)?,
             };
             if let Some(entry) = self.entries.get_mut(&row.descriptor.object) {
                 entry.holders.push(holder);
@@ -277,7 +395,13 @@ impl Descriptors {
     }
 
     /// A row that is new, or whose description may have changed.
-    fn identify(&mut self, holder: Holder, process: &Process, link: String) -> Result<Row> {
+    fn identify(
+        &mut self,
+        holder: Holder,
+        process: &Process,
+        link: String,
+        file: Option<&OpenFile>,
+    ) -> Result<Row> {
         let what = || format!("read about descriptor {} of process {}", holder.fd, holder.process);
         let info = proc::descriptor_info(holder.tid, holder.fd).attempt(what)?;
         let flags =
@@ -285,8 +409,9 @@ impl Descriptors {
         let close_on_exec = flags & CLOSE_ON_EXEC != 0;
         let mut found = None;
         for (id, entry) in self.entries.iter().filter(|(_, entry)| entry.link == link) {
-            let same = match (entry.kind, entry.holders.first(), &entry.socket) {
+            let same = match (entry.kind, entry.holders.first(), file) {
                 (Kind::Tcp { .. } | Kind::Unix { .. }, ..) => true,
+                (.., Some(file)) => entry.is(file),
                 (_, Some(first), _) => task::same_description((first.tid, first.fd), (holder.tid, holder.fd))
                     .attempt(|| "compare two descriptors".into())?,
                 // Not met yet in this pass: the row that was this one before may still be it.
@@ -312,16 +437,7 @@ impl Descriptors {
                 }
                 let kind = Kind::identify(&link, &at, &self.capturer.surroundings)?;
                 let id = self.next_object();
-                let entry = Entry {
-                    kind,
-                    link: link.clone(),
-                    fingerprint: None,
-                    last: None,
-                    announced: false,
-                    socket: None,
-                    holders: Vec::new(),
-                };
-                self.entries.insert(id, entry);
+                self.entries.insert(id, Entry::new(kind, link.clone()));
                 id
             }
         };
@@ -337,23 +453,8 @@ impl Descriptors {
                 continue;
             }
             let id = self.next_object();
-            let socket = Some(Socket {
-                fd,
-                fingerprint: None,
-                options: None,
-                flags: StatusFlags::default(),
-                orphan: false,
-            });
-            let (kind, link) = (Kind::Tcp { inode }, format!("socket:[{inode}]"));
-            let entry = Entry {
-                kind,
-                link,
-                fingerprint: None,
-                last: None,
-                announced: false,
-                socket,
-                holders: Vec::new(),
-            };
+            let mut entry = Entry::new(Kind::Tcp { inode }, format!("socket:[{inode}]"));
+            entry.socket = Some(Socket::new(fd));
             self.entries.insert(id, entry);
         }
         self.entries.retain(|_, entry| {
@@ -395,6 +496,11 @@ impl Descriptors {
         let Some((holder, others)) = holders.split_first() else { return Ok(()) };
         let Some(process) = processes.get(&holder.process) else { return Ok(()) };
         let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd() };
+        let flags = entry.seen.map(|seen| seen.flags);
+        let only_flags = matches!(kind, Kind::Device | Kind::Output(_) | Kind::Pipe { .. });
+        if only_flags && flags.is_some() && flags == entry.flags && entry.last.is_some() {
+            return Ok(());
+        }
         let fingerprint = self.capturer.fingerprint(kind, &at)?;
         if fingerprint.is_some() && fingerprint == entry.fingerprint && entry.last.is_some() {
             return Ok(());
@@ -426,6 +532,7 @@ impl Descriptors {
             entry.last = Some(object);
         }
         entry.fingerprint = fingerprint;
+        entry.flags = flags;
         Ok(())
     }
 
@@ -435,6 +542,10 @@ impl Descriptors {
         processes: &BTreeMap<Pid, Process>,
         changed: &mut Vec<(ObjectId, Object)>,
     ) -> Result<()> {
+        let clock = tcp::Clock {
+            monotonic: task::clock(libc::CLOCK_MONOTONIC),
+            pingpong_threshold: self.pingpong_threshold,
+        };
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
         let socket = match &mut entry.socket {
             Some(socket) => socket,
@@ -443,13 +554,7 @@ impl Descriptors {
                 let Some(process) = processes.get(&holder.process) else { return Ok(()) };
                 let fd = task::take_descriptor(process.pidfd.as_fd(), holder.fd)
                     .attempt(|| format!("take a duplicate of descriptor {}", holder.fd))?;
-                none.insert(Socket {
-                    fd,
-                    fingerprint: None,
-                    options: None,
-                    flags: StatusFlags::default(),
-                    orphan: false,
-                })
+                none.insert(Socket::new(fd))
             }
         };
         let refuse = |error: tcp::Error| Error::Unsupported {
@@ -457,15 +562,43 @@ impl Descriptors {
             what: error.to_string(),
             advice: "see docs/supported.md",
         };
-        let fingerprint = tcp::fingerprint(socket.fd.as_fd()).map_err(refuse)?;
-        let flags = status_flags(socket.fd.as_fd())?;
-        if socket.fingerprint == Some(fingerprint) && socket.flags == flags {
+        // Of a connection that the workload has closed the kernel lists nothing.
+        let seen = if entry.holders.is_empty() { None } else { entry.seen };
+        let numbers = seen.and_then(|seen| seen.tcp);
+        let (flags, fingerprint) = match seen {
+            Some(seen) if numbers.is_some() => (StatusFlags(seen.flags), None),
+            _ => {
+                let fingerprint = tcp::fingerprint(socket.fd.as_fd()).map_err(refuse)?;
+                (status_flags(socket.fd.as_fd())?, Some(fingerprint))
+            }
+        };
+        if socket.last.is_some()
+            && (socket.numbers, socket.fingerprint) == (numbers, fingerprint)
+            && socket.flags == flags
+        {
             return Ok(());
         }
-        let captured = self.tcp.capture(socket.fd.as_fd(), socket.options.as_ref()).map_err(refuse)?;
+        if let Some(numbers) = &numbers
+            && let Some(last) = &mut socket.last
+            && socket.flags == flags
+            && let Some((buffers, connection)) =
+                self.tcp.follow(socket.fd.as_fd(), last, numbers, clock).map_err(refuse)?
+        {
+            last.buffers = buffers;
+            last.state = State::Connected(Box::new(connection.clone()));
+            socket.numbers = Some(*numbers);
+            changed.push((id, Object::TcpProgress(Box::new(TcpProgress { buffers, connection }))));
+            return Ok(());
+        }
+        let known = socket.last.as_ref().map(|last| &last.options);
+        let captured = self.tcp.capture(socket.fd.as_fd(), known).map_err(refuse)?;
+        socket.numbers = numbers;
         // Taken again: the capture itself counts segments.
-        socket.fingerprint = Some(tcp::fingerprint(socket.fd.as_fd()).map_err(refuse)?);
-        socket.options = Some(captured.socket.options.clone());
+        socket.fingerprint = match fingerprint {
+            Some(_) => Some(tcp::fingerprint(socket.fd.as_fd()).map_err(refuse)?),
+            None => None,
+        };
+        socket.last = Some(captured.socket.clone());
         socket.flags = flags;
         self.unframed.extend(captured.unframed);
         if !entry.announced
@@ -511,11 +644,19 @@ impl Descriptors {
     }
 }
 
-/// Whether a connection goes on after its last descriptor is closed: there is data the peer has not acknowledged, and
-/// none that the program has not read (which would make the close a reset).
+/// Whether a connection goes on after its last descriptor is closed: it does until the peer has acknowledged all data and
+/// the FIN, which the kernel would repeat and a backup that does not know of the connection could not. Not if there is
+/// data that the program has not read, or if it wants no goodbye (`SO_LINGER` of no time): then the close is a reset.
 fn outlives_close(socket: BorrowedFd<'_>) -> bool {
     let unread = tcp_repair::unread(socket).is_ok_and(|bytes| bytes > 0);
-    !unread && tcp_repair::unacknowledged(socket).is_ok_and(|bytes| bytes > 0)
+    let aborts = tcp_repair::get::<tcp_repair::Linger>(socket, libc::SOL_SOCKET, libc::SO_LINGER)
+        .is_ok_and(|linger| linger.on != 0 && linger.seconds == 0);
+    if unread || aborts {
+        return false;
+    }
+    let has_fin_to_send =
+        || tcp_repair::info(socket).is_ok_and(|info| matches!(info.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT));
+    tcp_repair::unacknowledged(socket).is_ok_and(|bytes| bytes > 0) || has_fin_to_send()
 }
 
 fn status_flags(socket: BorrowedFd<'_>) -> Result<StatusFlags> {

@@ -6,6 +6,7 @@
 pub mod activate;
 pub mod capture;
 pub mod checkpoint;
+pub mod delta;
 pub mod descriptors;
 pub mod error;
 pub mod launch;

@@ -15,15 +15,18 @@ use outlive_fault::{Point, point};
 use crate::checkpoint::{
     Checkpoint, Clocks, MemoryDelta, Object, ObjectId, Pid, ProcessState, Run, TreeEvent,
 };
+use crate::delta;
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{CHANNEL, Container, Program};
 use crate::object::descriptor::Surroundings;
 use crate::object::memory::{Backing, Mapping, Step, plan};
 use crate::object::scratch;
+use crate::sys::bpf::files::Lister;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
 use crate::sys::remote::{Batch, Remote, WORKSPACE};
+use crate::sys::task;
 use crate::tree;
 
 /// Zero runs up to this many pages are written, longer ones given back to the kernel.
@@ -60,6 +63,8 @@ impl Shell {
         launcher: &[OsString],
         output: [OwnedFd; 2],
     ) -> Result<Self> {
+        // Takes a while, and a failover has none to spare.
+        let _ = Lister::shared();
         let surroundings = tree::surroundings(program, &network, &output)?;
         tree::enter_network(&network)?;
         let outputs = [&output[0], &output[1]].map(|end| end.try_clone().ok());
@@ -96,7 +101,7 @@ impl Shell {
         proc::path(self.container.init, "root")
     }
 
-    /// Applies a whole, verified epoch. After an error the shell is of no use.
+    /// Applies a whole, verified epoch, its pages as [`delta::Cache`] encodes them. After an error the shell is of no use.
     pub fn apply(&mut self, checkpoint: Checkpoint, pages: &[u8]) -> Result<()> {
         for event in &checkpoint.tree {
             self.replay(event)?;
@@ -111,7 +116,8 @@ impl Shell {
         point(Point::BackupHalfApplied);
         scratch::apply(&self.root(), &self.surroundings.scratch, &checkpoint.files)?;
         for (id, object) in checkpoint.objects {
-            self.objects.insert(id, object);
+            let earlier = self.objects.remove(&id);
+            self.objects.insert(id, object.follow(earlier)?);
         }
         self.orphans = checkpoint.orphans;
         self.clocks = Some((checkpoint.clocks, Instant::now()));
@@ -272,9 +278,21 @@ impl Shell {
         lay_out(process, &state.memory)?;
         write_runs(process, &state.memory.runs, &state.memory.fresh, pages)?;
         match &mut process.state {
+            None if !state.same_threads.is_empty() => {
+                return Err(Error::Mismatch(format!("threads of process {pid} never were in a checkpoint")));
+            }
             None => process.state = Some(ProcessState { memory: MemoryDelta::default(), ..state }),
             Some(known) => {
-                known.threads = state.threads;
+                let mut threads = state.threads;
+                known.threads.retain(|thread| state.same_threads.contains(&thread.tid));
+                if known.threads.len() != state.same_threads.len() {
+                    return Err(Error::Mismatch(format!(
+                        "a thread of process {pid} never was in a checkpoint"
+                    )));
+                }
+                threads.append(&mut known.threads);
+                threads.sort_unstable_by_key(|thread| (thread.tid != pid, thread.tid));
+                known.threads = threads;
                 known.pending = state.pending;
                 known.actions = state.actions.or(known.actions.take());
                 known.attributes = state.attributes.or(known.attributes.take());
@@ -443,24 +461,18 @@ fn write_runs(process: &ShellProcess, runs: &[Run], fresh: &[Range], pages: &mut
     static ZEROS: [u8; (WRITE_ZEROS as u64 * PAGE_SIZE) as usize] =
         [0; (WRITE_ZEROS as u64 * PAGE_SIZE) as usize];
     let mut empty = Batch::new();
-    let write = |bytes: &[u8], at: u64| -> Result<()> {
-        let result = process.memory.write_all_at(bytes, at);
-        result.attempt(|| {
-            format!("write {} bytes at {at:#x} of the shell's process {}", bytes.len(), process.host)
-        })
-    };
+    let mut parts: Vec<(u64, &[u8])> = Vec::new();
     for run in runs {
         let range = run.range();
         if !run.zero {
-            let (bytes, rest) = pages
-                .split_at_checked(range.len() as usize)
-                .ok_or_else(|| Error::Mismatch("fewer bytes of pages than the runs say".into()))?;
-            write(bytes, run.address)?;
-            *pages = rest;
+            for address in (range.start..range.end).step_by(PAGE_SIZE as usize) {
+                delta::decode_page(pages, |at, bytes| parts.push((address + at as u64, bytes)))
+                    .ok_or_else(|| Error::Mismatch("fewer bytes of pages than the runs say".into()))?;
+            }
         } else if fresh.iter().any(|f| f.start <= range.start && range.end <= f.end) {
             continue;
         } else if run.pages <= WRITE_ZEROS {
-            write(&ZEROS[..range.len() as usize], run.address)?;
+            parts.push((run.address, &ZEROS[..range.len() as usize]));
         } else {
             if empty.is_full(1) {
                 run_in(process, &mut std::mem::take(&mut empty))?;
@@ -468,5 +480,21 @@ fn write_runs(process: &ShellProcess, runs: &[Run], fresh: &[Range], pages: &mut
             empty.call(libc::SYS_madvise, &[range.start, range.len(), libc::MADV_DONTNEED as u64]);
         }
     }
+    write_parts(process, &parts)?;
     run_in(process, &mut empty).map(drop)
+}
+
+/// Writes to a process's memory, also where it may not write itself.
+fn write_parts(process: &ShellProcess, parts: &[(u64, &[u8])]) -> Result<()> {
+    let mut rest = parts;
+    while !rest.is_empty() {
+        let written = task::write_memory(process.host, rest)
+            .attempt(|| format!("write to the shell's process {}", process.host))?;
+        let Some(((address, bytes), after)) = rest[written..].split_first() else { return Ok(()) };
+        process.memory.write_all_at(bytes, *address).attempt(|| {
+            format!("write {} bytes at {address:#x} of the shell's process {}", bytes.len(), process.host)
+        })?;
+        rest = after;
+    }
+    Ok(())
 }

@@ -30,6 +30,11 @@ pub struct PageData {
 }
 
 impl PageData {
+    /// Pages that lie one after the other.
+    pub fn of(bytes: Vec<u8>) -> Self {
+        Self { slices: vec![(0, 0, bytes.len())], buffers: vec![bytes] }
+    }
+
     pub fn len(&self) -> usize {
         self.slices.iter().map(|(_, _, len)| len).sum()
     }
@@ -82,6 +87,8 @@ pub struct Space {
     whole: bool,
     /// Mappings have been registered: a fork is announced by the tracker.
     registered: bool,
+    /// The kernel's count of changes of the mappings at which `text` was read and all was registered.
+    mappings_at: Option<u32>,
     /// Mappings that cannot be tracked and need not be, because they can never be written.
     unwritable: Vec<Range>,
 }
@@ -126,6 +133,7 @@ impl Space {
             backlog: Vec::new(),
             whole: false,
             registered: false,
+            mappings_at: None,
             unwritable: Vec::new(),
         })
     }
@@ -210,7 +218,7 @@ impl Space {
         // What could not be read was unmapped meanwhile, and what is mapped there later is fresh. What exists but has
         // no content (emptied, or a hole) is looked at again when the process stands still.
         let held: Vec<Range> = ranges.iter().map(|(range, _)| *range).collect();
-        self.extra.extend(subtract(&written, &held));
+        self.extra.extend(subtract_sorted(&written, &held));
         self.extra = normalise(std::mem::take(&mut self.extra));
         self.live = Copied { ranges, data };
         Ok(())
@@ -223,13 +231,18 @@ impl Space {
         self.extra = normalise(std::mem::take(&mut self.extra));
     }
 
-    /// The parts of `ranges` with content of the process's own: existing pages that are not clean pages of a file.
+    /// The parts of sorted `ranges` with content of the process's own: existing pages that are not clean pages of a file.
     fn content_of(&self, ranges: &[Range], layout: &[Mapping]) -> io::Result<Vec<Range>> {
         let mut content = Vec::new();
+        let mut at = 0;
         for mapping in layout.iter().filter(|mapping| mapping.has_content()) {
+            while ranges.get(at).is_some_and(|range| range.end <= mapping.range.start) {
+                at += 1;
+            }
             let of_file = matches!(mapping.backing, Backing::File { .. });
-            for part in intersect(ranges, &[mapping.range]) {
-                let readable = mapping.protection & libc::PROT_READ as u32 != 0;
+            let readable = mapping.protection & libc::PROT_READ as u32 != 0;
+            for range in ranges[at..].iter().take_while(|range| range.start < mapping.range.end) {
+                let Some(part) = range.intersect(&mapping.range) else { continue };
                 if of_file || !readable || part.pages() > SPARSE {
                     content.extend(pagemap::populated(&self.pagemap, part)?);
                 } else {
@@ -240,19 +253,32 @@ impl Space {
         Ok(content)
     }
 
-    /// How the memory changed since the last checkpoint. The process must stand still.
-    pub fn capture(&mut self, pid: Pid, data: &mut PageData) -> Result<MemoryDelta> {
-        let what = || format!("copy the memory of process {pid}");
+    /// What has become of the mappings since the last checkpoint, if anything has. Those that are new are tracked from here
+    /// on. `mappings` is the kernel's count of their changes, if known ([`crate::sys::bpf::threads::ThreadSeen`]).
+    fn follow_mappings(&mut self, pid: Pid, mappings: Option<u32>) -> Result<Option<Vec<Mapping>>> {
+        let what = || format!("read the mappings of process {pid}");
+        if mappings.is_some() && mappings == self.mappings_at {
+            return Ok(None);
+        }
+        let fresh = self.fresh.len();
         self.track_new().attempt(what)?;
+        // Registering is a change itself, and an odd count is one that goes on.
+        let settled = fresh == self.fresh.len();
+        self.mappings_at = mappings.filter(|count| settled && count.is_multiple_of(2));
         let mut text = Vec::new();
         proc::read_into(&mut self.maps, &mut text).attempt(what)?;
-        let layout = if text == self.text {
-            None
-        } else {
-            self.layout = memory::interpret(pid, &parse(&text).attempt(what)?)?;
-            self.text = text;
-            Some(self.layout.clone())
-        };
+        if text == self.text {
+            return Ok(None);
+        }
+        self.layout = memory::interpret(pid, &parse(&text).attempt(what)?)?;
+        self.text = text;
+        Ok(Some(self.layout.clone()))
+    }
+
+    /// How the memory changed since the last checkpoint. The process must stand still.
+    pub fn capture(&mut self, pid: Pid, mappings: Option<u32>, data: &mut PageData) -> Result<MemoryDelta> {
+        let what = || format!("copy the memory of process {pid}");
+        let layout = self.follow_mappings(pid, mappings)?;
         let mut written = pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
         let void = normalise(std::mem::take(&mut self.void));
         let mut fresh = normalise(std::mem::take(&mut self.fresh));
@@ -279,7 +305,7 @@ impl Space {
             .filter(|mapping| matches!(mapping.backing, Backing::Anonymous))
             .map(|mapping| mapping.range)
             .collect();
-        let emptied = subtract(&subtract(&intersect(&written, &anonymous), &content), &fresh);
+        let emptied = subtract_sorted(&subtract_sorted(&intersect(&written, &anonymous), &content), &fresh);
         runs.extend(emptied.iter().flat_map(|range| split_run(*range, true)));
         Ok(MemoryDelta { layout, fresh, dropped: std::mem::take(&mut self.dropped), runs })
     }
@@ -333,13 +359,14 @@ impl Space {
     pub fn begin_whole(&mut self, pid: Pid) -> Result<MemoryDelta> {
         let what = || format!("begin to copy the memory of process {pid}");
         self.text.clear();
+        self.mappings_at = None;
         self.live = Copied::default();
         self.extra.clear();
         self.whole = false;
         let mut unused = PageData::default();
         self.track_new().attempt(what)?;
         pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
-        let mut delta = self.capture(pid, &mut unused)?;
+        let mut delta = self.capture(pid, None, &mut unused)?;
         debug_assert!(unused.is_empty());
         delta.runs.clear();
         delta.dropped.clear();

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::checkpoint::{Clocks, Pid, TreeEvent};
+use crate::checkpoint::{Clocks, Pid, ThreadState, TreeEvent};
 use crate::descriptors::{Descriptors, Row};
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
@@ -25,6 +25,7 @@ use crate::object::scratch::Scratch;
 use crate::object::signal::SignalStack;
 use crate::object::tcp;
 use crate::space::{Space, Unborn};
+use crate::sys::bpf::threads::Threads;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
@@ -46,7 +47,23 @@ pub(crate) enum Running {
     Signalled(i32),
     /// Stopped by job control.
     Group,
+    /// On its way back into the wait that it was found in; its next stop is before that call.
+    Parking,
+    /// Asleep in a wait for another. Its next stop is at the end of that call, before any code of the program's: as long
+    /// as it has none it is as it was captured, and need not be stopped for that.
+    Parked,
 }
+
+impl Running {
+    /// Whether it may run code of the program's, so that it has to be stopped.
+    fn is_free(self) -> bool {
+        matches!(self, Running::Yes | Running::Parking)
+    }
+}
+
+/// A thread found in the same wait so many times is parked. It costs two more stops, so a thread that is woken all the
+/// time is better off without.
+const PARK_AFTER: u32 = 3;
 
 /// A call that a thread was found waiting in, remembered over several stops so that its time limit is not renewed.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +91,16 @@ pub(crate) struct Thread {
     /// Alternate stack and the address told to the kernel at birth; `None` until asked, or after a notice of change.
     pub known: Option<Known>,
     pub waiting: Option<Waiting>,
+    /// As it was in the last checkpoint.
+    pub captured: Option<ThreadState>,
+    /// How often in a row it was found unchanged in a wait for another.
+    pub settled: u32,
+}
+
+impl Thread {
+    pub(crate) fn new(tid: Pid, process: Pid) -> Self {
+        Self { tid, process, running: Running::Yes, known: None, waiting: None, captured: None, settled: 0 }
+    }
 }
 
 #[derive(Debug)]
@@ -92,6 +119,8 @@ pub(crate) struct Process {
     pub uses_timers: bool,
     /// The descriptor table as last captured.
     pub descriptors: Vec<Row>,
+    /// Its threads as the kernel lists them; none until asked, or where it cannot.
+    pub threads: Option<Threads>,
 }
 
 /// What the owner of the tree should know of, beside time passing.
@@ -141,6 +170,7 @@ impl Process {
             attributes_changed: true,
             uses_timers,
             descriptors: Vec::new(),
+            threads: None,
         }
     }
 }
@@ -315,7 +345,20 @@ impl Workload {
         };
         let pid = thread.process;
         let freezing = self.freezing;
+        let running = thread.running;
         match stop {
+            Stop::Syscall if running == Running::Parking => {
+                thread.running = Running::Parked;
+                return ignore_gone(ptrace::resume_to_call(tid)).attempt(|| format!("let thread {tid} wait"));
+            }
+            // Woken.
+            Stop::Syscall if running == Running::Parked => {
+                thread.settled = 0;
+                if freezing {
+                    thread.running = Running::Stopped;
+                    return Ok(());
+                }
+            }
             Stop::Signal(signal) if freezing => {
                 thread.running = Running::Signalled(signal);
                 return Ok(());
@@ -400,12 +443,12 @@ impl Workload {
                     attributes_changed: true,
                     uses_timers: false,
                     descriptors,
+                    threads: None,
                 },
             );
             self.log.push(TreeEvent::Fork { parent, child: process });
         }
-        let thread = Thread { tid: inside, process, running: Running::Yes, known: None, waiting: None };
-        self.threads.insert(tid, thread);
+        self.threads.insert(tid, Thread::new(inside, process));
         if self.newborn.remove(&tid) {
             self.stopped(tid, Stop::Interrupt)?;
         }
@@ -417,12 +460,12 @@ impl Workload {
     fn executed(&mut self, pid: Pid, tid: Tid, former: Tid) -> Result<()> {
         self.threads.retain(|other, thread| thread.process != pid || *other == tid);
         if former != tid {
-            let thread = Thread { tid: pid, process: pid, running: Running::Yes, known: None, waiting: None };
-            self.threads.insert(tid, thread);
+            self.threads.insert(tid, Thread::new(pid, pid));
         }
         if let Some(thread) = self.threads.get_mut(&tid) {
             thread.known = None;
             thread.waiting = None;
+            thread.captured = None;
         }
         if let Some(process) = self.processes.get_mut(&pid) {
             process.space = None;
@@ -562,13 +605,13 @@ impl Workload {
         }
         self.freezing = true;
         for (tid, thread) in &self.threads {
-            if thread.running == Running::Yes {
+            if thread.running.is_free() {
                 ignore_gone(ptrace::interrupt(*tid)).attempt(|| format!("stop thread {tid}"))?;
             }
         }
         loop {
             self.drain()?;
-            let all = self.threads.values().all(|thread| thread.running != Running::Yes);
+            let all = self.threads.values().all(|thread| !thread.running.is_free());
             if all && self.processes.values().all(|process| !process.borrows && process.unborn.is_empty()) {
                 return Ok(());
             }
@@ -584,14 +627,24 @@ impl Workload {
     /// Lets every thread go on, with the signals it was about to receive.
     pub fn thaw(&mut self) -> Result<()> {
         self.freezing = false;
-        let stopped: Vec<(Tid, Running)> =
-            self.threads.iter().map(|(tid, thread)| (*tid, thread.running)).collect();
-        for (tid, running) in stopped {
-            match running {
-                Running::Stopped => self.go(tid, 0)?,
-                Running::Signalled(signal) => self.go(tid, signal)?,
-                Running::Yes | Running::Group => {}
-            }
+        for (tid, thread) in &mut self.threads {
+            let resumed = match thread.running {
+                // Never a leader: the process is asked about itself through it.
+                Running::Stopped if thread.settled >= PARK_AFTER && thread.tid != thread.process => {
+                    thread.running = Running::Parking;
+                    ptrace::resume_to_call(*tid)
+                }
+                Running::Stopped => {
+                    thread.running = Running::Yes;
+                    ptrace::resume(*tid, 0)
+                }
+                Running::Signalled(signal) => {
+                    thread.running = Running::Yes;
+                    ptrace::resume(*tid, signal)
+                }
+                Running::Yes | Running::Group | Running::Parking | Running::Parked => Ok(()),
+            };
+            ignore_gone(resumed).attempt(|| format!("resume thread {tid}"))?;
         }
         Ok(())
     }

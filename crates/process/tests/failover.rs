@@ -5,6 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::*;
+use outlive_process::error::Error;
 use outlive_process::shell::Shell;
 use outlive_process::tree::Workload;
 
@@ -52,4 +53,46 @@ fn threads_go_on_through_epochs_and_two_failovers() {
 #[test]
 fn forks_and_their_memory_go_on_through_epochs_and_two_failovers() {
     goes_on("forks");
+}
+
+/// They are parked: not stopped for a checkpoint as long as nothing wakes them.
+#[test]
+fn threads_that_only_wait_go_on_through_epochs_and_two_failovers() {
+    goes_on("waiting");
+}
+
+/// A thread that waits for another runs no code of the program's, so that it is left alone.
+#[test]
+fn a_thread_that_waits_for_another_is_in_few_checkpoints() {
+    let program = program(&compile("waiting"));
+    let (mut read, ends) = output();
+    let mut workload = Workload::launch(&program, network(), &launcher(), ends).expect("it starts");
+    run(&mut workload, Duration::from_millis(50));
+    freeze(&mut workload);
+    let whole = workload.capture_whole().expect("everything is captured");
+    workload.thaw().expect("it runs on");
+    assert_eq!(whole.processes[0].threads.len(), 4);
+    let (mut changed, mut same, mut signalled) = (0, 0, 0);
+    for _ in 0..400 {
+        run(&mut workload, Duration::from_millis(3));
+        freeze(&mut workload);
+        let captured = workload.capture();
+        workload.thaw().expect("it runs on");
+        let checkpoint = match captured {
+            Ok((checkpoint, _)) => checkpoint,
+            // A signal waits for a thread that sleeps and does not let it in: it is stopped the next time.
+            Err(Error::NotNow(_)) => {
+                signalled += 1;
+                continue;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let process = &checkpoint.processes[0];
+        assert_eq!(process.threads.len() + process.same_threads.len(), 4);
+        changed += process.threads.len();
+        same += process.same_threads.len();
+    }
+    assert!(same > changed, "{same} unchanged, {changed} changed");
+    assert!((1..100).contains(&signalled), "a signal for a sleeping thread is seen: {signalled}");
+    assert!(!read_all(&mut read).contains("BAD"));
 }

@@ -6,6 +6,7 @@
 //! | line | the server |
 //! |---|---|
 //! | `download LENGTH SEED` | sends that pattern and closes at once, with whatever is unsent still queued |
+//! | `leave LENGTH SEED` | the same, with room made for all of it in the kernel: it closes before anything was received |
 //! | `upload LENGTH` | reads that much and answers `HASH LENGTH` |
 //! | `count` | answers this and every later line `count` with a number that grows by one per connection |
 //! | `once WORD` | answers `WORD N`, N counting these requests of all connections, and closes |
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use outlive_lab::pattern;
 
 /// A request line longer than this ends the connection.
@@ -74,6 +76,14 @@ fn converse(stream: &TcpStream, state: &State) -> io::Result<()> {
         match words.as_slice() {
             ["download", length, seed] => {
                 let mut bytes = pattern::Reader::new(number(seed)?, number(length)?);
+                return io::copy(&mut bytes, &mut output).map(drop);
+            }
+            ["leave", length, seed] => {
+                let length = number(length)?;
+                // The kernel doubles this, for what it needs beside the data (socket(7), SO_SNDBUF).
+                let room = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidData)?;
+                setsockopt(stream, sockopt::SndBufForce, &room)?;
+                let mut bytes = pattern::Reader::new(number(seed)?, length);
                 return io::copy(&mut bytes, &mut output).map(drop);
             }
             ["upload", length] => {

@@ -13,6 +13,7 @@ use outlive_epoch::setup::Workload;
 use outlive_net::{Mac, NetworkConfig, Port, PortError};
 use outlive_process::launch::{PRIVATE_DIRECTORIES, Program};
 
+use crate::capabilities::{self, Held, NEEDED};
 use crate::config::Config;
 use crate::control::Wanted;
 use crate::error::{Context, Failure, Kind, Result, chain};
@@ -82,6 +83,7 @@ pub fn resolve(config: &Config, wanted: Wanted) -> Result<Workload> {
 /// Whether this node can run the workload, now or after a failover.
 pub fn check(config: &Config, workload: &Workload) -> Result<()> {
     let name = name(&workload.name)?;
+    check_capabilities(&config.node)?;
     check_bounds(workload)?;
     if workload.network.name != workload.name || workload.program.name != workload.name {
         return Err(Failure::usage(format!("the parts of {name} have different names")));
@@ -113,6 +115,20 @@ pub fn check_addresses(config: &Config, network: &NetworkConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Some are needed at a failover only, when it is too late to say so.
+fn check_capabilities(node: &str) -> Result<()> {
+    let held = Held::read();
+    match NEEDED.iter().find(|needed| !held.has(needed)) {
+        None => Ok(()),
+        Some(missing) => Err(Failure::failed(format!(
+            "node {node}: its agent lacks {} ({}): {}; `outlive check` there shows what else is missing",
+            missing.name,
+            missing.purpose,
+            capabilities::ADVICE
+        ))),
+    }
 }
 
 fn of_port(node: &str, error: &PortError) -> Failure {

@@ -58,7 +58,7 @@ pub enum Vote {
 }
 
 impl Vote {
-    fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Vote::Voting => "voting",
             Vote::Blank => "blank",
@@ -133,6 +133,9 @@ pub fn current_seeds(agent: &Agent) -> Result<Seeds> {
 
 /// `outlive seed status`.
 pub fn rows(agent: &Agent) -> Vec<SeedRow> {
+    let standings = standings(agent, &agent.config.seeds);
+    let votes = |standing: &Result<Standing>| matches!(standing, Ok(Standing { vote: Vote::Voting, .. }));
+    let begun = standings.iter().any(|(_, standing)| votes(standing));
     let row = |(node, standing): (String, Result<Standing>)| {
         let address = agent.config.address_of(&node);
         match standing {
@@ -142,9 +145,17 @@ pub fn rows(agent: &Agent) -> Vec<SeedRow> {
                 cluster: standing.seeds.map(|seeds| seeds.cluster().to_string()),
                 note: standing.failure.or_else(|| {
                     let differs = standing.configured != agent.config.seeds;
-                    differs.then(|| {
-                        format!("its configuration has other seeds: {}", standing.configured.join(","))
-                    })
+                    let lost = match standing.vote {
+                        Vote::Blank if begun => "it lost its history: run `outlive seed rejoin` on it",
+                        Vote::Learning => "it waits to be taught: run `outlive seed rejoin` on it again",
+                        _ => "",
+                    };
+                    if differs {
+                        let seeds = standing.configured.join(",");
+                        Some(format!("its configuration has other seeds: {seeds}"))
+                    } else {
+                        (!lost.is_empty()).then(|| lost.to_owned())
+                    }
                 }),
                 node,
             },
@@ -157,7 +168,7 @@ pub fn rows(agent: &Agent) -> Vec<SeedRow> {
             },
         }
     };
-    standings(agent, &agent.config.seeds).into_iter().map(row).collect()
+    standings.into_iter().map(row).collect()
 }
 
 /// `outlive seed bootstrap`: all seed nodes must be there, agree who they are, and be blank. A seed node that was wiped
@@ -217,8 +228,9 @@ fn ready_to_begin(node: &str, standing: &Standing, members: &[String]) -> Result
     match (standing.vote, &standing.seeds) {
         (Vote::Blank, _) => Ok(()),
         (_, Some(seeds)) => Err(Failure::refused(format!(
-            "{node} is already a seed node, of cluster {}: a cluster begins once; if this is to be another one, stop \
-             the agent there and remove `arbitration` from its state directory",
+            "{node} is already a seed node, of cluster {}: a cluster begins once (a seed node that lost its history comes \
+             back with `outlive seed rejoin`); if this is to be another one, stop the agent there and remove \
+             `arbitration` from its state directory",
             seeds.cluster()
         ))),
         (vote, None) => {

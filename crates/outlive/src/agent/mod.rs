@@ -6,9 +6,9 @@
 
 mod admit;
 mod host;
-mod learn;
 mod membership;
 mod peers;
+mod rejoin;
 mod seed;
 mod serve;
 mod supervisors;
@@ -112,10 +112,9 @@ fn start(config: Config, supervisor: Vec<OsString>) -> Result<Running> {
     let config = Arc::new(config);
     let peers = Peers::new(Arc::clone(&config), Arc::new(identity));
     let agent = Arc::new(Agent { config, peers, supervisors, seed });
-    let (for_nodes, for_users, for_votes) = (Arc::clone(&agent), Arc::clone(&agent), Arc::clone(&agent));
+    let (for_nodes, for_users) = (Arc::clone(&agent), Arc::clone(&agent));
     spawn("peers", move || peers::listen(&for_nodes, &listener))?;
     spawn("questions", move || serve::listen(&for_users, &questions))?;
-    spawn("learn", move || learn::run(&for_votes))?;
     let supervisors = Arc::clone(&agent.supervisors);
     spawn("trim logs", move || {
         loop {

@@ -66,6 +66,21 @@ impl Seed {
         Standing { vote, seeds: acceptor.seeds().cloned(), configured, failure }
     }
 
+    /// As the protocol names this node.
+    pub fn me(&self) -> &NodeName {
+        &self.me
+    }
+
+    /// Is a seed node of this cluster again, without a vote until it was taught.
+    pub fn rejoin(&self, seeds: Seeds) -> Result<()> {
+        self.change(|acceptor, me| acceptor.rejoin(seeds, me))
+    }
+
+    /// Votes from now on, and stands by what it was taught.
+    pub fn take_lesson(&self, lesson: Lesson) -> Result<()> {
+        self.change(|acceptor, _| acceptor.take_lesson(lesson))
+    }
+
     /// Votes in a new cluster from now on.
     pub fn begin(&self, seeds: Seeds) -> Result<()> {
         let named: Vec<&str> = seeds.members().iter().map(NodeName::as_str).collect();
@@ -76,31 +91,16 @@ impl Seed {
                 self.me
             )));
         }
-        self.change(|acceptor| acceptor.bootstrap(seeds, self.me.clone()))
-    }
-
-    pub fn name(&self) -> &NodeName {
-        &self.me
-    }
-
-    /// Belongs to a cluster again, after its votes were lost; without a vote until it is taught.
-    pub fn rejoin(&self, seeds: Seeds) -> Result<()> {
-        self.change(|acceptor| acceptor.rejoin(seeds, self.me.clone()))
-    }
-
-    /// Votes from now on, and stands by what it was taught.
-    pub fn take_lesson(&self, lesson: Lesson) -> Result<()> {
-        self.change(|acceptor| acceptor.take_lesson(lesson))
+        self.change(|acceptor, me| acceptor.bootstrap(seeds, me))
     }
 
     fn change(
         &self,
-        change: impl FnOnce(&mut Acceptor<RedbStorage>) -> std::result::Result<(), MembershipError>,
+        change: impl FnOnce(&mut Acceptor<RedbStorage>, NodeName) -> std::result::Result<(), MembershipError>,
     ) -> Result<()> {
         match self.acceptor()?.as_mut() {
-            Some(acceptor) => {
-                change(acceptor).map_err(|error| Failure::refused(format!("{}: {}", self.me, chain(&error))))
-            }
+            Some(acceptor) => change(acceptor, self.me.clone())
+                .map_err(|error| Failure::refused(format!("{}: {}", self.me, chain(&error)))),
             None => Err(Failure::refused(format!("the agent of {} is ending", self.me))),
         }
     }
@@ -129,7 +129,10 @@ impl Seed {
 fn open_acceptor(state: &Path) -> Result<Acceptor<RedbStorage>> {
     let path = state.join(FILE);
     let failed = |error: &dyn std::error::Error| {
-        Failure::failed(format!("cannot take up this node's votes in {}: {}", path.display(), chain(error)))
+        let (path, why) = (path.display(), chain(error));
+        Failure::failed(format!(
+            "cannot take up this node's votes in {path}: {why}; see that its file system is writable and has room"
+        ))
     };
     let storage = RedbStorage::open(&path).map_err(|error| failed(&error))?;
     Acceptor::open(storage).map_err(|error| failed(&error))

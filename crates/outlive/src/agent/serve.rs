@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::unistd::Gid;
 use tracing::{debug, warn};
 
-use super::{Agent, host, membership, view};
+use super::{Agent, host, membership, rejoin, view};
 use crate::control::{Reply, Request, read_line, write_line};
 use crate::error::{Context, Failure, Result};
 use crate::output_log::Tail;
@@ -151,12 +151,13 @@ fn decide(agent: &Arc<Agent>, request: Request, progress: &mut dyn FnMut(String)
         }
         Request::List => Ok(Reply::Workloads(view::list(agent)?)),
         Request::Inspect { name } => Ok(Reply::Inspected(Box::new(view::inspect(agent, &name)?))),
-        Request::Stop { name } => view::stop(agent, &name, progress).map(|()| Reply::Done),
+        Request::Stop { name, dead } => view::stop(agent, &name, &dead, progress).map(|()| Reply::Done),
         Request::Kill { name, signal } => view::kill(agent, &name, signal).map(|()| Reply::Done),
         Request::Bootstrap { seeds } => {
             let cluster = membership::bootstrap(agent, &seeds, progress)?;
             Ok(Reply::Bootstrapped { cluster: cluster.to_string() })
         }
+        Request::Rejoin => Ok(Reply::Rejoined(rejoin::rejoin(agent, progress)?)),
         Request::Seeds => Ok(Reply::Seeds(membership::rows(agent))),
         Request::Logs { .. } => Err(Failure::failed("output is sent otherwise")),
     }

@@ -228,7 +228,11 @@ impl Supervisors {
         let outcome = match watching {
             Ok(_) => match report.recv_timeout(self.patience) {
                 Ok(Ok(Started::Ready { listen })) => Ok(listen),
-                Ok(Ok(Started::Failed { reason })) => Err(Failure::failed(reason)),
+                // What is wrong with a request was found before; this is a host that cannot do it.
+                Ok(Ok(Started::Failed { reason })) => Err(Failure::failed(format!(
+                    "{reason}; `outlive check` on node {} says what its host lacks",
+                    setup.node.name
+                ))),
                 Ok(Err(why)) => Err(self.ended_early(name, &mut child, &why)),
                 Err(RecvTimeoutError::Timeout) => {
                     let seconds = self.patience.as_secs();

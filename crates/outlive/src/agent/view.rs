@@ -108,6 +108,7 @@ fn row_of_lost(agent: &Agent, name: &WorkloadName) -> Option<Row> {
             Some(Row { note, ..row(name, Here::Nothing, &status) })
         }
         Search::Silent(silent) => {
+            let silent = reasons(&silent);
             let note = format!("held by {primary}, and not all nodes answer ({silent})");
             Some(unknown(name, Here::Nothing, note))
         }
@@ -131,7 +132,22 @@ enum Search {
     /// All nodes answered, and none has it.
     Nowhere,
     /// Not all answered: which, and why.
-    Silent(String),
+    Silent(Vec<(String, Failure)>),
+}
+
+fn reasons(silent: &[(String, Failure)]) -> String {
+    silent.iter().map(|(_, failure)| failure.to_string()).collect::<Vec<_>>().join("; ")
+}
+
+/// A workload is held by nodes of which some cannot be asked.
+fn out_of_reach(name: &WorkloadName, register: &Register, silent: &[(String, Failure)]) -> Failure {
+    let nodes: Vec<&str> = silent.iter().map(|(node, _)| node.as_str()).collect();
+    Failure::unreachable(format!(
+        "{name}: {register}, and not all nodes answer ({}): start them, or, if they are dead for good, `outlive stop {name} \
+         --dead {}` gives its name free",
+        reasons(silent),
+        nodes.join(",")
+    ))
 }
 
 /// Asks all nodes but this one; a primary is preferred over its backup.
@@ -146,13 +162,13 @@ fn search(agent: &Agent, name: &WorkloadName) -> Search {
                 }
             }
             Ok(None) => {}
-            Err(failure) => silent.push(failure.to_string()),
+            Err(failure) => silent.push((node, failure)),
         }
     }
     match found {
         Some((node, status)) => Search::Found(node, status),
         None if silent.is_empty() => Search::Nowhere,
-        None => Search::Silent(silent.join("; ")),
+        None => Search::Silent(silent),
     }
 }
 
@@ -209,16 +225,9 @@ pub fn inspect(agent: &Agent, name: &str) -> Result<Inspected> {
         Search::Silent(silent) => Some(silent),
     };
     let register = seed::read_register(agent, &name)?;
-    match (register.as_ref().and_then(|register| lost(&name, register)), silent) {
-        (Some(status), None) => Ok(Inspected { node: None, status }),
-        (Some(status), Some(silent)) => {
-            let node = status.primary_node.unwrap_or_default();
-            Err(Failure::unreachable(format!(
-                "{name} is held by node {node} at generation {}, and not all nodes answer ({silent}): try again when \
-                 they do",
-                status.generation
-            )))
-        }
+    match (register.as_ref().and_then(|register| Some((lost(&name, register)?, register))), silent) {
+        (Some((status, _)), None) => Ok(Inspected { node: None, status }),
+        (Some((_, register)), Some(silent)) => Err(out_of_reach(&name, register, &silent)),
         (None, _) => Err(no_such(agent, &name)),
     }
 }
@@ -249,19 +258,32 @@ fn require_primary(agent: &Agent, name: &WorkloadName, verb: &str) -> Result<()>
             Search::Found(node, status) => Err(elsewhere(&status.primary_node.unwrap_or(node))),
             Search::Nowhere => Err(no_such(agent, name)),
             Search::Silent(silent) => Err(Failure::not_found(format!(
-                "there is no workload {name} on this node, and not all others answer ({silent})"
+                "there is no workload {name} on this node, and not all others answer ({})",
+                reasons(&silent)
             ))),
         },
     }
 }
 
-/// `outlive stop`: ends the workload everywhere; of a lost one, its name.
-pub fn stop(agent: &Agent, name: &str, progress: &mut dyn FnMut(String)) -> Result<()> {
+/// `outlive stop`: ends the workload everywhere; of a lost one, its name. Nodes that do not answer may be vouched for as
+/// `dead`; nobody else is taken at their word.
+pub fn stop(agent: &Agent, name: &str, dead: &[String], progress: &mut dyn FnMut(String)) -> Result<()> {
     let name = admit::name(name)?;
-    if !agent.supervisors.is_alive(&name)?
-        && let Search::Nowhere = search(agent, &name)
-    {
-        return stop_lost(agent, &name);
+    dead.iter().try_for_each(|node| check_may_be_dead(agent, node))?;
+    if !agent.supervisors.is_alive(&name)? {
+        match search(agent, &name) {
+            Search::Nowhere => {
+                dead.first().map_or(Ok(()), |node| Err(not_dead(node)))?;
+                return stop_lost(agent, &name);
+            }
+            Search::Silent(silent) => return stop_out_of_reach(agent, &name, &silent, dead, progress),
+            Search::Found(..) => {}
+        }
+    }
+    if !dead.is_empty() {
+        return Err(Failure::refused(format!(
+            "{name} is not lost, see `outlive inspect {name}`: stop it without --dead"
+        )));
     }
     require_primary(agent, &name, "stop")?;
     progress(format!("stopping {name}"));
@@ -288,6 +310,45 @@ pub fn stop(agent: &Agent, name: &str, progress: &mut dyn FnMut(String)) -> Resu
         thread::sleep(END_POLL);
     }
     Ok(())
+}
+
+fn check_may_be_dead(agent: &Agent, node: &str) -> Result<()> {
+    if node == agent.config.node {
+        return Err(Failure::usage(format!("--dead {node}: this node's own agent answers you")));
+    }
+    let peers: Vec<&str> = agent.peers.names().collect();
+    if peers.contains(&node) {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("--dead {node} is no peer of this node ({})", peers.join(", "))))
+}
+
+fn not_dead(node: &str) -> Failure {
+    Failure::refused(format!("node {node} answers, so it is not dead: leave it out of --dead"))
+}
+
+/// No node that answers has it. Of the others somebody must know that it is silent there as well.
+fn stop_out_of_reach(
+    agent: &Agent,
+    name: &WorkloadName,
+    silent: &[(String, Failure)],
+    dead: &[String],
+    progress: &mut dyn FnMut(String),
+) -> Result<()> {
+    let is_silent = |node: &String| silent.iter().any(|(silent, _)| silent == node);
+    if let Some(node) = dead.iter().find(|node| !is_silent(node)) {
+        return Err(not_dead(node));
+    }
+    let register = seed::read_register(agent, name)?;
+    let Some(register) = register.filter(|register| holders(register).is_some()) else {
+        return Err(no_such(agent, name));
+    };
+    if silent.iter().any(|(node, _)| !dead.contains(node)) {
+        return Err(out_of_reach(name, &register, silent));
+    }
+    progress(format!("giving {name} free, on your word that {} is dead", dead.join(", ")));
+    warn!(workload = name.as_str(), dead = dead.join(","), "given free on an operator's word");
+    seed::bury(agent, name, register.generation)
 }
 
 /// No node has it, and all have answered: so it is silent, and its register may end.

@@ -8,6 +8,7 @@ use crate::error::Result;
 pub fn run(command: &Seed) -> Result<()> {
     match command {
         Seed::Bootstrap { seeds, reach } => bootstrap(seeds, reach),
+        Seed::Rejoin { json, reach } => rejoin(*json, reach),
         Seed::Status { json, reach } => status(*json, reach),
     }
 }
@@ -20,6 +21,18 @@ fn bootstrap(seeds: &[String], reach: &Reach) -> Result<()> {
         }
         other => Err(unexpected(&other)),
     }
+}
+
+fn rejoin(json: bool, reach: &Reach) -> Result<()> {
+    let rejoined = match reach.connect()?.call(&Request::Rejoin, &mut progress)? {
+        Reply::Rejoined(rejoined) => rejoined,
+        other => return Err(unexpected(&other)),
+    };
+    if json {
+        return print_json(&rejoined);
+    }
+    print(&format!("{} votes again, in cluster {}", rejoined.node, rejoined.cluster));
+    Ok(())
 }
 
 fn status(json: bool, reach: &Reach) -> Result<()> {

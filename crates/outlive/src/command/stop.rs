@@ -11,7 +11,8 @@ use crate::error::{Failure, Result};
 const LAST_SIGNAL: i32 = 64;
 
 pub fn stop(args: &Stop) -> Result<()> {
-    match args.reach.connect()?.call(&Request::Stop { name: args.name.clone() }, &mut progress)? {
+    let request = Request::Stop { name: args.name.clone(), dead: args.dead.clone() };
+    match args.reach.connect()?.call(&request, &mut progress)? {
         Reply::Done => {
             print(&format!("{} is stopped", args.name));
             Ok(())

@@ -27,7 +27,7 @@ use super::eventfd::{self, EventFd};
 use super::file::{self, Directory, FileHashes, OpenFile};
 use super::pipe::{self, Pipe, PipeEnd};
 use super::signalfd::{self, SignalFd};
-use super::tcp::TcpSocket;
+use super::tcp::{Buffers, Connection, State, TcpSocket};
 use super::timerfd::{self, TimerFd};
 use super::unix::{self, UnixSocket};
 use crate::checkpoint::{ObjectId, Pid};
@@ -41,6 +41,8 @@ use crate::sys::task;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Object {
     Tcp(Box<Tcp>),
+    /// A connection of which an earlier checkpoint has the rest: see [`Object::follow`].
+    TcpProgress(Box<TcpProgress>),
     /// What is in a pipe. It has no descriptor of its own: the [`PipeEnd`]s refer to it.
     Pipe(Pipe),
     PipeEnd(PipeEnd),
@@ -62,7 +64,29 @@ pub struct Tcp {
     pub flags: StatusFlags,
 }
 
+/// What changes of a connection that is used: a tenth of a [`Tcp`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpProgress {
+    pub buffers: Buffers,
+    pub connection: Connection,
+}
+
 impl Object {
+    /// What this object is, given what it was before: itself, but for one that only says what has changed.
+    pub fn follow(self, earlier: Option<Object>) -> Result<Object> {
+        match (self, earlier) {
+            (Object::TcpProgress(progress), Some(Object::Tcp(mut tcp))) => {
+                tcp.socket.buffers = progress.buffers;
+                tcp.socket.state = State::Connected(Box::new(progress.connection));
+                Ok(Object::Tcp(tcp))
+            }
+            (Object::TcpProgress(_), _) => {
+                Err(Error::Mismatch("a connection goes on that never was in a checkpoint".to_owned()))
+            }
+            (whole, _) => Ok(whole),
+        }
+    }
+
     /// Whether a copy that holds `earlier` need not be told. Equal but for what passes by itself: two observations of
     /// one running timer differ by the time that observing takes.
     pub fn same_as(&self, earlier: &Object) -> bool {
@@ -504,7 +528,7 @@ impl<'a> BuildContext<'a> {
     pub fn build(&mut self, id: ObjectId) -> Result<BorrowedFd<'_>> {
         if !self.built.contains_key(&id) {
             let fd = match self.object(id)? {
-                Object::Tcp(_) => {
+                Object::Tcp(_) | Object::TcpProgress(_) => {
                     return Err(Error::Mismatch(format!("TCP socket {} has not been built", id.0)));
                 }
                 Object::Pipe(_) => {

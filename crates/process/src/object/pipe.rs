@@ -27,7 +27,7 @@ pub struct Pipe {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
-    Stream(Vec<u8>),
+    Stream(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Written with `O_DIRECT`: each is read by itself.
     Packets(Vec<Vec<u8>>),
 }

@@ -107,6 +107,7 @@ pub enum Role {
 pub struct Message {
     /// Sent by the peer under its name; otherwise by a socket without a name.
     pub named: bool,
+    #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
 }
 

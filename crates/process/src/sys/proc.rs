@@ -185,6 +185,11 @@ pub fn descriptors(tid: Tid) -> io::Result<Vec<(i32, String)>> {
     Ok(found)
 }
 
+/// What the link of one descriptor says.
+pub fn descriptor_link(tid: Tid, fd: i32) -> io::Result<String> {
+    fs::read_link(path(tid, &format!("fd/{fd}"))).map(|link| link.to_string_lossy().into_owned())
+}
+
 /// `/proc/PID/fdinfo/FD` as text.
 pub fn descriptor_info(tid: Tid, fd: i32) -> io::Result<String> {
     fs::read_to_string(path(tid, &format!("fdinfo/{fd}")))

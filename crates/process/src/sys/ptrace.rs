@@ -89,6 +89,11 @@ pub fn resume(tid: Tid, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
 }
 
+/// Lets a thread run up to the beginning of its next system call or, if it is in one, the end ([`Stop::Syscall`]).
+pub fn resume_to_call(tid: Tid) -> io::Result<()> {
+    request(libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
+}
+
 /// Leaves a thread in its job-control stop but lets it be woken by SIGCONT.
 pub fn listen(tid: Tid) -> io::Result<()> {
     request(libc::PTRACE_LISTEN, tid, 0, 0).map(drop)

@@ -46,6 +46,37 @@ pub fn same_description(a: (Tid, i32), b: (Tid, i32)) -> io::Result<bool> {
 /// Most segments the kernel takes in one call (`UIO_MAXIOV`).
 const MAX_SEGMENTS: usize = 1024;
 
+/// Writes parts of another process's memory, each at its address. Returns how many parts were written: fewer than all where
+/// the process itself may not write.
+pub fn write_memory(pid: Tid, parts: &[(u64, &[u8])]) -> io::Result<usize> {
+    let mut done = 0;
+    for chunk in parts.chunks(MAX_SEGMENTS) {
+        let vector = |at: *mut libc::c_void, bytes: &[u8]| libc::iovec { iov_base: at, iov_len: bytes.len() };
+        let local: Vec<libc::iovec> =
+            chunk.iter().map(|(_, bytes)| vector(bytes.as_ptr().cast_mut().cast(), bytes)).collect();
+        let remote: Vec<libc::iovec> =
+            chunk.iter().map(|(address, bytes)| vector(*address as *mut _, bytes)).collect();
+        let count = chunk.len() as u64;
+        // SAFETY: the kernel only reads from the local parts, which are live and as long as is said; the remote side is
+        // checked by the kernel, which reports what it could not write.
+        let got = unsafe { libc::process_vm_writev(pid, local.as_ptr(), count, remote.as_ptr(), count, 0) };
+        let mut left = match check(got as libc::c_long) {
+            Ok(got) => got as usize,
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => 0,
+            Err(error) => return Err(error),
+        };
+        // A part that is written in part counts as not written.
+        for (_, bytes) in chunk {
+            if left < bytes.len() {
+                return Ok(done);
+            }
+            left -= bytes.len();
+            done += 1;
+        }
+    }
+    Ok(done)
+}
+
 /// Copies ranges of another process's memory, appending them to `into` in order. Returns how many bytes could be
 /// read: less than all only where a range is no longer mapped.
 pub fn copy_memory(pid: Tid, ranges: &[Range], into: &mut Vec<u8>) -> io::Result<usize> {

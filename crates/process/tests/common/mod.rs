@@ -1,6 +1,7 @@
 //! What the tests of whole process trees share: a compiled program, namespaces for it, its output.
 #![allow(dead_code)]
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
@@ -9,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use outlive_process::checkpoint::Checkpoint;
+use outlive_process::delta::Cache;
+use outlive_process::error::Error;
 use outlive_process::launch::Program;
 use outlive_process::shell::Shell;
 use outlive_process::space::PageData;
@@ -74,22 +77,28 @@ pub fn read_all(pipe: &mut File) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
+thread_local! {
+    /// What the shell of this test has been sent.
+    static SENT: RefCell<Cache> = RefCell::new(Cache::new(1 << 20));
+}
+
 /// Through the form in which a checkpoint travels.
 pub fn transfer(checkpoint: &Checkpoint, pages: &PageData) -> (Checkpoint, Vec<u8>) {
     let bytes = postcard::to_stdvec(checkpoint).expect("a checkpoint can be written");
     let again = postcard::from_bytes(&bytes).expect("and read");
-    (again, pages.slices().flatten().copied().collect())
+    (again, SENT.with_borrow_mut(|sent| sent.encode(checkpoint, pages).slices().concat()))
 }
 
 /// The whole first copy into a shell.
 pub fn sync(workload: &mut Workload, shell: &mut Shell) {
+    SENT.set(Cache::new(1 << 20));
     freeze(workload);
     let whole = workload.capture_whole().expect("everything is captured");
     workload.thaw().expect("it runs on");
     let (whole, _) = transfer(&whole, &PageData::default());
     shell.apply(whole, &[]).expect("it is applied");
     while let Some((pid, runs, pages)) = workload.copy_backlog(1024) {
-        let bytes: Vec<u8> = pages.slices().flatten().copied().collect();
+        let bytes = SENT.with_borrow_mut(|sent| sent.encode_backlog(pid, &runs, &pages).slices().concat());
         shell.apply_backlog(pid, &runs, &bytes).expect("pages are applied");
         workload.drain().expect("it runs on");
     }
@@ -109,10 +118,15 @@ pub fn freeze(workload: &mut Workload) {
 /// One epoch, with a live round, from a workload to a shell.
 pub fn epoch(workload: &mut Workload, shell: &mut Shell) {
     workload.live_round().expect("a live round");
-    freeze(workload);
-    let captured = workload.capture();
-    workload.thaw().expect("it runs on");
-    let (checkpoint, pages) = captured.expect("everything is captured");
+    let (checkpoint, pages) = loop {
+        freeze(workload);
+        let captured = workload.capture();
+        workload.thaw().expect("it runs on");
+        match captured {
+            Err(Error::NotNow(_)) => run(workload, std::time::Duration::from_millis(1)),
+            captured => break captured.expect("everything is captured"),
+        }
+    };
     let (checkpoint, pages) = transfer(&checkpoint, &pages);
     shell.apply(checkpoint, &pages).expect("it is applied");
 }

@@ -8,6 +8,7 @@ use outlive_net::{DEFAULT_MTU, Port};
 use outlive_stream::tls::Identity;
 
 use super::{Line, Verdict, sys};
+use crate::capabilities::{self, Capability, Held, NEEDED};
 use crate::config::Config;
 use crate::error::chain;
 
@@ -41,40 +42,14 @@ pub fn processor() -> Line {
     Line::needed("processor", "registers are captured as x86-64 has them", found, "use an x86-64 host")
 }
 
-/// Number (linux/capability.h), name, what for.
-const CAPABILITIES: [(u32, &str, &str); 9] = [
-    (21, "CAP_SYS_ADMIN", "namespaces and mounts"),
-    (19, "CAP_SYS_PTRACE", "stopping and reading programs"),
-    (12, "CAP_NET_ADMIN", "interfaces, TCP repair"),
-    (13, "CAP_NET_RAW", "taking over an address"),
-    (23, "CAP_SYS_NICE", "real-time tracing thread"),
-    (40, "CAP_CHECKPOINT_RESTORE", "processes under their own ids"),
-    (39, "CAP_BPF", "connections that are not accepted yet"),
-    (7, "CAP_SETUID", "workloads that run as a user"),
-    (6, "CAP_SETGID", "workloads that run as a user"),
-];
-const SYS_RESOURCE: u32 = 24;
-
 pub fn capabilities() -> Vec<Line> {
-    let effective = fs::read_to_string("/proc/self/status")
-        .ok()
-        .and_then(|status| {
-            let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?.trim().to_owned();
-            u64::from_str_radix(&set, 16).ok()
-        })
-        .unwrap_or(0);
-    let has = |number: u32| effective & (1 << number) != 0;
-    let line = |(number, name, purpose): (u32, &str, &str)| {
-        let found = if has(number) { Ok("held".to_owned()) } else { Err("not held".to_owned()) };
-        Line::needed(
-            name,
-            purpose,
-            found,
-            "run the agent as root; in systemd, allow it in CapabilityBoundingSet=",
-        )
+    let held = Held::read();
+    let line = |needed: &Capability| {
+        let found = if held.has(needed) { Ok("held".to_owned()) } else { Err("not held".to_owned()) };
+        Line::needed(needed.name, needed.purpose, found, capabilities::ADVICE)
     };
-    let mut lines: Vec<Line> = CAPABILITIES.into_iter().map(line).collect();
-    let (verdict, found) = match has(SYS_RESOURCE) {
+    let mut lines: Vec<Line> = NEEDED.iter().map(line).collect();
+    let (verdict, found) = match held.has_sys_resource() {
         true => (Verdict::Ok, "held"),
         false => (Verdict::Note, "not held"),
     };

@@ -11,6 +11,7 @@ use super::segment::Segment;
 use super::{
     Buffers, Connecting, Connection, Family, Options, RawSegment, Stage, State, TcpSocket, state_number,
 };
+use crate::sys::bpf::files::TcpNumbers;
 use crate::sys::tcp_repair::{self as sys, Queue, Repair, TcpInfo, info_option};
 
 /// What `TCP_MAXSEG` says of an unconnected socket on which it was not set (`TCP_MSS_DEFAULT`).
@@ -30,6 +31,21 @@ pub struct Captured {
     /// was selected, when the kernel marks data as sent without sending it (`tcp_write_xmit`). Send these in its stead, or
     /// the peer waits for a retransmission. Rare, unless the congestion control paces by timer (BBR).
     pub unframed: Vec<RawSegment>,
+}
+
+/// What all sockets of a namespace have in common at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    /// `CLOCK_MONOTONIC` in nanoseconds, of which TCP's clock is the milliseconds (`tcp_clock_ms`, include/net/tcp.h).
+    pub monotonic: i64,
+    /// `net.ipv4.tcp_pingpong_thresh`: from so many exchanges on acknowledgements are delayed.
+    pub pingpong_threshold: u8,
+}
+
+impl Clock {
+    fn timestamp(self, offset: u32) -> u32 {
+        ((self.monotonic / 1_000_000) as u32).wrapping_add(offset)
+    }
 }
 
 /// Captures sockets of the network namespace that its thread is in.
@@ -86,6 +102,84 @@ impl Capturer {
             }
         };
         Ok(Captured { socket: TcpSocket { options, buffers, local, state }, unframed })
+    }
+
+    /// As [`Capturer::capture`], from an earlier capture of the same socket and from its numbers now, in four system calls
+    /// or none. `None` where that does not tell all: then everything is to be asked.
+    ///
+    /// What a connection is beyond these numbers was agreed on in its handshake, or is set by `setsockopt`, which is noticed.
+    pub fn follow(
+        &self,
+        fd: BorrowedFd<'_>,
+        earlier: &TcpSocket,
+        now: &TcpNumbers,
+        clock: Clock,
+    ) -> Result<Option<(Buffers, Connection)>> {
+        let State::Connected(was) = &earlier.state else { return Ok(None) };
+        let plain = was.stage == Stage::Established
+            && now.state == state_number::ESTABLISHED
+            && (now.shutdown, now.error, now.errors_queued, now.urgent) == (0, 0, 0, 0)
+            && !was.read_shut
+            // Nothing that a timer could send while the queue is looked at, nothing that a peek could acknowledge.
+            && now.snd_nxt == now.write_seq
+            && now.copied_seq == now.rcv_nxt;
+        let timestamp = match was.timestamp {
+            // It counts microseconds (see `sys::timestamp`).
+            Some(value) if value & 1 != 0 => return Ok(None),
+            Some(_) => Some(clock.timestamp(now.timestamp_offset) & !1),
+            None => None,
+        };
+        if !plain || earlier.options.peeks_at_offset() {
+            return Ok(None);
+        }
+        let length = now.write_seq.wrapping_sub(now.snd_una) as usize;
+        let known = now.snd_una.wrapping_sub(was.snd_una) as usize;
+        let send = if length == 0 {
+            Vec::new()
+        } else if now.write_seq == was.write_seq()
+            && let Some(rest) = was.send.get(known..)
+        {
+            rest.to_vec()
+        } else {
+            let repair = InRepair::enter(fd, &earlier.options)?;
+            sys::select_queue(fd, Queue::Send).attempt("select the send queue")?;
+            let peeked = sys::peek(fd, length);
+            repair.leave()?;
+            match peeked {
+                Ok(bytes) => bytes,
+                Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Err(Error::Changed),
+                Err(source) => return Err(Error::System { attempt: "peek at the send queue", source }),
+            }
+        };
+        if send.len() != length {
+            return Err(Error::Changed);
+        }
+        let connection = Connection {
+            snd_una: now.snd_una,
+            snd_nxt: now.snd_nxt,
+            send,
+            rcv_nxt: now.rcv_nxt,
+            receive: Vec::new(),
+            window: sys::RepairWindow {
+                snd_wl1: now.snd_wl1,
+                snd_wnd: now.snd_wnd,
+                max_window: now.max_window,
+                rcv_wnd: now.rcv_wnd,
+                rcv_wup: now.rcv_wup,
+            },
+            rcv_ssthresh: now.rcv_ssthresh,
+            timestamp,
+            quick_ack: now.pingpong < clock.pingpong_threshold,
+            stage: was.stage,
+            remote: was.remote,
+            max_segment: was.max_segment,
+            window_scales: was.window_scales,
+            sack: was.sack,
+            read_shut: false,
+        };
+        let buffers =
+            Buffers { send: now.send_buffer, receive: now.receive_buffer, window_clamp: now.window_clamp };
+        Ok(Some((buffers, connection)))
     }
 
     fn look_up(&mut self, fd: BorrowedFd<'_>, local: SocketAddr, remote: SocketAddr) -> Result<Seen> {
@@ -387,5 +481,50 @@ mod tests {
         let end = connection.snd_una.wrapping_add(11);
         let segments = segments_of(&connection, "10.0.0.1:1".parse().unwrap(), end, 1448).unwrap();
         assert_eq!(segments.len(), 1);
+    }
+
+    /// Following a connection by its numbers gives what asking for everything gives.
+    #[test]
+    fn a_connection_that_is_followed_is_the_one_that_is_captured() {
+        use std::io::{Read, Write};
+        use std::net::{TcpListener, TcpStream};
+        use std::os::fd::AsFd;
+
+        use crate::sys::bpf::files::Lister;
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let mut capturer = Capturer::new();
+        let table = Lister::load().unwrap().table(std::process::id() as i32).unwrap();
+        let numbers = |socket: &TcpStream| {
+            let files = table.read().unwrap();
+            files.iter().find(|file| file.fd == socket.as_raw_fd()).unwrap().tcp.unwrap()
+        };
+        let mut earlier = capturer.capture(server.as_fd(), None).unwrap().socket;
+        for round in 1..5usize {
+            client.write_all(&vec![1; 1000 * round]).unwrap();
+            server.read_exact(&mut vec![0; 1000 * round]).unwrap();
+            server.write_all(&vec![2; 700 * round]).unwrap();
+            let now = numbers(&server);
+            let clock =
+                Clock { monotonic: crate::sys::task::clock(libc::CLOCK_MONOTONIC), pingpong_threshold: 1 };
+            let followed = capturer.follow(server.as_fd(), &earlier, &now, clock).unwrap();
+            let (buffers, mut connection) = followed.expect("it is established and all is sent");
+            let whole = capturer.capture(server.as_fd(), Some(&earlier.options)).unwrap().socket;
+            let State::Connected(asked) = &whole.state else { panic!("{:?}", whole.state) };
+            let (then, later) = (connection.timestamp.unwrap(), asked.timestamp.unwrap());
+            assert!(later.wrapping_sub(then) < 60_000, "{then} then {later}");
+            connection.timestamp = asked.timestamp;
+            assert_eq!((buffers, &connection), (whole.buffers, &**asked), "round {round}");
+            earlier = whole;
+        }
+        // What is unread, or at its end, is not told by numbers.
+        client.write_all(b"more").unwrap();
+        let clock = Clock { monotonic: 0, pingpong_threshold: 1 };
+        assert_eq!(capturer.follow(server.as_fd(), &earlier, &numbers(&server), clock).unwrap(), None);
+        server.read_exact(&mut [0; 4]).unwrap();
+        drop(client);
+        assert_eq!(capturer.follow(server.as_fd(), &earlier, &numbers(&server), clock).unwrap(), None);
     }
 }

@@ -31,7 +31,7 @@ use std::os::fd::BorrowedFd;
 
 use serde::{Deserialize, Serialize};
 
-pub use capture::{Captured, Capturer};
+pub use capture::{Captured, Capturer, Clock};
 pub use error::{Error, Refused, Result};
 pub use options::{Family, Options};
 pub use restore::{Builder, PeerAck, Restored};
@@ -164,10 +164,12 @@ pub struct Connection {
     /// First sequence number not yet sent.
     pub snd_nxt: u32,
     /// Unacknowledged and unsent bytes. A FIN in the queue follows them.
+    #[serde(with = "serde_bytes")]
     pub send: Vec<u8>,
     /// Next sequence number expected of the peer; its FIN is counted.
     pub rcv_nxt: u32,
     /// Bytes received and not yet read.
+    #[serde(with = "serde_bytes")]
     pub receive: Vec<u8>,
     pub window: RepairWindow,
     /// What the receive window may grow to at once.

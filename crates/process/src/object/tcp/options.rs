@@ -241,6 +241,11 @@ impl Options {
     }
 
     /// `SO_PEEK_OFF`, if the program uses it, moves with every peek and read.
+    /// Peeking moves a mark, so that where it stands has to be asked.
+    pub(super) fn peeks_at_offset(&self) -> bool {
+        self.peek_offset >= 0
+    }
+
     pub(super) fn follow_peek_offset(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
         if self.peek_offset >= 0 {
             self.peek_offset =

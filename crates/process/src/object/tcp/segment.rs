@@ -23,9 +23,10 @@ pub struct RawSegment {
 /// Hop limit of packets made here: the recommended default (RFC 1700, as every Linux host's).
 const HOPS: u8 = 64;
 
-/// Delivers segments to sockets of the network namespace that its thread is in, as from the network.
+/// Sends segments from the network namespace that its thread is in: out by its device or, where the destination is its own,
+/// to its sockets as from the network.
 ///
-/// They go out by a raw socket, through the loopback, to an address of this very host, and what comes off the loopback
+/// They go out by a raw socket. To an address of this very host that is through the loopback, and what comes off the loopback
 /// brings its route along: the source may be anyone's (`loopback_xmit` keeps the route, `ip_rcv_finish` trusts it). So this
 /// also works for connections over the loopback, whose addresses a device would refuse as "martian". The exception are
 /// sockets bound to a device (SO_BINDTODEVICE): to them, only that device delivers.

@@ -122,6 +122,10 @@ impl Assembler {
         self.push(ALU64 | ADD, to as u8, 0, 0, value);
     }
 
+    pub fn add_register(&mut self, to: Register, from: Register) {
+        self.push(ALU64 | ADD | SOURCE_REGISTER, to as u8, from as u8, 0, 0);
+    }
+
     pub fn and(&mut self, to: Register, value: i32) {
         self.push(ALU64 | AND, to as u8, 0, 0, value);
     }

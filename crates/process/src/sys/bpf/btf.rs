@@ -12,7 +12,12 @@ const MAGIC: u16 = 0xeb9f;
 
 // BTF_KIND_*, include/uapi/linux/btf.h.
 const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
 const KIND_FUNC: u32 = 12;
+/// Kinds that only stand for another type: typedef, volatile, const, restrict, type tag.
+const KINDS_ALIAS: [u32; 5] = [8, 9, 10, 11, 18];
+/// How deep a member may lie in structures within structures; `tcp_sock` holds a `sock` three levels down.
+const DEPTH: usize = 8;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BtfError {
@@ -30,6 +35,77 @@ pub struct Btf {
     bytes: Vec<u8>,
     types: std::ops::Range<usize>,
     strings: std::ops::Range<usize>,
+}
+
+/// Where members of structures lie in the running kernel. Made once; [`Btf::find`] is the cheaper way to two names.
+#[derive(Debug)]
+pub struct Layout<'a> {
+    btf: &'a Btf,
+    /// Where each type's record begins; id 0 is `void` and has none.
+    records: Vec<usize>,
+    structures: std::collections::HashMap<&'a str, usize>,
+    functions: std::collections::HashMap<&'a str, u32>,
+}
+
+impl Layout<'_> {
+    /// The id by which a function of the kernel is named to it.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        self.functions.get(name).copied()
+    }
+
+    /// The offset in bytes of a member, itself perhaps a member of members: `__sk_common.skc_state`. What lies in structures
+    /// without a name is found by its own.
+    pub fn offset(&self, structure: &str, path: &str) -> Result<Option<u32>, BtfError> {
+        let Some(mut at) = self.structures.get(structure).copied() else { return Ok(None) };
+        let mut offset = 0;
+        for name in path.split('.') {
+            let Some((member, kind)) = self.member(at, name, DEPTH)? else { return Ok(None) };
+            offset += member;
+            at = self.resolve(kind)?;
+        }
+        Ok(Some(offset))
+    }
+
+    /// Of the structure whose record is at `at`: the offset and the type of a member.
+    fn member(&self, at: usize, wanted: &str, depth: usize) -> Result<Option<(u32, u32)>, BtfError> {
+        let bytes = &self.btf.bytes;
+        let info = word(bytes, at + 4)?;
+        if ![KIND_STRUCT, KIND_UNION].contains(&((info >> 24) & 0x1f)) || depth == 0 {
+            return Ok(None);
+        }
+        // struct btf_member: name_off, type, offset in bits (with kind_flag: in its lower 24 bits).
+        for index in 0..(info & 0xffff) as usize {
+            let record = at + 12 + 12 * index;
+            let (name, kind) = (word(bytes, record)? as usize, word(bytes, record + 4)?);
+            let bits = word(bytes, record + 8)? & 0x00ff_ffff;
+            if name != 0 && self.btf.is_named(name, wanted) {
+                return Ok(Some((bits / 8, kind)));
+            }
+            if self.btf.is_named(name, "")
+                && let Some((inner, kind)) = self.member(self.resolve(kind)?, wanted, depth - 1)?
+            {
+                return Ok(Some((bits / 8 + inner, kind)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The record of a type, behind the names that stand for it.
+    fn resolve(&self, kind: u32) -> Result<usize, BtfError> {
+        let mut id = kind;
+        for _ in 0..DEPTH {
+            let at = *self
+                .records
+                .get(id as usize)
+                .filter(|_| id != 0)
+                .ok_or(BtfError::Malformed { offset: 0 })?;
+            if !KINDS_ALIAS.contains(&((word(&self.btf.bytes, at + 4)? >> 24) & 0x1f)) {
+                return Ok(at);
+            }
+            id = word(&self.btf.bytes, at + 8)?;
+        }
+        Err(BtfError::Malformed { offset: 0 })
+    }
 }
 
 /// What a program needs to know of the kernel; found in one pass.
@@ -87,6 +163,39 @@ impl Btf {
         Ok(found)
     }
 
+    /// Reads through all types once.
+    pub fn layout(&self) -> Result<Layout<'_>, BtfError> {
+        let mut layout = Layout {
+            btf: self,
+            records: vec![self.types.start],
+            structures: std::collections::HashMap::new(),
+            functions: std::collections::HashMap::new(),
+        };
+        let mut at = self.types.start;
+        while at < self.types.end {
+            let name = word(&self.bytes, at)? as usize;
+            let info = word(&self.bytes, at + 4)?;
+            let (kind, members) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
+            match (kind, self.name(name)) {
+                (KIND_STRUCT, Some(name)) if !name.is_empty() => {
+                    layout.structures.insert(name, at);
+                }
+                (KIND_FUNC, Some(name)) => {
+                    layout.functions.insert(name, layout.records.len() as u32);
+                }
+                _ => {}
+            }
+            layout.records.push(at);
+            at += 12 + trailing_bytes(kind, members)?;
+        }
+        Ok(layout)
+    }
+
+    fn name(&self, offset: usize) -> Option<&str> {
+        let rest = self.bytes[self.strings.clone()].get(offset..)?;
+        std::str::from_utf8(rest.split(|byte| *byte == 0).next()?).ok()
+    }
+
     fn is_named(&self, offset: usize, name: &str) -> bool {
         let strings = &self.bytes[self.strings.clone()];
         strings
@@ -135,6 +244,23 @@ mod tests {
         assert_eq!(found, Found { function: None, structure_size: None });
     }
 
+    /// Against what other interfaces say: `struct list_head` is two pointers, and a `tcp_sock` begins with the socket
+    /// that it is.
+    #[test]
+    fn members_are_found_through_structures_without_a_name() {
+        let btf = Btf::of_running_kernel().expect("read");
+        let layout = btf.layout().expect("types");
+        assert_eq!(layout.offset("list_head", "prev").expect("sound"), Some(8));
+        let state = layout.offset("sock", "__sk_common.skc_state").expect("sound").expect("found");
+        let path = "inet_conn.icsk_inet.sk.__sk_common.skc_state";
+        assert_eq!(layout.offset("tcp_sock", path).expect("sound"), Some(state));
+        // In a union without a name.
+        assert!(layout.offset("sock_common", "skc_daddr").expect("sound").is_some());
+        assert_eq!(layout.offset("list_head", "nonsense").expect("sound"), None);
+        assert_eq!(layout.offset("no_such_structure", "a").expect("sound"), None);
+        assert!(layout.function("tcp_v4_rcv").is_some());
+    }
+
     proptest! {
         #[test]
         fn never_panics_on_garbage(mut bytes in proptest::collection::vec(any::<u8>(), 0..256), sound_header: bool) {
@@ -147,6 +273,9 @@ mod tests {
             }
             if let Ok(btf) = Btf::parse(bytes) {
                 let _ = btf.find("a", "b");
+                if let Ok(layout) = btf.layout() {
+                    let _ = layout.offset("", "a.b");
+                }
             }
         }
     }

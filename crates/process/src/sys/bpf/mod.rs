@@ -1,4 +1,5 @@
-//! The few parts of bpf(2) that the workload's network needs: hash maps, one kind of program, one kind of link.
+//! The few parts of bpf(2) that are needed here: hash maps, two kinds of programs (classifiers of frames, iterators over
+//! the kernel's objects), and their links.
 //!
 //! Programs are written with the small [`asm::Assembler`]: target machines have no compiler for BPF, and a
 //! prebuilt object would need a loader with relocation, for fewer than two hundred instructions.
@@ -6,6 +7,9 @@
 
 pub mod asm;
 pub mod btf;
+pub mod files;
+pub mod iterator;
+pub mod threads;
 
 use std::io;
 use std::mem::{offset_of, size_of};
@@ -48,6 +52,8 @@ pub enum BpfError {
         "could not attach a BPF program to the ingress of interface {ifindex} (needs Linux 6.6 or newer)"
     )]
     Attach { ifindex: u32, source: io::Error },
+    #[error("could not point a BPF iterator at process {tid} (needs Linux 6.1 or newer)")]
+    Iterate { tid: i32, source: io::Error },
 }
 
 /// A hash map from `KEY` bytes to `VALUE` bytes, shared with the programs that were assembled with it.
@@ -137,17 +143,8 @@ impl Classifier {
         license: &'static std::ffi::CStr,
         program: &[Instruction],
     ) -> Result<Self, BpfError> {
-        // Asking for a log makes the verifier several times slower: it is asked only for an explanation.
-        match Self::load_with_log(name, license, program, &mut []) {
-            Ok(fd) => Ok(Self { fd }),
-            Err(_) => {
-                let mut log = vec![0; VERIFIER_LOG_SIZE];
-                match Self::load_with_log(name, license, program, &mut log) {
-                    Ok(fd) => Ok(Self { fd }),
-                    Err(source) => Err(BpfError::Load { name, log: end_of_log(&log), source }),
-                }
-            }
-        }
+        let load = |log: &mut [u8]| Self::load_with_log(name, license, program, log);
+        load_explained(name, load).map(|fd| Self { fd })
     }
 
     fn load_with_log(
@@ -156,19 +153,7 @@ impl Classifier {
         program: &[Instruction],
         log: &mut [u8],
     ) -> io::Result<OwnedFd> {
-        let attributes = ProgramLoad {
-            prog_type: PROG_TYPE_SCHED_CLS,
-            insn_cnt: program.len() as u32,
-            insns: program.as_ptr() as u64,
-            license: license.as_ptr() as u64,
-            log_level: u32::from(!log.is_empty()),
-            log_size: log.len() as u32,
-            // With log_level 0 the kernel insists on a null buffer (bpf_verifier_log_attr_valid).
-            log_buf: if log.is_empty() { 0 } else { log.as_mut_ptr() as u64 },
-            kern_version: 0,
-            prog_flags: 0,
-            prog_name: object_name(name),
-        };
+        let attributes = ProgramLoad::new(PROG_TYPE_SCHED_CLS, name, license, program, log);
         // SAFETY: `program` is `insn_cnt` contiguous 8-byte instructions (Instruction is repr(transparent) over u64),
         // `license` ends in a NUL, and `log` is valid for writes of `log_size` bytes; all outlive the call.
         unsafe { bpf_fd(PROG_LOAD, &attributes) }
@@ -190,6 +175,18 @@ impl Classifier {
         let fd = unsafe { bpf_fd(LINK_CREATE, &attributes) };
         Ok(IngressLink { _fd: fd.map_err(|source| BpfError::Attach { ifindex, source })? })
     }
+}
+
+/// Loads a program, and once more for an explanation if that fails: asking for a log makes the verifier several times
+/// slower.
+fn load_explained(
+    name: &'static str,
+    load: impl Fn(&mut [u8]) -> io::Result<OwnedFd>,
+) -> Result<OwnedFd, BpfError> {
+    load(&mut []).or_else(|_| {
+        let mut log = vec![0; VERIFIER_LOG_SIZE];
+        load(&mut log).map_err(|source| BpfError::Load { name, log: end_of_log(&log), source })
+    })
 }
 
 /// Keeps a program attached; dropping it detaches.
@@ -234,6 +231,30 @@ struct ProgramLoad {
     kern_version: u32,
     prog_flags: u32,
     prog_name: [u8; OBJECT_NAME_LEN],
+}
+
+impl ProgramLoad {
+    fn new(
+        prog_type: u32,
+        name: &'static str,
+        license: &'static std::ffi::CStr,
+        program: &[Instruction],
+        log: &mut [u8],
+    ) -> Self {
+        Self {
+            prog_type,
+            insn_cnt: program.len() as u32,
+            insns: program.as_ptr() as u64,
+            license: license.as_ptr() as u64,
+            log_level: u32::from(!log.is_empty()),
+            log_size: log.len() as u32,
+            // With log_level 0 the kernel insists on a null buffer (bpf_verifier_log_attr_valid).
+            log_buf: if log.is_empty() { 0 } else { log.as_mut_ptr() as u64 },
+            kern_version: 0,
+            prog_flags: 0,
+            prog_name: object_name(name),
+        }
+    }
 }
 
 #[repr(C)]

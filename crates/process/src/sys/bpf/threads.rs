@@ -1,0 +1,218 @@
+//! The threads of a process in one read, without stopping them: signals that wait for each, and whether the mappings of
+//! their memory may have changed.
+
+use std::io;
+use std::sync::OnceLock;
+
+use super::BpfError;
+use super::asm::{Assembler, If, Instruction, Register::*, Width};
+use super::btf::{Btf, Layout};
+use super::files::{Unavailable, copy};
+use super::iterator::{Iterator, Link};
+use crate::sys::ptrace::Tid;
+
+/// One thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ThreadSeen {
+    /// Its id in the innermost pid namespace.
+    pub inside: Tid,
+    /// Set of the signals that wait for it alone.
+    pub pending: u64,
+    /// Grows whenever somebody takes the right to change the mappings, and again when he is done (`mm_lock_seq`,
+    /// include/linux/mmap_lock.h): equal and even means that they are the same.
+    pub mappings: u32,
+}
+
+/// What the program says of a thread: these places, in the machine's byte order.
+mod place {
+    pub const INSIDE: usize = 0;
+    pub const MAPPINGS: usize = 4;
+    pub const PENDING: usize = 8;
+    pub const SIZE: usize = 16;
+}
+
+/// The function that stands for the kind of iterator (kernel/bpf/task_iter.c).
+const TARGET: &str = "bpf_iter_task";
+/// See the licence of the half-open connections' program: the same holds for this one.
+const LICENSE: &std::ffi::CStr = c"GPL";
+
+// Members of `struct bpf_iter__task` and `struct bpf_iter_meta`: pointers of 8 bytes.
+const CONTEXT_META: i16 = 0;
+const CONTEXT_TASK: i16 = 8;
+const META_SEQ: i16 = 0;
+/// `SEQ_WRITE`, enum bpf_func_id.
+const SEQ_WRITE: i32 = 127;
+/// `sizeof(struct upid)` is 16: a number and a pointer.
+const UPID_SHIFT: i32 = 4;
+
+// Stack: the record at the top, a word for what is only looked at below it.
+const RECORD: i16 = -(place::SIZE as i16);
+const SCRATCH: i16 = RECORD - 8;
+
+/// The program, loaded.
+#[derive(Debug)]
+pub struct Lister {
+    iterator: Iterator,
+}
+
+impl Lister {
+    /// The one of this process, loaded at the first call.
+    pub fn shared() -> Result<&'static Self, &'static Unavailable> {
+        static SHARED: OnceLock<Result<Lister, Unavailable>> = OnceLock::new();
+        SHARED.get_or_init(Self::load).as_ref()
+    }
+
+    fn load() -> Result<Self, Unavailable> {
+        let btf = Btf::of_running_kernel()?;
+        let layout = btf.layout()?;
+        let target = layout.function(TARGET).ok_or_else(|| Unavailable::Missing(TARGET.to_owned()))?;
+        let program = assemble(&layout)?;
+        Ok(Self { iterator: Iterator::load("outlive_threads", LICENSE, target, &program)? })
+    }
+
+    /// The threads of a process, by its id in the calling process's pid namespace.
+    pub fn threads(&self, pid: Tid) -> Result<Threads, BpfError> {
+        self.iterator.of_process(pid).map(|link| Threads { link })
+    }
+}
+
+/// One process's threads.
+#[derive(Debug)]
+pub struct Threads {
+    link: Link,
+}
+
+impl Threads {
+    pub fn read(&self) -> io::Result<Vec<ThreadSeen>> {
+        let mut found = Vec::new();
+        self.link.read(place::SIZE, |record| {
+            // A record is of `place::SIZE`, and all places are within.
+            let word =
+                |at: usize| u32::from_ne_bytes(record[at..].first_chunk::<4>().copied().unwrap_or_default());
+            let pending = record[place::PENDING..].first_chunk::<8>().copied().unwrap_or_default();
+            found.push(ThreadSeen {
+                inside: word(place::INSIDE) as Tid,
+                pending: u64::from_ne_bytes(pending),
+                mappings: word(place::MAPPINGS),
+            });
+        })?;
+        Ok(found)
+    }
+}
+
+fn assemble(layout: &Layout<'_>) -> Result<Vec<Instruction>, Unavailable> {
+    let member = |structure: &str, path: &str| {
+        let offset = layout.offset(structure, path)?;
+        offset.map(|offset| offset as i32).ok_or_else(|| Unavailable::Missing(format!("{structure}.{path}")))
+    };
+    let mut program = Assembler::new();
+    let (end, write) = (program.label(), program.label());
+    let at = |place: usize| RECORD + place as i16;
+
+    program.move_register(R6, R1);
+    program.load(Width::Double, R7, R6, CONTEXT_TASK);
+    // After the last one the program is called once more, with none.
+    program.jump_if(R7, If::Equal, 0, end);
+    for offset in (SCRATCH..0).step_by(8) {
+        program.store_immediate(Width::Double, R10, offset, 0);
+    }
+    // The innermost number of its `struct pid`.
+    copy(&mut program, SCRATCH, 8, R7, member("task_struct", "thread_pid")?);
+    program.load(Width::Double, R8, R10, SCRATCH);
+    program.jump_if(R8, If::Equal, 0, end);
+    program.store_immediate(Width::Double, R10, SCRATCH, 0);
+    copy(&mut program, SCRATCH, 4, R8, member("pid", "level")?);
+    program.load(Width::Double, R9, R10, SCRATCH);
+    program.shift_left(R9, UPID_SHIFT);
+    program.add_register(R8, R9);
+    copy(&mut program, at(place::INSIDE), 4, R8, member("pid", "numbers")? + member("upid", "nr")?);
+    copy(&mut program, at(place::PENDING), 8, R7, member("task_struct", "pending.signal.sig")?);
+    copy(&mut program, SCRATCH, 8, R7, member("task_struct", "mm")?);
+    program.load(Width::Double, R8, R10, SCRATCH);
+    program.jump_if(R8, If::Equal, 0, write);
+    copy(&mut program, at(place::MAPPINGS), 4, R8, member("mm_struct", "mm_lock_seq.sequence")?);
+
+    program.place(write);
+    program.load(Width::Double, R1, R6, CONTEXT_META);
+    program.load(Width::Double, R1, R1, META_SEQ);
+    program.move_register(R2, R10);
+    program.add(R2, i32::from(RECORD));
+    program.move_immediate(R3, place::SIZE as i32);
+    program.call_helper(SEQ_WRITE);
+    program.place(end);
+    program.move_immediate(R0, 0);
+    program.exit();
+    Ok(program.finish()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Runs in a process of its own, so that no other test's thread changes mappings or signals.
+    fn alone(test: impl FnOnce()) {
+        // SAFETY: the child runs the test and exits; it was forked from a test's thread and holds no lock of another's
+        // but those of the allocator, which glibc makes usable after a fork.
+        match unsafe { nix::unistd::fork() }.expect("fork") {
+            nix::unistd::ForkResult::Child => {
+                let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(test)).is_ok();
+                // SAFETY: ends the process.
+                unsafe { libc::_exit(i32::from(!passed)) }
+            }
+            nix::unistd::ForkResult::Parent { child } => {
+                let status = nix::sys::wait::waitpid(child, None).expect("wait");
+                assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, 0));
+            }
+        }
+    }
+
+    fn own() -> Threads {
+        Lister::shared().expect("load").threads(std::process::id() as Tid).expect("own threads")
+    }
+
+    #[test]
+    fn threads_and_signals_that_wait_for_one_are_seen() {
+        let (send, receive) = mpsc::channel();
+        let (done, until) = mpsc::channel::<()>();
+        let other = std::thread::spawn(move || {
+            let mut mask = nix::sys::signal::SigSet::empty();
+            mask.add(nix::sys::signal::Signal::SIGUSR2);
+            mask.thread_block().expect("block");
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGUSR2).expect("to this thread");
+            send.send(nix::unistd::gettid().as_raw()).expect("send");
+            let _ = until.recv();
+        });
+        let tid = receive.recv().expect("tid");
+        let seen = own().read().expect("read");
+        let of = |tid| *seen.iter().find(|thread| thread.inside == tid).expect("it is there");
+        assert_eq!(of(tid).pending, 1 << (libc::SIGUSR2 - 1));
+        assert_eq!(of(nix::unistd::gettid().as_raw()).pending, 0);
+        drop(done);
+        other.join().expect("join");
+    }
+
+    #[test]
+    fn a_change_of_mappings_is_seen_and_writing_memory_is_none() {
+        // The program is loaded before the fork: its type information is large.
+        Lister::shared().expect("load");
+        alone(|| {
+            let threads = own();
+            let now = || threads.read().expect("read")[0].mappings;
+            let mut page = vec![0u8; 4096];
+            now();
+            let before = now();
+            page[7] = 1;
+            assert_eq!(now(), before);
+            assert_eq!(before % 2, 0);
+            // SAFETY: a new anonymous mapping, which nothing refers to.
+            let mapped = unsafe {
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+                libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, flags, -1, 0)
+            };
+            assert_ne!(mapped, libc::MAP_FAILED);
+            assert_ne!(now(), before);
+        });
+    }
+}
