@@ -49,9 +49,9 @@ points! {
     LinkSealed = "link.sealed",
     /// An acknowledgement is read, and the primary does not know so yet.
     LinkAcknowledged = "link.acknowledged",
-    /// Copies of incoming frames are.
+    /// Copies of incoming frames are written to the stream.
     LinkInputCopied = "link.input-copied",
-    /// A heartbeat is.
+    /// A heartbeat is written to the stream.
     LinkBeaten = "link.beaten",
     /// The acknowledgement is the right one, nothing is let go yet.
     PrimaryAcknowledged = "primary.acknowledged",
