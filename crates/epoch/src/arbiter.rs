@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use outlive_cluster::{
     Attempt, Limits, NodeName, Outcome, Proposer, Request, Response, Seeds, Transition, WorkloadName,
 };
+use outlive_fault::{Point, point};
 use outlive_stream::rpc::Client;
 use outlive_stream::tls::Identity;
 use tracing::debug;
@@ -88,6 +89,7 @@ impl Arbiter {
             if let Some(outcome) = proposer.outcome() {
                 return outcome.clone();
             }
+            point(Point::ArbiterAsked);
             let now = self.begun.elapsed();
             let until = proposer.wakeup().unwrap_or(now).saturating_sub(now);
             match responses.recv_timeout(until) {

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use outlive_cluster::{Outcome, Register, Transition};
+use outlive_fault::{Point, point};
 use outlive_net::{InnerTap, InputLog, InputLogLimits, Namespace, Port};
 use outlive_process::object::tcp_request::{PendingConnection, Restorer};
 use outlive_process::shell::Shell;
@@ -171,8 +172,10 @@ fn apply(
             Work::Epoch(epoch) => {
                 let size = size_of_epoch(&epoch);
                 last = epoch.epoch;
+                point(Point::BackupApplying);
                 if let Some(pending) = apply_epoch(&mut shell, &mut log, *epoch)? {
                     requests = pending;
+                    point(Point::BackupApplied);
                 }
                 pressure.done(size);
                 engine.status.lock().epoch = last;
@@ -222,6 +225,7 @@ fn apply_epoch(shell: &mut Shell, log: &mut Log, epoch: Epoch) -> Result<Option<
         }
         Content::Backlog { pid, runs } => {
             shell.apply_backlog(pid, &runs, pages)?;
+            point(Point::HostingPiece);
             Ok(None)
         }
     }
@@ -250,11 +254,13 @@ impl Listening {
         let Stream { writer, reader, .. } = stream;
         let heard = self.follow(writer, reader);
         // From here on nothing is acknowledged: the halves of the stream are gone.
+        outlive_fault::protected(false);
         let decided = Instant::now();
         warn!(reason = heard.reason, "the primary is gone");
         if heard.epochs == 0 {
             return self.leave(format!("the primary left before its first epoch: {}", heard.reason));
         }
+        point(Point::TakeoverSilence);
         self.ask(heard.last.elapsed(), decided);
     }
 
@@ -275,7 +281,9 @@ impl Listening {
         })
         .map_err(|error| error.to_string())?;
         let mine = Pairing { version: VERSION, holder: self.me.clone(), fitness: Fitness::of_this_host() };
+        point(Point::HostingAccepted);
         protector::exchange(&mut stream, &mine)?;
+        point(Point::HostingPaired);
         Ok(stream)
     }
 
@@ -307,13 +315,21 @@ impl Listening {
                 Received::Epoch(epoch) => self.hold(epoch, &mut heard, &mut writer),
                 Received::Input(payload) => {
                     let mut retained = self.retained.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    unpack_input(&payload)
-                        .try_for_each(|input| input.map(|(epoch, frame)| retained.push(epoch, frame)))
+                    let kept = unpack_input(&payload)
+                        .try_for_each(|input| input.map(|(epoch, frame)| retained.push(epoch, frame)));
+                    drop(retained);
+                    point(Point::BackupInputKept);
+                    kept
                 }
-                Received::Heartbeat(beat) => beat.send(&mut writer).map_err(|error| error.to_string()),
+                Received::Heartbeat(beat) => {
+                    point(Point::BackupBeaten);
+                    beat.send(&mut writer).map_err(|error| error.to_string())
+                }
                 Received::Other(frame) if frame.kind == PROTECTED => {
                     watch.closely();
+                    outlive_fault::protected(true);
                     self.status.lock().state = State::Protected;
+                    point(Point::HostingProtected);
                     Ok(())
                 }
                 Received::Other(frame) if frame.kind == PAIRING => Err("a second introduction".into()),
@@ -328,6 +344,7 @@ impl Listening {
 
     /// Holds a whole epoch and says so.
     fn hold(&self, epoch: Epoch, heard: &mut Heard, writer: &mut FrameWriter<Writer>) -> Result<(), String> {
+        point(Point::BackupReceived);
         let (ack, number, size) = (epoch.ack(), epoch.epoch, size_of_epoch(&epoch));
         // A backup that cannot keep up slows the primary down by acknowledging late; it stays alive meanwhile.
         while !self.pressure.has_room(self.detection / 4) {
@@ -338,7 +355,10 @@ impl Listening {
         self.retained.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).committed(number);
         self.work.send(Work::Epoch(Box::new(epoch))).map_err(|_| "the shell is gone".to_owned())?;
         heard.epochs += 1;
-        ack.send(writer).map_err(|error| error.to_string())
+        point(Point::BackupHeld);
+        ack.send(writer).map_err(|error| error.to_string())?;
+        point(Point::BackupAcknowledged);
+        Ok(())
     }
 
     /// Asks for the next generation until the seed nodes say yes or no.
@@ -347,6 +367,7 @@ impl Listening {
             match self.arbiter.ask(Transition::BackupTakesOver { by: self.me.incarnation }) {
                 Outcome::Granted(register) => {
                     info!(generation = register.generation, "taking over");
+                    point(Point::TakeoverGranted);
                     let granted = Instant::now();
                     let failover = Failover {
                         detect_ms: silent.as_secs_f64() * 1000.0,

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use outlive_cluster::Holder;
+use outlive_fault::{Point, point};
 use outlive_net::{InputSink, Moment};
 use outlive_process::delta::Cache;
 use outlive_process::space::PageData;
@@ -241,6 +242,7 @@ fn send(
         if now.since(beaten) >= beat {
             Heartbeat { time: now.as_nanos() }.send(&mut frames).map_err(|error| error.to_string())?;
             beaten = now;
+            point(Point::LinkBeaten);
         }
         let now = Instant::now();
         if input_due.is_some_and(|due| due <= now) {
@@ -249,6 +251,7 @@ fn send(
             // They may have gone with an epoch.
             if !copies.is_empty() {
                 send_input(&mut frames, &[&copies]).map_err(|error| error.to_string())?;
+                point(Point::LinkInputCopied);
             }
         }
         let wait = input_due.map_or(beat, |due| due.saturating_duration_since(now).min(beat));
@@ -267,12 +270,15 @@ fn send(
                 };
                 let content = postcard::to_stdvec(&content).map_err(|error| error.to_string())?;
                 epochs.begin(&mut frames, id).map_err(|error| error.to_string())?;
+                point(Point::LinkBegun);
                 epochs.chunk(&mut frames, CONTENT, &[&content]).map_err(|error| error.to_string())?;
+                point(Point::LinkHalfSent);
                 let slices = encoded.slices();
                 if !slices.is_empty() {
                     epochs.chunk(&mut frames, PAGES, &slices).map_err(|error| error.to_string())?;
                 }
                 let seal = epochs.commit(&mut frames).map_err(|error| error.to_string())?;
+                point(Point::LinkSealed);
                 tell(LinkEvent::Sent { seal, at });
             }
             Ok(Outgoing::Input) => {
@@ -308,7 +314,10 @@ fn listen(
             last = Instant::now();
         }
         match received {
-            Ok(Received::Ack(ack)) => tell(LinkEvent::Acknowledged(ack)),
+            Ok(Received::Ack(ack)) => {
+                point(Point::LinkAcknowledged);
+                tell(LinkEvent::Acknowledged(ack));
+            }
             Ok(Received::Heartbeat(beat)) => tell(LinkEvent::Alive { since: Moment::from_nanos(beat.time) }),
             Ok(_) => return "the backup sent what a backup does not send".into(),
             Err(error) if error.is_timeout() && !watch.is_over(last) => {}

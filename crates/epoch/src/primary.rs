@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use outlive_cluster::{Outcome, Register, Transition};
+use outlive_fault::{Point, point};
 use outlive_net::{Moment, Pump};
 use outlive_process::error::Error as ProcessError;
 use outlive_process::space::PageData;
@@ -348,6 +349,7 @@ impl<'a> Primary<'a> {
         }
         let at = *at;
         self.committed_at = Some(at);
+        point(Point::PrimaryAcknowledged);
         let Some(done) = self.outstanding.take() else { return Ok(()) };
         if !done.checkpoint {
             return Ok(());
@@ -356,11 +358,14 @@ impl<'a> Primary<'a> {
         match &self.phase {
             Phase::Protected { .. } => {
                 self.pump.acknowledged(done.id.epoch, at)?;
+                point(Point::PrimaryReleased);
                 self.log.append(&done.output).attempt(|| "write the workload's output".into())?;
+                point(Point::PrimaryLogged);
                 self.engine.status.lock().epoch = done.id.epoch;
             }
             Phase::Joining { asked: false, link, .. } => {
                 let (number, backup) = (link.number, link.backup.clone());
+                point(Point::CopyCommitted);
                 self.unwritten.extend(done.output);
                 let by = self.engine.me.incarnation;
                 self.ask(
@@ -384,6 +389,7 @@ impl<'a> Primary<'a> {
             return;
         }
         warn!(reason, "the backup is lost");
+        outlive_fault::protected(false);
         self.lost_reason = Some(reason.to_owned());
         self.copies.set(None);
         self.workload.stop_capturing();
@@ -394,6 +400,7 @@ impl<'a> Primary<'a> {
         let was_held = !matches!(self.phase, Phase::Syncing { .. });
         self.phase = Phase::Losing;
         if was_held {
+            point(Point::PrimaryBackupLost);
             self.ask_alone();
         } else {
             // Never in the register, and nothing was held for it.
@@ -430,7 +437,9 @@ impl<'a> Primary<'a> {
             (Asked::Alone, Outcome::Granted(register)) => {
                 info!(generation = register.generation, "speaking on without a backup");
                 self.generation = register.generation;
+                point(Point::PrimaryAloneGranted);
                 self.pump.expose(self.generation)?;
+                point(Point::PrimaryExposed);
                 let output = std::mem::take(&mut self.unwritten);
                 self.log.append(&output).attempt(|| "write the workload's output".into())?;
                 self.become_exposed();
@@ -441,12 +450,15 @@ impl<'a> Primary<'a> {
                     Phase::Joining { link: joined, begun, .. } if joined.number == link => {
                         let took = begun.elapsed();
                         info!(backup = joined.backup.node.as_str(), ?took, "protected");
+                        outlive_fault::protected(true);
+                        point(Point::CopyGranted);
                         joined.protected();
                         self.phase = Phase::Protected { link: joined };
                         // Everything the backup has acknowledged is committed now.
                         let committed = self.epoch - u64::from(self.outstanding.is_some());
                         self.pump
                             .acknowledged(committed, self.committed_at.unwrap_or(Moment::from_nanos(0)))?;
+                        point(Point::CopyJoined);
                         let output = std::mem::take(&mut self.unwritten);
                         self.log.append(&output).attempt(|| "write the workload's output".into())?;
                         let mut status = self.engine.status.lock();
@@ -563,6 +575,7 @@ impl<'a> Primary<'a> {
             Ok(Some(checkpoint)) => {
                 // Connections without a descriptor follow in the first checkpoint that output is held for.
                 self.requests.accepted(&self.workload.take_arrived());
+                point(Point::CopyCaptured);
                 let content = Content::Checkpoint { checkpoint: Box::new(checkpoint), requests: Vec::new() };
                 self.send(content, PageData::default(), Vec::new(), false);
             }
@@ -576,6 +589,7 @@ impl<'a> Primary<'a> {
     fn sync_piece(&mut self) -> Result<()> {
         if let Some((pid, runs, pages)) = self.workload.copy_backlog(BACKLOG_PIECE) {
             self.send(Content::Backlog { pid, runs }, pages, Vec::new(), false);
+            point(Point::CopyPiece);
             return Ok(());
         }
         // Everything has been sent once: from the next checkpoint on output is held for this backup.
@@ -585,6 +599,7 @@ impl<'a> Primary<'a> {
             self.phase = Phase::Joining { link, begun, asked: false };
             self.requests.hold(true);
             self.pump.plug()?;
+            point(Point::CopyPlugged);
             self.checkpoint()?;
         }
         Ok(())
@@ -613,17 +628,19 @@ impl<'a> Primary<'a> {
     /// One epoch ends and the next begins.
     fn checkpoint(&mut self) -> Result<()> {
         // A round beforehand pays when much is to be copied: it costs a scan of its own.
-        if self.last_pages >= LIVE_ROUND_FROM
-            && let Err(error) = self.workload.live_round()
-        {
-            return self.cannot_capture(error);
+        if self.last_pages >= LIVE_ROUND_FROM {
+            if let Err(error) = self.workload.live_round() {
+                return self.cannot_capture(error);
+            }
+            point(Point::PrimaryLiveRound);
         }
         let begun = Instant::now();
         let epoch = self.epoch + 1;
         let mut output = std::mem::take(&mut self.drained);
         let closed = self.pump.close_input();
+        point(Point::PrimaryInputClosed);
         match self.workload.freeze(STOP_LIMIT) {
-            Ok(()) => {}
+            Ok(()) => point(Point::PrimaryFrozen),
             Err(ProcessError::NotStopped(_)) => {
                 drop(closed);
                 self.drained = output;
@@ -641,11 +658,15 @@ impl<'a> Primary<'a> {
             self.not_now(&reason.to_string());
             return Ok(());
         }
+        point(Point::PrimaryCaptured);
         let cut = self.pump.cut(epoch);
+        point(Point::PrimaryCut);
         self.requests.accepted(&self.workload.take_arrived());
         let pending = self.requests.snapshot();
         drop(closed);
+        point(Point::PrimaryInputOpen);
         self.workload.thaw()?;
+        point(Point::PrimaryThawed);
         let paused = begun.elapsed();
         cut?;
         let (mut checkpoint, pages) = match captured {
@@ -669,6 +690,7 @@ impl<'a> Primary<'a> {
         checkpoint.output = output.clone();
         let content = Content::Checkpoint { checkpoint: Box::new(checkpoint), requests: pending.connections };
         self.send(content, pages, output, true);
+        point(Point::PrimaryQueued);
         Ok(())
     }
 

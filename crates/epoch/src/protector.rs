@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use outlive_cluster::Holder;
+use outlive_fault::{Point, point};
 use outlive_stream::hello::{Stream, VERSIONS};
 use outlive_stream::rpc::Client;
 use outlive_stream::tls::Identity;
@@ -104,11 +105,13 @@ impl Finder {
         let mut client = Client::open(connection, CONNECT).map_err(|error| text(&error))?;
         let request =
             peer::Request::HostBackup { version: peer::VERSION, workload: Box::new(self.workload.clone()) };
+        point(Point::CopyAsking);
         let listen: SocketAddr = match peer::call(&mut client, &request, HOST)? {
             peer::Response::Hosting { listen } => listen,
             peer::Response::Refused { reason } => return Err(reason),
             other => return Err(format!("unexpected answer {other:?}")),
         };
+        point(Point::CopyHosted);
         let connection = self.identity.connect(listen, &peer.name, CONNECT).map_err(|error| text(&error))?;
         let purpose = format!("replicate:{}", self.workload.name);
         let mut stream = Stream::open(connection, VERSIONS, &purpose, FROM_BACKUP, CONNECT)
@@ -118,6 +121,7 @@ impl Finder {
         if let Some(reason) = mine.fitness.differs_from(&theirs.fitness) {
             return Err(reason);
         }
+        point(Point::CopyPaired);
         Ok(Candidate { backup: theirs.holder, stream })
     }
 }

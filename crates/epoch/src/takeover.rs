@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outlive_fault::{Point, point};
 use outlive_net::probe::{Answer, ProbeTarget, Timestamps, run_probes};
 use outlive_net::{Announcer, Moment, Neighbours, NetworkConfig, Pump, PumpConfig, Voice};
 use outlive_process::checkpoint::ObjectId;
@@ -45,11 +46,13 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     let network = &engine.setup.workload.network;
     let mut retained = retained;
     port.attach()?;
+    point(Point::TakeoverAttached);
     let mut announcer = Announcer::new(network);
     announcer.start(Moment::now());
     for frame in announcer.due(Moment::now()) {
         port.send(frame).attempt(|| "announce the workload's address".into())?;
     }
+    point(Point::TakeoverAnnounced);
     let mut neighbours = Neighbours::new(network.clone());
     retained.frames().for_each(|frame| neighbours.learn(frame));
     let asked = shell.to_be_asked();
@@ -61,12 +64,16 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     debug!(asked = asked.len(), answered = answers.iter().flatten().count(), "peers were asked");
     let answers = by_object(&asked, &answers);
     let probed = Instant::now();
+    point(Point::TakeoverProbed);
 
     let (built, silent) = shell.build(&answers)?;
+    point(Point::TakeoverBuilt);
     let mut workload = shell.activate(&built)?;
     drop(built);
     let revived = Instant::now();
+    point(Point::TakeoverActivated);
     silent.go_live()?;
+    point(Point::TakeoverLive);
     let (requests, rebuilding) = Requests::resume(restorer, requests);
     let requests = Arc::new(requests);
 
@@ -77,13 +84,19 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     let config = pump_config(engine, network.clone(), voice);
     let (pump, closed) = Pump::start(inner, port, config, copies.clone(), requests.clone(), notify)?;
     pump.announce();
+    point(Point::TakeoverPumping);
     requests.rebuild(&pump, rebuilding);
+    point(Point::TakeoverRebuilt);
     let frames: Vec<_> = retained.drain().collect();
     for frame in frames.iter().map(|frame| &frame[..]).chain(arrived.iter().map(Vec::as_slice)) {
         pump.inject(frame);
+        point(Point::TakeoverHalfInjected);
     }
+    point(Point::TakeoverInjected);
     workload.thaw()?;
+    point(Point::TakeoverThawed);
     drop(closed);
+    point(Point::TakeoverDone);
     let mut done = failover;
     done.activate_ms = granted.elapsed().as_secs_f64() * 1000.0;
     info!(

@@ -43,6 +43,10 @@ impl Cgroup {
         Ok(Cgroup { path })
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Writing `0` to it moves the writer into the group.
     pub(crate) fn entrance(&self) -> Result<File> {
         let path = self.path.join("cgroup.procs");

@@ -214,6 +214,12 @@ impl Host {
         })
     }
 
+    /// The folder of the control group that all of the host's processes are in, for a program on the host that is to
+    /// freeze or kill it from within. The path is the same inside and outside.
+    pub fn control_group(&self) -> Result<&Path> {
+        Ok(self.inner.cgroups()?.running.path())
+    }
+
     /// Ends all freezing.
     pub fn thaw(&self) -> Result<()> {
         self.while_on("thaw", |_| {

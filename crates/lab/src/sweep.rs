@@ -4,7 +4,7 @@
 //! more for installed programs, and control groups. The folders' name ends in the owner's pid, and a file in the first
 //! says when that owner was started, so that a later process with the same number is not taken for it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -18,6 +18,8 @@ const LABS: &str = "/run/outlive-lab";
 /// Where labs put programs that their hosts have in common: on no file system that a host, or a workload, has for itself.
 const INSTALLED: &str = "/var/lib/outlive-lab";
 const OWNER_FILE: &str = "owner";
+/// Locked by whoever removes what dead processes have left. No lab has such a name.
+const SWEEPING: &str = ".sweeping";
 /// Killed processes are given this long to be gone from their control group.
 const EMPTY_LIMIT: Duration = Duration::from_secs(5);
 const EMPTY_POLL: Duration = Duration::from_millis(10);
@@ -63,15 +65,15 @@ pub(crate) fn remove_installed(lab: &str) -> Result<()> {
 
 /// Removes what the labs of dead processes have left; returns their names.
 pub(crate) fn sweep() -> Result<Vec<String>> {
-    let Ok(entries) = fs::read_dir(LABS) else { return Ok(Vec::new()) };
+    // Tests that run side by side sweep at the same time. The lock ends with the open file (flock(2)).
+    let path = Path::new(LABS).join(SWEEPING);
+    let Ok(sweeping) = File::create(&path) else { return Ok(Vec::new()) };
+    sweeping.lock().attempt(|| format!("lock {}", path.display()))?;
+    let entries = fs::read_dir(LABS).attempt(|| format!("list {LABS}"))?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let abandoned: Vec<String> = names.filter(|lab| !owner_lives(lab)).collect();
     for lab in &abandoned {
-        match remove(lab) {
-            // Another process sweeps as well.
-            Err(_) if !lab_folder(lab).exists() => {}
-            done => done?,
-        }
+        remove(lab)?;
     }
     Ok(abandoned)
 }

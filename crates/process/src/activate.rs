@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use outlive_fault::{Point, point};
 
 use crate::checkpoint::{Attributes, Clocks, Descriptor, Object, ObjectId, Pid, ProcessState, ThreadState};
 use crate::descriptors::Descriptors;
@@ -163,6 +164,7 @@ impl Shell {
         self.restore_locks(process, state.pid, table)?;
 
         let hosts = clone_threads(process, state)?;
+        point(Point::TakeoverHalfActivated);
         for (thread, host) in state.threads.iter().zip(&hosts) {
             restore_thread(process, state, thread, *host)?;
         }

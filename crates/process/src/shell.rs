@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
+use outlive_fault::{Point, point};
+
 use crate::checkpoint::{
     Checkpoint, Clocks, MemoryDelta, Object, ObjectId, Pid, ProcessState, Run, TreeEvent,
 };
@@ -111,6 +113,7 @@ impl Shell {
         if !rest.is_empty() {
             return Err(Error::Mismatch(format!("{} bytes of pages belong to no run", rest.len())));
         }
+        point(Point::BackupHalfApplied);
         scratch::apply(&self.root(), &self.surroundings.scratch, &checkpoint.files)?;
         for (id, object) in checkpoint.objects {
             let earlier = self.objects.remove(&id);

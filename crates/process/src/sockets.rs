@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
+use outlive_fault::{Point, point};
+
 use crate::activate::Built;
 use crate::checkpoint::{Object, ObjectId};
 use crate::descriptors::as_socket;
@@ -130,6 +132,7 @@ impl Shell {
             let fd = restored.fd.try_clone().attempt(|| "duplicate a socket".into())?;
             built.descriptors.insert(id, fd);
             silent.sockets.push((id, restored, socket.clone()));
+            point(Point::TakeoverHalfBuilt);
         }
         self.build_others(&mut built)?;
         Ok((built, silent))

@@ -1,5 +1,7 @@
 //! Receiving an epoch: whole and verified, or not at all.
 
+use outlive_fault::{Point, point};
+
 use crate::compression::decompress;
 use crate::connection::ByteSource;
 use crate::epoch::{Ack, Encoding, EpochId, Heartbeat, Seal, Sealer, Trailer};
@@ -135,7 +137,9 @@ impl EpochReader {
             }
             Kind::EPOCH_CHUNK => {
                 let open = self.open.as_mut().ok_or(EpochError::NotBegun { kind })?;
-                open.take_in(frame, self.bound).map(|()| None)
+                open.take_in(frame, self.bound)?;
+                point(Point::BackupHalfReceived);
+                Ok(None)
             }
             Kind::EPOCH_COMMIT => {
                 let sent = Seal::parse(&frame.payload).ok_or(malformed)?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
+use outlive_fault::{Point, point};
 
 use super::{Admission, Aside, Device, Event, InputSink, Observer, PumpConfig, Stats};
 use crate::frame::{MAX_FRAME, destination_mac, source_mac};
@@ -331,8 +332,15 @@ impl Shared {
             let Output { plug, batch, .. } = &mut *output;
             let was_full = !plug.has_room();
             let found = plug.next_batch(Moment::now(), batch);
-            for frame in batch.drain(..) {
+            if found == Batch::Ready && !plug.is_exposed() {
+                point(Point::PlugFresh);
+            }
+            let all = batch.len();
+            for (number, frame) in batch.drain(..).enumerate() {
                 self.send(&frame);
+                if number == 0 && all > 1 && !plug.is_exposed() {
+                    point(Point::PlugFirstFrame);
+                }
             }
             made_room |= was_full && plug.has_room();
             signals.pressure = plug.pressure_change().or(signals.pressure);

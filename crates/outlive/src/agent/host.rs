@@ -6,6 +6,7 @@ use std::sync::Arc;
 use outlive_cluster::{Holding, WorkloadName};
 use outlive_epoch::control::Status;
 use outlive_epoch::setup::{Node, Role, Setup, Workload};
+use outlive_fault::{Point, point};
 use tracing::info;
 
 use super::supervisors::waits_for_state;
@@ -68,6 +69,7 @@ fn check_name_is_free(agent: &Agent, name: &WorkloadName) -> Result<()> {
 
 /// For another node's primary: starts a backup's supervisor and says where it waits.
 pub fn host_backup(agent: &Arc<Agent>, primary: &str, workload: Workload) -> Result<SocketAddr> {
+    point(Point::HostingAsked);
     if agent.config.peer(primary).is_none() {
         return Err(Failure::refused(format!("{primary} is not among the peers of {}", agent.config.node)));
     }
@@ -77,6 +79,7 @@ pub fn host_backup(agent: &Arc<Agent>, primary: &str, workload: Workload) -> Res
     admit::check(&agent.config, &workload)?;
     let setup = setup(agent, workload, Role::Backup { primary: primary.to_owned() })?;
     let listen = agent.supervisors.start(&reserved, &setup)?;
+    point(Point::HostingStarted);
     let listen = listen.ok_or_else(|| {
         Failure::failed(format!("the backup's supervisor of {name} does not say where it waits"))
     })?;

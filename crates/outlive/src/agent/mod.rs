@@ -27,7 +27,7 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
 use outlive_stream::tls::Identity;
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
@@ -123,6 +123,9 @@ fn start(config: Config, supervisor: Vec<OsString>) -> Result<Running> {
         }
     })?;
     info!(node = agent.config.node, listen = %agent.config.listen, "listening");
+    if outlive_fault::ENABLED {
+        warn!("this program was built for tests, which can make it die: do not use it");
+    }
     Ok(Running { agent, _control: control, _lock: lock })
 }
 

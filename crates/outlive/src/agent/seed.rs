@@ -8,6 +8,7 @@ use outlive_cluster::{
     Transition, WorkloadName,
 };
 use outlive_epoch::arbiter::Arbiter;
+use outlive_fault::{Point, point};
 
 use super::Agent;
 use super::membership::{self, Standing, Vote};
@@ -35,8 +36,13 @@ impl Seed {
     /// Answers a message of the arbitration protocol.
     pub fn arbitrate(&self, from: &str, request: &Request) -> Result<Response> {
         let from: NodeName = from.parse().or_failed(|| format!("answer {from:?}"))?;
+        point(Point::SeedAsked);
         match self.acceptor()?.as_mut() {
-            Some(acceptor) => Ok(acceptor.handle(&from, request)),
+            Some(acceptor) => {
+                let response = acceptor.handle(&from, request);
+                point(Point::SeedPersisted);
+                Ok(response)
+            }
             None => Err(Failure::refused(format!("the agent of {} is ending", self.me))),
         }
     }

@@ -3,6 +3,10 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+pub mod faults;
+pub mod redis;
+pub mod watch;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -115,7 +119,8 @@ impl Cluster {
     pub fn spawn(&self, name: &str) -> HostProcess {
         let host = self.host(name);
         let config = host.disk().join("agent.toml");
-        host.spawn([OUTLIVE, "agent", "--config", path(&config)]).unwrap()
+        let faults = format!("{}={}", outlive_fault::CONTROL, path(&faults::control_file(host)));
+        host.spawn(["env", &faults, OUTLIVE, "agent", "--config", path(&config)]).unwrap()
     }
 
     pub fn start_all(&self) -> Vec<HostProcess> {
