@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use outlive_lab::Host;
 use outlive_lab::client::latency::{self, Service};
+use outlive_lab::client::redis::Fill;
 use outlive_lab::client::stats::Summary;
 use outlive_lab::cluster::{Cluster, Start, WORKERS};
 use serde::Serialize;
@@ -38,6 +39,9 @@ pub enum What {
         /// Requests of each round, natively and protected
         #[arg(long, default_value_t = 100_000)]
         requests: u64,
+        /// Values that the protected Redis holds besides
+        #[arg(long, default_value = "1G", value_parser = demo::parse_size)]
+        resident: u64,
         /// Print the outcome as JSON, as the last line of standard output
         #[arg(long)]
         json: bool,
@@ -71,17 +75,20 @@ pub fn run(what: &What) -> Result<bool> {
             }
             Ok(outcome.is_good())
         }
-        What::Epoch { rounds, requests, json } => {
+        What::Epoch { rounds, requests, resident, json } => {
             if rounds == 0 || requests == 0 {
                 bail!("a measurement takes at least one round of one request");
             }
             let cluster = Cluster::start("bench", &program)?;
-            let costs = measure_epoch(&cluster, rounds, requests, &say);
+            let costs = measure_epoch(&cluster, rounds, requests, resident, &say);
             if costs.is_err() {
                 eprint!("{}", cluster.tails());
             }
             let costs = costs?;
-            let command = format!("cargo xtask bench epoch --rounds {rounds} --requests {requests}");
+            let command = format!(
+                "cargo xtask bench epoch --rounds {rounds} --requests {requests} --resident {}M",
+                resident >> 20
+            );
             write_section("epoch", &epoch_section(&command, &costs))?;
             if json {
                 println!("{}", serde_json::to_string(&costs)?);
@@ -114,7 +121,13 @@ struct Round {
     protected_rps: f64,
 }
 
-fn measure_epoch(cluster: &Cluster, rounds: usize, requests: u64, say: &dyn Fn(&str)) -> Result<Costs> {
+fn measure_epoch(
+    cluster: &Cluster,
+    rounds: usize,
+    requests: u64,
+    resident: u64,
+    say: &dyn Fn(&str),
+) -> Result<Costs> {
     let [node, backup] = WORKERS;
     let native = cluster.host(node)?.address();
     cluster.host(node)?.spawn(REDIS)?;
@@ -125,10 +138,14 @@ fn measure_epoch(cluster: &Cluster, rounds: usize, requests: u64, say: &dyn Fn(&
         node,
         backup: Some(backup),
         address: protected,
-        options: &[],
+        // Filled first, so that the first copy is one of everything.
+        options: &["--detach"],
         command: &REDIS,
     })?;
     wait_for_redis(cluster, protected)?;
+    let from = cluster.client().netns()?;
+    Fill::write(Some(&from), SocketAddr::from((protected, REDIS_PORT)), resident)
+        .with_context(|| format!("cannot fill redis with {resident} bytes"))?;
     let is_protected =
         || cluster.wait_until(node, WORKLOAD, "protected", PROTECT_LIMIT, |seen| seen.is_protected());
     let before = is_protected()?;

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use outlive_net::{Namespace, NetworkConfig};
 use outlive_process::object::tcp_request;
-use outlive_process::sys::bpf::Classifier;
 use outlive_process::sys::bpf::asm::{Assembler, Register};
+use outlive_process::sys::bpf::{Classifier, files, threads};
 use outlive_process::sys::pagemap::{self, PAGE_SIZE, Query, Range};
 use outlive_process::sys::ptrace::{self, Tid};
 use outlive_process::sys::tcp_repair::{self, Repair};
@@ -119,6 +119,12 @@ const TRIALS: &[Trial] = &[
         purpose: "restoring connections that are not accepted yet",
         advice: "needs Linux 6.9 or newer with CONFIG_DEBUG_INFO_BTF and CONFIG_SYN_COOKIES, as root",
         run: kernel_function,
+    },
+    Trial {
+        name: "BPF iterators",
+        purpose: "checkpoints that ask about what changed only",
+        advice: "needs Linux 6.1 or newer with CONFIG_DEBUG_INFO_BTF, as root with CAP_BPF and CAP_PERFMON",
+        run: iterators,
     },
     Trial {
         name: "BPF TCX",
@@ -345,6 +351,12 @@ fn repair() -> Outcome {
 
 fn kernel_function() -> Outcome {
     tcp_request::supported()?;
+    Ok(())
+}
+
+fn iterators() -> Outcome {
+    files::Lister::shared()?;
+    threads::Lister::shared()?;
     Ok(())
 }
 

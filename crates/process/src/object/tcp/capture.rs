@@ -496,7 +496,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut server, _) = listener.accept().unwrap();
         let mut capturer = Capturer::new();
-        let table = Lister::load().unwrap().table(std::process::id() as i32).unwrap();
+        let table = Lister::shared().unwrap().table(std::process::id() as i32).unwrap();
         let numbers = |socket: &TcpStream| {
             let files = table.read().unwrap();
             files.iter().find(|file| file.fd == socket.as_raw_fd()).unwrap().tcp.unwrap()

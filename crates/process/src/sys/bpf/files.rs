@@ -6,24 +6,10 @@
 use std::io;
 use std::sync::OnceLock;
 
-use super::asm::{Assembler, BadJump, If, Register, Register::*, Width};
-use super::btf::{Btf, BtfError, Layout};
-use super::iterator::{Iterator, Link};
-use super::{BpfError, asm::Instruction};
+use super::BpfError;
+use super::asm::{If, Register::*, Width};
+use super::iterator::{Draft, Iterator, Link, Plan, Unavailable};
 use crate::sys::ptrace::Tid;
-
-/// Why this machine cannot list open files this way.
-#[derive(Debug, thiserror::Error)]
-pub enum Unavailable {
-    #[error(transparent)]
-    TypeInformation(#[from] BtfError),
-    #[error("the kernel has no {0}: it is older or newer than this program knows")]
-    Missing(String),
-    #[error(transparent)]
-    Bpf(#[from] BpfError),
-    #[error(transparent)]
-    Program(#[from] BadJump),
-}
 
 /// One descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -116,25 +102,15 @@ const WORDS: [&str; 20] = [
 ];
 const _: () = assert!(place::WORDS + 4 * WORDS.len() <= place::SIZE && place::SIZE.is_multiple_of(8));
 
-/// The function that stands for the kind of iterator (kernel/bpf/task_iter.c).
-const TARGET: &str = "bpf_iter_task_file";
-/// See the licence of the half-open connections' program: the same holds for this one.
-const LICENSE: &std::ffi::CStr = c"GPL";
+const PLAN: Plan =
+    Plan { name: "outlive_files", target: "bpf_iter_task_file", object: CONTEXT_FILE, record: place::SIZE };
 
-// Members of `struct bpf_iter__task_file` and `struct bpf_iter_meta`: pointers of 8 bytes, and the descriptor.
-const CONTEXT_META: i16 = 0;
+// Members of `struct bpf_iter__task_file`.
 const CONTEXT_FD: i16 = 16;
 const CONTEXT_FILE: i16 = 24;
-const META_SEQ: i16 = 0;
 
-// Helpers, enum bpf_func_id.
-const PROBE_READ_KERNEL: i32 = 113;
-const SEQ_WRITE: i32 = 127;
+/// `bpf_sock_from_file`, enum bpf_func_id.
 const SOCK_FROM_FILE: i32 = 162;
-
-// Stack: the record at the top, a word for what is only looked at below it.
-const RECORD: i16 = -(place::SIZE as i16);
-const SCRATCH: i16 = RECORD - 8;
 
 /// The program, loaded.
 #[derive(Debug)]
@@ -149,13 +125,8 @@ impl Lister {
         SHARED.get_or_init(Self::load).as_ref()
     }
 
-    /// Reads the kernel's type information, which takes some tens of milliseconds.
-    pub fn load() -> Result<Self, Unavailable> {
-        let btf = Btf::of_running_kernel()?;
-        let layout = btf.layout()?;
-        let target = layout.function(TARGET).ok_or_else(|| Unavailable::Missing(TARGET.to_owned()))?;
-        let program = assemble(&layout)?;
-        Ok(Self { iterator: Iterator::load("outlive_files", LICENSE, target, &program)? })
+    fn load() -> Result<Self, Unavailable> {
+        Ok(Self { iterator: Iterator::build(&PLAN, describe)? })
     }
 
     /// The descriptor table that a thread uses.
@@ -222,72 +193,37 @@ fn parse(record: &[u8]) -> OpenFile {
     }
 }
 
-fn assemble(layout: &Layout<'_>) -> Result<Vec<Instruction>, Unavailable> {
-    let member = |structure: &str, path: &str| {
-        let offset = layout.offset(structure, path)?;
-        offset.map(|offset| offset as i32).ok_or_else(|| Unavailable::Missing(format!("{structure}.{path}")))
-    };
-    let mut program = Assembler::new();
-    let (end, write) = (program.label(), program.label());
-    let at = |place: usize| RECORD + place as i16;
+/// Puts what is to be known of the file in R7 into the record.
+fn describe(draft: &mut Draft<'_>) -> Result<(), Unavailable> {
+    let write = draft.write;
+    draft.program.load(Width::Word, R1, R6, CONTEXT_FD);
+    draft.program.store(Width::Word, R10, draft.at(place::FD), R1);
+    draft.program.store(Width::Double, R10, draft.at(place::FILE), R7);
+    draft.copy(draft.at(place::FLAGS), 4, R7, draft.member("file", "f_flags")?);
+    draft.fetch(R8, 8, R7, draft.member("file", "f_inode")?);
+    draft.copy(draft.at(place::INODE), 8, R8, draft.member("inode", "i_ino")?);
 
-    program.move_register(R6, R1);
-    program.load(Width::Double, R7, R6, CONTEXT_FILE);
-    // After the last one the program is called once more, with none.
-    program.jump_if(R7, If::Equal, 0, end);
-    for offset in (SCRATCH..0).step_by(8) {
-        program.store_immediate(Width::Double, R10, offset, 0);
-    }
-    program.load(Width::Word, R1, R6, CONTEXT_FD);
-    program.store(Width::Word, R10, at(place::FD), R1);
-    program.store(Width::Double, R10, at(place::FILE), R7);
-    copy(&mut program, at(place::FLAGS), 4, R7, member("file", "f_flags")?);
-    copy(&mut program, SCRATCH, 8, R7, member("file", "f_inode")?);
-    program.load(Width::Double, R8, R10, SCRATCH);
-    copy(&mut program, at(place::INODE), 8, R8, member("inode", "i_ino")?);
-
-    program.move_register(R1, R7);
-    program.call_helper(SOCK_FROM_FILE);
-    program.jump_if(R0, If::Equal, 0, write);
-    program.store_immediate(Width::Word, R10, at(place::KIND), SOCKET as i32);
-    copy(&mut program, SCRATCH, 8, R0, member("socket", "sk")?);
-    program.load(Width::Double, R8, R10, SCRATCH);
-    program.jump_if(R8, If::Equal, 0, write);
+    draft.program.move_register(R1, R7);
+    draft.program.call_helper(SOCK_FROM_FILE);
+    draft.program.jump_if(R0, If::Equal, 0, write);
+    draft.program.store_immediate(Width::Word, R10, draft.at(place::KIND), SOCKET as i32);
+    // A call loses R0, and so does what a fetch does before it.
+    draft.program.move_register(R9, R0);
+    draft.fetch(R8, 8, R9, draft.member("socket", "sk")?);
+    draft.program.jump_if(R8, If::Equal, 0, write);
     for (path, wanted) in [("sk_protocol", libc::IPPROTO_TCP), ("sk_type", libc::SOCK_STREAM)] {
-        copy(&mut program, SCRATCH, 2, R8, member("sock", path)?);
-        program.load(Width::Half, R1, R10, SCRATCH);
-        program.jump_if(R1, If::NotEqual, wanted, write);
+        draft.fetch(R1, 2, R8, draft.member("sock", path)?);
+        draft.program.jump_if(R1, If::NotEqual, wanted, write);
     }
-    program.store_immediate(Width::Word, R10, at(place::KIND), TCP_SOCKET as i32);
-    copy(&mut program, at(place::STATE), 1, R8, member("sock", "__sk_common.skc_state")?);
-    copy(&mut program, at(place::SHUTDOWN), 1, R8, member("sock", "sk_shutdown")?);
-    copy(&mut program, at(place::PINGPONG), 1, R8, member("tcp_sock", "inet_conn.icsk_ack.pingpong")?);
-    copy(&mut program, at(place::URGENT), 2, R8, member("tcp_sock", "urg_data")?);
+    draft.program.store_immediate(Width::Word, R10, draft.at(place::KIND), TCP_SOCKET as i32);
+    draft.copy(draft.at(place::STATE), 1, R8, draft.member("sock", "__sk_common.skc_state")?);
+    draft.copy(draft.at(place::SHUTDOWN), 1, R8, draft.member("sock", "sk_shutdown")?);
+    draft.copy(draft.at(place::PINGPONG), 1, R8, draft.member("tcp_sock", "inet_conn.icsk_ack.pingpong")?);
+    draft.copy(draft.at(place::URGENT), 2, R8, draft.member("tcp_sock", "urg_data")?);
     for (index, path) in WORDS.into_iter().enumerate() {
-        copy(&mut program, at(place::WORDS + 4 * index), 4, R8, member("tcp_sock", path)?);
+        draft.copy(draft.at(place::WORDS + 4 * index), 4, R8, draft.member("tcp_sock", path)?);
     }
-
-    program.place(write);
-    program.load(Width::Double, R1, R6, CONTEXT_META);
-    program.load(Width::Double, R1, R1, META_SEQ);
-    program.move_register(R2, R10);
-    program.add(R2, i32::from(RECORD));
-    program.move_immediate(R3, place::SIZE as i32);
-    program.call_helper(SEQ_WRITE);
-    program.place(end);
-    program.move_immediate(R0, 0);
-    program.exit();
-    Ok(program.finish()?)
-}
-
-/// Copies kernel memory at `base + offset` to the stack. What cannot be read is zero. Loses R0 to R5.
-pub(super) fn copy(program: &mut Assembler, to: i16, size: i32, base: Register, offset: i32) {
-    program.move_register(R3, base);
-    program.add(R3, offset);
-    program.move_register(R1, R10);
-    program.add(R1, i32::from(to));
-    program.move_immediate(R2, size);
-    program.call_helper(PROBE_READ_KERNEL);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -300,7 +236,7 @@ mod tests {
     use crate::sys::tcp_repair as tcp;
 
     fn own_files() -> Vec<OpenFile> {
-        let lister = Lister::load().expect("load");
+        let lister = Lister::shared().expect("load");
         let table = lister.table(std::process::id() as Tid).expect("own table");
         table.read().expect("read")
     }

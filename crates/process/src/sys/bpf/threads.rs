@@ -5,10 +5,8 @@ use std::io;
 use std::sync::OnceLock;
 
 use super::BpfError;
-use super::asm::{Assembler, If, Instruction, Register::*, Width};
-use super::btf::{Btf, Layout};
-use super::files::{Unavailable, copy};
-use super::iterator::{Iterator, Link};
+use super::asm::{If, Register::*};
+use super::iterator::{Draft, Iterator, Link, Plan, Unavailable};
 use crate::sys::ptrace::Tid;
 
 /// One thread.
@@ -31,23 +29,13 @@ mod place {
     pub const SIZE: usize = 16;
 }
 
-/// The function that stands for the kind of iterator (kernel/bpf/task_iter.c).
-const TARGET: &str = "bpf_iter_task";
-/// See the licence of the half-open connections' program: the same holds for this one.
-const LICENSE: &std::ffi::CStr = c"GPL";
+const PLAN: Plan =
+    Plan { name: "outlive_threads", target: "bpf_iter_task", object: CONTEXT_TASK, record: place::SIZE };
 
-// Members of `struct bpf_iter__task` and `struct bpf_iter_meta`: pointers of 8 bytes.
-const CONTEXT_META: i16 = 0;
+/// Of `struct bpf_iter__task`.
 const CONTEXT_TASK: i16 = 8;
-const META_SEQ: i16 = 0;
-/// `SEQ_WRITE`, enum bpf_func_id.
-const SEQ_WRITE: i32 = 127;
 /// `sizeof(struct upid)` is 16: a number and a pointer.
 const UPID_SHIFT: i32 = 4;
-
-// Stack: the record at the top, a word for what is only looked at below it.
-const RECORD: i16 = -(place::SIZE as i16);
-const SCRATCH: i16 = RECORD - 8;
 
 /// The program, loaded.
 #[derive(Debug)]
@@ -63,11 +51,7 @@ impl Lister {
     }
 
     fn load() -> Result<Self, Unavailable> {
-        let btf = Btf::of_running_kernel()?;
-        let layout = btf.layout()?;
-        let target = layout.function(TARGET).ok_or_else(|| Unavailable::Missing(TARGET.to_owned()))?;
-        let program = assemble(&layout)?;
-        Ok(Self { iterator: Iterator::load("outlive_threads", LICENSE, target, &program)? })
+        Ok(Self { iterator: Iterator::build(&PLAN, describe)? })
     }
 
     /// The threads of a process, by its id in the calling process's pid namespace.
@@ -100,49 +84,22 @@ impl Threads {
     }
 }
 
-fn assemble(layout: &Layout<'_>) -> Result<Vec<Instruction>, Unavailable> {
-    let member = |structure: &str, path: &str| {
-        let offset = layout.offset(structure, path)?;
-        offset.map(|offset| offset as i32).ok_or_else(|| Unavailable::Missing(format!("{structure}.{path}")))
-    };
-    let mut program = Assembler::new();
-    let (end, write) = (program.label(), program.label());
-    let at = |place: usize| RECORD + place as i16;
-
-    program.move_register(R6, R1);
-    program.load(Width::Double, R7, R6, CONTEXT_TASK);
-    // After the last one the program is called once more, with none.
-    program.jump_if(R7, If::Equal, 0, end);
-    for offset in (SCRATCH..0).step_by(8) {
-        program.store_immediate(Width::Double, R10, offset, 0);
-    }
+/// Puts what is to be known of the task in R7 into the record.
+fn describe(draft: &mut Draft<'_>) -> Result<(), Unavailable> {
+    let (write, skip) = (draft.write, draft.skip);
     // The innermost number of its `struct pid`.
-    copy(&mut program, SCRATCH, 8, R7, member("task_struct", "thread_pid")?);
-    program.load(Width::Double, R8, R10, SCRATCH);
-    program.jump_if(R8, If::Equal, 0, end);
-    program.store_immediate(Width::Double, R10, SCRATCH, 0);
-    copy(&mut program, SCRATCH, 4, R8, member("pid", "level")?);
-    program.load(Width::Double, R9, R10, SCRATCH);
-    program.shift_left(R9, UPID_SHIFT);
-    program.add_register(R8, R9);
-    copy(&mut program, at(place::INSIDE), 4, R8, member("pid", "numbers")? + member("upid", "nr")?);
-    copy(&mut program, at(place::PENDING), 8, R7, member("task_struct", "pending.signal.sig")?);
-    copy(&mut program, SCRATCH, 8, R7, member("task_struct", "mm")?);
-    program.load(Width::Double, R8, R10, SCRATCH);
-    program.jump_if(R8, If::Equal, 0, write);
-    copy(&mut program, at(place::MAPPINGS), 4, R8, member("mm_struct", "mm_lock_seq.sequence")?);
-
-    program.place(write);
-    program.load(Width::Double, R1, R6, CONTEXT_META);
-    program.load(Width::Double, R1, R1, META_SEQ);
-    program.move_register(R2, R10);
-    program.add(R2, i32::from(RECORD));
-    program.move_immediate(R3, place::SIZE as i32);
-    program.call_helper(SEQ_WRITE);
-    program.place(end);
-    program.move_immediate(R0, 0);
-    program.exit();
-    Ok(program.finish()?)
+    draft.fetch(R8, 8, R7, draft.member("task_struct", "thread_pid")?);
+    draft.program.jump_if(R8, If::Equal, 0, skip);
+    draft.fetch(R9, 4, R8, draft.member("pid", "level")?);
+    draft.program.shift_left(R9, UPID_SHIFT);
+    draft.program.add_register(R8, R9);
+    let number = draft.member("pid", "numbers")? + draft.member("upid", "nr")?;
+    draft.copy(draft.at(place::INSIDE), 4, R8, number);
+    draft.copy(draft.at(place::PENDING), 8, R7, draft.member("task_struct", "pending.signal.sig")?);
+    draft.fetch(R8, 8, R7, draft.member("task_struct", "mm")?);
+    draft.program.jump_if(R8, If::Equal, 0, write);
+    draft.copy(draft.at(place::MAPPINGS), 4, R8, draft.member("mm_struct", "mm_lock_seq.sequence")?);
+    Ok(())
 }
 
 #[cfg(test)]
