@@ -3,6 +3,8 @@
 //! One thread does nothing but this. It is told of every fork, exec, exit and signal, lets each go on at once, and
 //! keeps an ordered log of what a checkpoint cannot read from how the tree looks at its end.
 
+mod notices;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
@@ -26,11 +28,9 @@ use crate::object::signal::SignalStack;
 use crate::object::tcp;
 use crate::space::{Space, Unborn};
 use crate::sys::bpf::threads::Threads;
-use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
 use crate::sys::remote::{self, Remote};
-use crate::sys::seccomp::Notice;
 use crate::sys::task;
 use crate::sys::uffd::{self, Tracker};
 
@@ -52,6 +52,8 @@ pub(crate) enum Running {
     Group,
     /// On its way back into the wait that it was found in; its next stop is before that call.
     Parking,
+    /// The first thread of a process that goes on without it: it has no code to run any more, and is not gone either.
+    Ended,
     /// Asleep in a wait for another. Its next stop is at the end of that call, before any code of the program's: as long
     /// as it has none it is as it was captured, and need not be stopped for that.
     Parked,
@@ -122,6 +124,8 @@ pub(crate) struct Process {
     pub uses_timers: bool,
     /// The descriptor table as last captured.
     pub descriptors: Vec<Row>,
+    /// Its first thread has ended, and others go on.
+    pub headless: bool,
     /// Its threads as the kernel lists them; none until asked, or where it cannot.
     pub threads: Option<Threads>,
 }
@@ -173,6 +177,7 @@ impl Process {
             attributes_changed: true,
             uses_timers,
             descriptors: Vec::new(),
+            headless: false,
             threads: None,
         }
     }
@@ -391,6 +396,13 @@ impl Workload {
             Stop::Vfork(child) => self.born(pid, child, true)?,
             Stop::Clone(child) => self.born(pid, child, false)?,
             Stop::Exec { former } => self.executed(pid, tid, former)?,
+            Stop::Exiting(_) if self.ends_alone(pid, tid)? => {
+                self.go(tid, 0)?;
+                if let Some(thread) = self.threads.get_mut(&tid) {
+                    thread.running = Running::Ended;
+                }
+                return Ok(());
+            }
             Stop::Exiting(_) => self.exiting(pid, tid),
             Stop::Seccomp(data) => self.noticed(pid, tid, data)?,
             Stop::Syscall => {}
@@ -451,6 +463,7 @@ impl Workload {
                     attributes_changed: true,
                     uses_timers: false,
                     descriptors,
+                    headless: false,
                     threads: None,
                 },
             );
@@ -498,6 +511,25 @@ impl Workload {
         Ok(())
     }
 
+    /// Whether this is a process's first thread that ends while others go on. Nothing can be asked through it then: not the
+    /// descriptors, which the others still use, nor signals.
+    fn ends_alone(&mut self, pid: Pid, tid: Tid) -> Result<bool> {
+        let others = self.threads.values().filter(|thread| thread.process == pid).count() > 1;
+        let Some(process) = self.processes.get_mut(&pid).filter(|process| process.host == tid && others)
+        else {
+            return Ok(false);
+        };
+        let regs = ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+        // `exit_group` and signals end all.
+        if regs.orig_rax != libc::SYS_exit as u64 {
+            return Ok(false);
+        }
+        process.headless = true;
+        let advice = "let its main function wait for the threads it has started";
+        self.refuse(pid, "a process whose first thread has ended", advice);
+        Ok(true)
+    }
+
     /// About to exit. With the last thread go the descriptors, which are still there.
     fn exiting(&mut self, pid: Pid, tid: Tid) {
         let Some(process) = self.processes.get(&pid) else { return };
@@ -523,78 +555,6 @@ impl Workload {
             self.zombies.insert(thread.process, process.parent);
             if thread.process == FIRST {
                 self.happened.ended = Some(status);
-            }
-        }
-        Ok(())
-    }
-
-    fn noticed(&mut self, pid: Pid, tid: Tid, data: u16) -> Result<()> {
-        let Some(notice) = Notice::from_data(data) else { return Ok(()) };
-        let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
-        match notice {
-            Notice::SignalAction => process.actions_changed = true,
-            Notice::SignalStack => {
-                if let Some(thread) = self.threads.get_mut(&tid) {
-                    thread.known = None;
-                }
-            }
-            Notice::Attribute => {
-                process.attributes_changed = true;
-                let regs =
-                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
-                let or_self = |id: u64| if id as Pid == 0 { pid } else { id as Pid };
-                match regs.orig_rax as i64 {
-                    libc::SYS_setsid => self.log.push(TreeEvent::Session { pid }),
-                    libc::SYS_setpgid => {
-                        let target = or_self(regs.rdi);
-                        let group = if regs.rsi as Pid == 0 { target } else { regs.rsi as Pid };
-                        self.log.push(TreeEvent::Group { pid: target, group });
-                    }
-                    libc::SYS_prctl if regs.rdi == libc::PR_SET_SECCOMP as u64 => {
-                        self.refuse(pid, "seccomp (a filter of the program's own)", "switch its sandbox off");
-                    }
-                    _ => {}
-                }
-                if let Some(thread) = self.threads.get_mut(&tid) {
-                    thread.known = None;
-                }
-            }
-            Notice::Timer => {
-                process.uses_timers = true;
-                let regs =
-                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
-                if regs.orig_rax == libc::SYS_timer_create as u64 {
-                    self.refuse(pid, "POSIX timers (timer_create)", "use timerfd or setitimer");
-                }
-            }
-            Notice::PagesDropped => {
-                let regs =
-                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
-                let start = regs.rdi & !(PAGE_SIZE - 1);
-                let end = regs.rdi.saturating_add(regs.rsi).next_multiple_of(PAGE_SIZE);
-                if let Some(space) = &mut process.space
-                    && start < end
-                {
-                    space.dropped(Range::new(start, end));
-                }
-            }
-            Notice::SocketOption => {
-                let regs =
-                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
-                self.descriptors.option_changed(process, regs.rdi as i32);
-            }
-            Notice::Close => {
-                let regs =
-                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
-                if self.descriptors.release(process, regs.rdi as i32) {
-                    self.happened.wants_epoch = true;
-                }
-            }
-            Notice::Refused => {
-                let regs =
-                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
-                let what = format!("system call {}", call_name(regs.orig_rax));
-                self.refuse(pid, &what, "run the program without the feature that needs it");
             }
         }
         Ok(())
@@ -650,7 +610,7 @@ impl Workload {
                     thread.running = Running::Yes;
                     ptrace::resume(*tid, signal)
                 }
-                Running::Yes | Running::Group | Running::Parking | Running::Parked => Ok(()),
+                Running::Yes | Running::Group | Running::Parking | Running::Parked | Running::Ended => Ok(()),
             };
             ignore_gone(resumed).attempt(|| format!("resume thread {tid}"))?;
         }
@@ -769,27 +729,4 @@ fn ignore_gone(result: io::Result<()>) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         other => other,
     }
-}
-
-fn call_name(number: u64) -> String {
-    let names = [
-        (libc::SYS_ptrace, "ptrace"),
-        (libc::SYS_process_vm_writev, "process_vm_writev"),
-        (libc::SYS_setns, "setns"),
-        (libc::SYS_unshare, "unshare"),
-        (libc::SYS_mount, "mount"),
-        (libc::SYS_umount2, "umount2"),
-        (libc::SYS_pivot_root, "pivot_root"),
-        (libc::SYS_io_setup, "io_setup (kernel AIO)"),
-        (libc::SYS_seccomp, "seccomp (a filter of the program's own)"),
-        (libc::SYS_chroot, "chroot"),
-        (libc::SYS_shmget, "shmget (System V shared memory)"),
-        (libc::SYS_semget, "semget (System V semaphores)"),
-        (libc::SYS_msgget, "msgget (System V message queues)"),
-        (libc::SYS_mq_open, "mq_open (POSIX message queues)"),
-    ];
-    names
-        .into_iter()
-        .find(|(known, _)| *known as u64 == number)
-        .map_or_else(|| number.to_string(), |(_, name)| name.to_owned())
 }

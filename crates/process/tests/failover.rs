@@ -96,3 +96,23 @@ fn a_thread_that_waits_for_another_is_in_few_checkpoints() {
     assert!((1..100).contains(&signalled), "a signal for a sleeping thread is seen: {signalled}");
     assert!(!read_all(&mut read).contains("BAD"));
 }
+
+/// Nothing of it is lost by that: its connections are still its other threads'.
+#[test]
+fn r3_a_process_whose_first_thread_has_ended_is_refused_by_name_and_goes_on() {
+    let program = program(&compile("headless"));
+    let (mut read, ends) = output();
+    let mut workload = Workload::launch(&program, network(), &launcher(), ends).expect("it starts");
+    let mut last = 0;
+    for _ in 0..3 {
+        run(&mut workload, Duration::from_millis(100));
+        freeze(&mut workload);
+        let captured = workload.capture_whole();
+        workload.thaw().expect("it runs on");
+        let refusal = captured.expect_err("it cannot be captured").to_string();
+        assert!(refusal.contains("a process whose first thread has ended"), "{refusal}");
+        let total = *totals(&read_all(&mut read)).last().expect("it goes on");
+        assert!(total > last, "{total} after {last}");
+        last = total;
+    }
+}

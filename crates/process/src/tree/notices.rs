@@ -1,0 +1,105 @@
+//! What the filter of system calls announces (`sys/seccomp.rs`), each before the call is made.
+
+use super::Workload;
+use crate::checkpoint::{Pid, TreeEvent};
+use crate::error::{Attempt, Result};
+use crate::sys::pagemap::{PAGE_SIZE, Range};
+use crate::sys::ptrace::{self, Tid};
+use crate::sys::seccomp::Notice;
+
+impl Workload {
+    pub(super) fn noticed(&mut self, pid: Pid, tid: Tid, data: u16) -> Result<()> {
+        let Some(notice) = Notice::from_data(data) else { return Ok(()) };
+        let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
+        match notice {
+            Notice::SignalAction => process.actions_changed = true,
+            Notice::SignalStack => {
+                if let Some(thread) = self.threads.get_mut(&tid) {
+                    thread.known = None;
+                }
+            }
+            Notice::Attribute => {
+                process.attributes_changed = true;
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                let or_self = |id: u64| if id as Pid == 0 { pid } else { id as Pid };
+                match regs.orig_rax as i64 {
+                    libc::SYS_setsid => self.log.push(TreeEvent::Session { pid }),
+                    libc::SYS_setpgid => {
+                        let target = or_self(regs.rdi);
+                        let group = if regs.rsi as Pid == 0 { target } else { regs.rsi as Pid };
+                        self.log.push(TreeEvent::Group { pid: target, group });
+                    }
+                    libc::SYS_prctl if regs.rdi == libc::PR_SET_SECCOMP as u64 => {
+                        self.refuse(pid, "seccomp (a filter of the program's own)", "switch its sandbox off");
+                    }
+                    _ => {}
+                }
+                if let Some(thread) = self.threads.get_mut(&tid) {
+                    thread.known = None;
+                }
+            }
+            Notice::Timer => {
+                process.uses_timers = true;
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                if regs.orig_rax == libc::SYS_timer_create as u64 {
+                    self.refuse(pid, "POSIX timers (timer_create)", "use timerfd or setitimer");
+                }
+            }
+            Notice::PagesDropped => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                let start = regs.rdi & !(PAGE_SIZE - 1);
+                let end = regs.rdi.saturating_add(regs.rsi).next_multiple_of(PAGE_SIZE);
+                if let Some(space) = &mut process.space
+                    && start < end
+                {
+                    space.dropped(Range::new(start, end));
+                }
+            }
+            Notice::SocketOption => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                self.descriptors.option_changed(process, regs.rdi as i32);
+            }
+            Notice::Close => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                if self.descriptors.release(process, regs.rdi as i32) {
+                    self.happened.wants_epoch = true;
+                }
+            }
+            Notice::Refused => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                let what = format!("system call {}", call_name(regs.orig_rax));
+                self.refuse(pid, &what, "run the program without the feature that needs it");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn call_name(number: u64) -> String {
+    let names = [
+        (libc::SYS_ptrace, "ptrace"),
+        (libc::SYS_process_vm_writev, "process_vm_writev"),
+        (libc::SYS_setns, "setns"),
+        (libc::SYS_unshare, "unshare"),
+        (libc::SYS_mount, "mount"),
+        (libc::SYS_umount2, "umount2"),
+        (libc::SYS_pivot_root, "pivot_root"),
+        (libc::SYS_io_setup, "io_setup (kernel AIO)"),
+        (libc::SYS_seccomp, "seccomp (a filter of the program's own)"),
+        (libc::SYS_chroot, "chroot"),
+        (libc::SYS_shmget, "shmget (System V shared memory)"),
+        (libc::SYS_semget, "semget (System V semaphores)"),
+        (libc::SYS_msgget, "msgget (System V message queues)"),
+        (libc::SYS_mq_open, "mq_open (POSIX message queues)"),
+    ];
+    names
+        .into_iter()
+        .find(|(known, _)| *known as u64 == number)
+        .map_or_else(|| number.to_string(), |(_, name)| name.to_owned())
+}
