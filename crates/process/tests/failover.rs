@@ -134,7 +134,7 @@ fn r3_a_signal_for_a_thread_that_sleeps_on_is_captured() {
     let whole = workload.capture_whole().expect("everything is captured");
     workload.thaw().expect("it runs on");
     let sleeper = whole.processes[0].threads[1].tid;
-    let mut capture = |workload: &mut Workload| {
+    let capture = |workload: &mut Workload| {
         freeze(workload);
         let captured = workload.capture();
         workload.thaw().expect("it runs on");
