@@ -156,3 +156,20 @@ fn r3_a_signal_for_a_thread_that_sleeps_on_is_captured() {
     let thread = checkpoint.processes[0].threads.iter().find(|thread| thread.tid == sleeper);
     assert_eq!(thread.map(|thread| thread.pending.len()), Some(1));
 }
+
+/// Launcher and init say what they have to over one socket; whichever ran first was once taken for the other.
+#[test]
+fn many_are_launched_at_once_and_every_init_is_found() {
+    let program = program(std::path::Path::new("/bin/true"));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    let (_read, ends) = output();
+                    let shell = Shell::create(&program, network(), &launcher(), ends).expect("a shell");
+                    assert!(shell.init() > 1);
+                }
+            });
+        }
+    });
+}
