@@ -100,7 +100,7 @@ impl Entry {
 
     /// Whether a listed descriptor is this description.
     fn is(&self, file: &OpenFile) -> bool {
-        self.seen.is_some_and(|seen| (seen.file, seen.inode) == (file.file, file.inode))
+        self.seen.is_some_and(|seen| seen.identity() == file.identity())
     }
 }
 
@@ -200,11 +200,10 @@ impl Descriptors {
 
     /// A socket option is about to change.
     pub(crate) fn option_changed(&mut self, process: &Process, fd: i32) {
-        let id =
-            process.descriptors.iter().find(|row| row.descriptor.fd == fd).map(|row| row.descriptor.object);
-        if let Some(socket) =
-            id.and_then(|id| self.entries.get_mut(&id)).and_then(|entry| entry.socket.as_mut())
-        {
+        // By what the number stands for now: it may be younger than the last checkpoint.
+        let Ok(link) = proc::descriptor_link(process.host, fd) else { return };
+        let sockets = self.entries.values_mut().filter(|entry| entry.link == link);
+        for socket in sockets.filter_map(|entry| entry.socket.as_mut()) {
             socket.last = None;
             socket.numbers = None;
             socket.fingerprint = None;
@@ -251,7 +250,7 @@ impl Descriptors {
             }
             process.descriptors = rows;
         }
-        self.find_orphans()?;
+        self.find_orphans();
         let ids: Vec<ObjectId> = self.entries.keys().copied().collect();
         for id in ids {
             self.capture_entry(id, processes, &mut checkpoint.objects)?;

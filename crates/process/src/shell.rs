@@ -3,7 +3,7 @@
 //! Memory is held once: pages go straight into the shell's own address spaces, and a fork in an epoch is a fork of the
 //! shell, so that memory shared by copy-on-write stays shared. Small state is kept aside until [`Shell::activate`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +21,7 @@ use crate::launch::{CHANNEL, Container, Program};
 use crate::object::descriptor::Surroundings;
 use crate::object::memory::{Backing, Mapping, Step, plan};
 use crate::object::scratch;
-use crate::sys::bpf::files::Lister;
+use crate::sys::bpf;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
@@ -63,8 +63,7 @@ impl Shell {
         launcher: &[OsString],
         output: [OwnedFd; 2],
     ) -> Result<Self> {
-        // Takes a while, and a failover has none to spare.
-        let _ = Lister::shared();
+        bpf::prepare();
         let surroundings = tree::surroundings(program, &network, &output)?;
         tree::enter_network(&network)?;
         let outputs = [&output[0], &output[1]].map(|end| end.try_clone().ok());
@@ -284,7 +283,8 @@ impl Shell {
             None => process.state = Some(ProcessState { memory: MemoryDelta::default(), ..state }),
             Some(known) => {
                 let mut threads = state.threads;
-                known.threads.retain(|thread| state.same_threads.contains(&thread.tid));
+                let same: HashSet<Pid> = state.same_threads.iter().copied().collect();
+                known.threads.retain(|thread| same.contains(&thread.tid));
                 if known.threads.len() != state.same_threads.len() {
                     return Err(Error::Mismatch(format!(
                         "a thread of process {pid} never was in a checkpoint"

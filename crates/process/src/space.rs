@@ -89,10 +89,8 @@ pub struct Space {
     registered: bool,
     /// The kernel's count of changes of the mappings at which `text` was read and all was registered.
     mappings_at: Option<u32>,
-    /// Mappings that are not tracked and need not be, as long as `text` says the same of them: those that can never be
-    /// written, and reserved addresses. Registering those would give them page tables, gigabytes for the terabytes that some
-    /// runtimes reserve, and every scan would walk these.
-    untracked: Vec<Range>,
+    /// Mappings that cannot be tracked and need not be, because they can never be written: as long as `text` says the same.
+    unwritable: Vec<Range>,
 }
 
 /// What a child takes over from its parent's space at the fork.
@@ -136,7 +134,7 @@ impl Space {
             whole: false,
             registered: false,
             mappings_at: None,
-            untracked: Vec::new(),
+            unwritable: Vec::new(),
         })
     }
 
@@ -161,30 +159,33 @@ impl Space {
     }
 
     /// Registers what was mapped since the last call, by what `/proc/PID/maps` says. It is fresh: all in it counts as
-    /// written. Gives what was left out.
+    /// written. Gives what can never be written.
+    ///
+    /// Reserved addresses are left out while nothing is in them: registered, they would have page tables, gigabytes for the
+    /// terabytes that some runtimes reserve, and every scan would walk these. They may have been written and closed again
+    /// meanwhile, so each time it is asked what is in them.
     fn track_new(&mut self, lines: &[proc::MapsLine]) -> io::Result<Vec<Range>> {
         self.registered = true;
-        let mut left_out = Vec::new();
+        let mut unwritable = Vec::new();
         for range in pagemap::unregistered(&self.pagemap, EVERYTHING)? {
-            for part in subtract(&subtract(&[range], &[WORKSPACE]), &self.untracked) {
-                self.track_part(part, lines, &mut left_out)?;
+            for part in subtract(&subtract(&[range], &[WORKSPACE]), &self.unwritable) {
+                self.track_part(part, lines, &mut unwritable)?;
             }
         }
-        Ok(left_out)
+        Ok(unwritable)
     }
 
     fn track_part(
         &mut self,
         within: Range,
         lines: &[proc::MapsLine],
-        left_out: &mut Vec<Range>,
+        unwritable: &mut Vec<Range>,
     ) -> io::Result<()> {
         // Neighbours in one call.
         let mut wanted: Vec<Range> = Vec::new();
         for line in lines.iter().filter(|line| line.end > within.start && line.start < within.end) {
             let Some(part) = Range::new(line.start, line.end).intersect(&within) else { continue };
             if is_reserved(line) && pagemap::populated(&self.pagemap, part)?.is_empty() {
-                left_out.push(part);
                 continue;
             }
             match wanted.last_mut() {
@@ -206,7 +207,7 @@ impl Space {
                     self.fresh.push(part);
                     self.void.push(part);
                 } else {
-                    left_out.push(part);
+                    unwritable.push(part);
                 }
             }
         }
@@ -221,7 +222,7 @@ impl Space {
         proc::read_into(&mut self.maps, &mut text).attempt(what)?;
         let lines = parse(&text).attempt(what)?;
         let layout = memory::interpret(pid, &lines)?;
-        // What is left out now may be written the next moment: it is looked at again when the process stands still.
+        // What is left out now may be another mapping the next moment: all is looked at again when the process stands still.
         self.track_new(&lines).attempt(what)?;
         let written = pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
         let content = self.content_of(&written, &layout).attempt(what)?;
@@ -286,14 +287,14 @@ impl Space {
         let changed = text != self.text;
         if changed {
             // Something else may be there now.
-            self.untracked.clear();
+            self.unwritable.clear();
         }
         let fresh = self.fresh.len();
-        let left_out = self.track_new(&lines).attempt(what)?;
+        let unwritable = self.track_new(&lines).attempt(what)?;
         // Registering is a change itself, even where it fails, and an odd count is one that goes on.
-        let settled = fresh == self.fresh.len() && left_out.is_empty();
+        let settled = fresh == self.fresh.len() && unwritable.is_empty();
         self.mappings_at = mappings.filter(|count| settled && count.is_multiple_of(2));
-        self.untracked.extend(left_out);
+        self.unwritable.extend(unwritable);
         if !changed {
             return Ok(None);
         }
@@ -513,7 +514,7 @@ fn subtract_sorted(ranges: &[Range], holes: &[Range]) -> Vec<Range> {
     left
 }
 
-/// Private addresses without any access. If nothing is in them either, nothing can be until that changes.
+/// Private addresses without any access. If nothing is in them either, nothing can be until the mapping changes.
 fn is_reserved(line: &proc::MapsLine) -> bool {
     !(line.read || line.write || line.execute || line.shared) && line.inode == 0
 }

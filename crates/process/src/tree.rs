@@ -27,7 +27,7 @@ use crate::object::scratch::Scratch;
 use crate::object::signal::SignalStack;
 use crate::object::tcp;
 use crate::space::{Space, Unborn};
-use crate::sys::bpf::threads::Threads;
+use crate::sys::bpf::{self, threads::Threads};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
 use crate::sys::remote::{self, Remote};
@@ -210,6 +210,7 @@ impl Workload {
         launcher: &[OsString],
         output: [OwnedFd; 2],
     ) -> Result<Self> {
+        bpf::prepare();
         let surroundings = surroundings(program, &network, &output)?;
         enter_network(&network)?;
         let container = Container::create(program, network, launcher, output)?;
@@ -494,6 +495,7 @@ impl Workload {
             process.actions_changed = true;
             process.attributes_changed = true;
             process.uses_timers = false;
+            process.headless = false;
         }
         self.refused.remove(&pid);
         self.log.push(TreeEvent::Exec { pid });

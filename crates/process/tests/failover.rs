@@ -61,7 +61,7 @@ fn threads_that_only_wait_go_on_through_epochs_and_two_failovers() {
     goes_on("waiting");
 }
 
-/// A thread that waits for another runs no code of the program's, so that it is left alone.
+/// What is as it was is not sent again.
 #[test]
 fn a_thread_that_waits_for_another_is_in_few_checkpoints() {
     let program = program(&compile("waiting"));
@@ -118,18 +118,7 @@ fn r3_a_signal_for_a_thread_that_sleeps_on_is_captured() {
     let program = program(&compile("signalled"));
     let (mut read, ends) = output();
     let mut workload = Workload::launch(&program, network(), &launcher(), ends).expect("it starts");
-    let mut said = String::new();
-    let mut await_word = |workload: &mut Workload, word: &str| {
-        for _ in 0..10_000 {
-            run(workload, Duration::from_millis(1));
-            said.push_str(&read_all(&mut read));
-            if said.contains(word) {
-                return;
-            }
-        }
-        panic!("it never said {word}");
-    };
-    await_word(&mut workload, "ready");
+    run_until(&mut workload, &mut read, "ready");
     freeze(&mut workload);
     let whole = workload.capture_whole().expect("everything is captured");
     workload.thaw().expect("it runs on");
@@ -146,7 +135,7 @@ fn r3_a_signal_for_a_thread_that_sleeps_on_is_captured() {
         capture(&mut workload).expect("everything is captured");
     }
     workload.signal(libc::SIGUSR1).expect("it is told");
-    await_word(&mut workload, "sent");
+    run_until(&mut workload, &mut read, "sent");
     // At first it may be refused for the moment: the thread is parked, and has to be stopped to be asked.
     let checkpoint = (0..100).find_map(|_| match capture(&mut workload) {
         Err(Error::NotNow(_)) => None,
@@ -172,4 +161,50 @@ fn many_are_launched_at_once_and_every_init_is_found() {
             });
         }
     });
+}
+
+/// A thread that waits for another runs no code of the program's, so that it is not woken to be stopped.
+#[test]
+fn a_thread_that_waits_for_another_is_left_alone() {
+    let program = program(&compile("signalled"));
+    let (mut read, ends) = output();
+    let mut workload = Workload::launch(&program, network(), &launcher(), ends).expect("it starts");
+    run_until(&mut workload, &mut read, "ready");
+    freeze(&mut workload);
+    drop(workload.capture_whole().expect("everything is captured"));
+    workload.thaw().expect("it runs on");
+    let mut capture = || {
+        for _ in 0..10 {
+            freeze(&mut workload);
+            drop(workload.capture().expect("everything is captured"));
+            workload.thaw().expect("it runs on");
+            run(&mut workload, Duration::from_millis(2));
+        }
+        switches(workload.host_pid(2).expect("its first process"))
+    };
+    // Until it is parked it is stopped like the others.
+    let mut before = capture();
+    for _ in 0..100 {
+        let after = capture();
+        assert_ne!(before[0], after[0], "the first thread is stopped every time");
+        if before[1] == after[1] {
+            return;
+        }
+        before = after;
+    }
+    panic!("the sleeper is woken every time: {before:?}");
+}
+
+/// How often each thread of a process has gone to sleep, the first one first (`voluntary_ctxt_switches`, proc(5)).
+fn switches(pid: i32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+    let mut tids: Vec<i32> = tasks
+        .map(|task| task.expect("a task").file_name().to_string_lossy().parse().expect("a number"))
+        .collect();
+    tids.sort_unstable();
+    let status = |tid| std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).expect("it lives");
+    let of = |status: String| {
+        status.lines().find(|line| line.starts_with("voluntary")).expect("it is counted").to_owned()
+    };
+    tids.into_iter().map(|tid| of(status(tid))).collect()
 }

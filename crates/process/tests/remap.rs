@@ -2,25 +2,8 @@
 
 mod common;
 
-use std::fs::File;
-use std::time::{Duration, Instant};
-
 use common::*;
 use outlive_process::tree::Workload;
-
-/// Only a failing test waits it out.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn run_until(workload: &mut Workload, output: &mut File, word: &str) -> String {
-    let begun = Instant::now();
-    let mut said = String::new();
-    while !said.contains(word) {
-        assert!(begun.elapsed() < PATIENCE && !said.contains("BAD"), "waited for {word}: {said}");
-        run(workload, Duration::from_millis(5));
-        said.push_str(&read_all(output));
-    }
-    said
-}
 
 /// The place of a mapping that cannot be tracked, and need not be, is that of memory later. Whoever remembers such places
 /// has to notice.
@@ -51,4 +34,34 @@ fn memory_is_tracked_where_a_file_was_mapped_that_cannot_be_written() {
         });
         assert!(held, "{word}: {address:x} is not in {:x?}", runs.collect::<Vec<_>>());
     }
+}
+
+/// Reserved addresses are not tracked as long as nothing is in them. That they are closed again does not mean that nothing is.
+#[test]
+fn r3_what_is_written_to_reserved_addresses_for_a_moment_is_captured() {
+    let program = program(&compile("reserved"));
+    let (mut read, ends) = output();
+    let mut workload = Workload::launch(&program, network(), &launcher(), ends).expect("it starts");
+    run_until(&mut workload, &mut read, "ready");
+    freeze(&mut workload);
+    drop(workload.capture_whole().expect("everything is captured"));
+    workload.thaw().expect("it runs on");
+    while workload.copy_backlog(1024).is_some() {}
+    for _ in 0..3 {
+        freeze(&mut workload);
+        let (checkpoint, _) = workload.capture().expect("it is captured");
+        workload.thaw().expect("it runs on");
+        let fresh = checkpoint.processes.iter().flat_map(|process| &process.memory.fresh);
+        assert!(fresh.map(|range| range.pages()).sum::<u64>() < 1000, "the reserved addresses are tracked");
+    }
+
+    workload.signal(libc::SIGUSR1).expect("it is told");
+    let said = run_until(&mut workload, &mut read, "written");
+    let address: u64 =
+        said.lines().find_map(|line| line.strip_prefix("at ")?.parse().ok()).expect("an address");
+    freeze(&mut workload);
+    let (checkpoint, _) = workload.capture().expect("it is captured");
+    workload.thaw().expect("it runs on");
+    let mut runs = checkpoint.processes.iter().flat_map(|process| &process.memory.runs);
+    assert!(runs.any(|run| !run.zero && run.range().start <= address && address < run.range().end));
 }

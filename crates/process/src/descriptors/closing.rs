@@ -8,7 +8,6 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{Descriptors, Entry, Row, Socket};
 use crate::checkpoint::Pid;
-use crate::error::Result;
 use crate::object::descriptor::Kind;
 use crate::sys::bpf::files::OpenFile;
 use crate::sys::ptrace::Tid;
@@ -163,7 +162,7 @@ impl Descriptors {
     }
 
     /// Objects that nobody holds any more are gone, but for connections with something left to say.
-    pub(super) fn find_orphans(&mut self) -> Result<()> {
+    pub(super) fn find_orphans(&mut self) {
         for stray in std::mem::take(&mut self.strays) {
             let Some(inode) = stray.inode() else { continue };
             // Not closed yet, or a duplicate elsewhere in the tree keeps the connection open: not an orphan.
@@ -188,7 +187,6 @@ impl Descriptors {
             socket.orphan = true;
             true
         });
-        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use outlive_process::checkpoint::Checkpoint;
 use outlive_process::delta::Cache;
@@ -107,10 +108,10 @@ pub fn sync(workload: &mut Workload, shell: &mut Shell) {
 
 pub fn freeze(workload: &mut Workload) {
     for _ in 0..1000 {
-        if workload.freeze(std::time::Duration::from_millis(100)).is_ok() {
+        if workload.freeze(Duration::from_millis(100)).is_ok() {
             return;
         }
-        workload.wait(std::time::Duration::from_millis(1), &[]).expect("it runs on");
+        workload.wait(Duration::from_millis(1), &[]).expect("it runs on");
     }
     panic!("the workload could not be stopped");
 }
@@ -123,7 +124,7 @@ pub fn epoch(workload: &mut Workload, shell: &mut Shell) {
         let captured = workload.capture();
         workload.thaw().expect("it runs on");
         match captured {
-            Err(Error::NotNow(_)) => run(workload, std::time::Duration::from_millis(1)),
+            Err(Error::NotNow(_)) => run(workload, Duration::from_millis(1)),
             captured => break captured.expect("everything is captured"),
         }
     };
@@ -132,11 +133,26 @@ pub fn epoch(workload: &mut Workload, shell: &mut Shell) {
 }
 
 /// Lets a workload run for about this long.
-pub fn run(workload: &mut Workload, time: std::time::Duration) {
-    let begun = std::time::Instant::now();
+pub fn run(workload: &mut Workload, time: Duration) {
+    let begun = Instant::now();
     while begun.elapsed() < time {
-        workload.wait(std::time::Duration::from_millis(1), &[]).expect("it runs");
+        workload.wait(Duration::from_millis(1), &[]).expect("it runs");
     }
+}
+
+/// Only a failing test waits it out.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Lets a workload run until it has said a word; gives all that it said.
+pub fn run_until(workload: &mut Workload, output: &mut File, word: &str) -> String {
+    let begun = Instant::now();
+    let mut said = String::new();
+    while !said.contains(word) {
+        assert!(begun.elapsed() < PATIENCE && !said.contains("BAD"), "waited for {word}: {said}");
+        run(workload, Duration::from_millis(5));
+        said.push_str(&read_all(output));
+    }
+    said
 }
 
 /// The workload dies, the shell comes to life.

@@ -240,12 +240,12 @@ impl Options {
         Ok(())
     }
 
-    /// `SO_PEEK_OFF`, if the program uses it, moves with every peek and read.
-    /// Peeking moves a mark, so that where it stands has to be asked.
+    /// Whether the program uses `SO_PEEK_OFF`, whose value only the socket knows.
     pub(super) fn peeks_at_offset(&self) -> bool {
         self.peek_offset >= 0
     }
 
+    /// `SO_PEEK_OFF`, if the program uses it, moves with every peek and read.
     pub(super) fn follow_peek_offset(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
         if self.peek_offset >= 0 {
             self.peek_offset =

@@ -15,14 +15,22 @@ use crate::sys::ptrace::Tid;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OpenFile {
     pub fd: i32,
-    /// Where the kernel keeps the description, and its inode's number: two descriptors with the same of both, at one time,
-    /// are one description.
+    /// Where the kernel keeps the description, what it does with it, and its inode's number. Two descriptors with the same
+    /// place, at one time, are one description; over time the place is used again, and all anonymous files have one inode.
     pub file: u64,
+    pub operations: u64,
     pub inode: u64,
     /// As `F_GETFL` says.
     pub flags: i32,
     pub is_socket: bool,
     pub tcp: Option<TcpNumbers>,
+}
+
+impl OpenFile {
+    /// The same of the same description, looked at twice.
+    pub fn identity(&self) -> (u64, u64, u64) {
+        (self.file, self.operations, self.inode)
+    }
 }
 
 /// A TCP socket's sequence numbers, windows and conditions (`struct tcp_sock`, include/linux/tcp.h).
@@ -62,13 +70,14 @@ mod place {
     pub const KIND: usize = 4;
     pub const FILE: usize = 8;
     pub const INODE: usize = 16;
-    pub const FLAGS: usize = 24;
-    pub const STATE: usize = 28;
-    pub const SHUTDOWN: usize = 29;
-    pub const PINGPONG: usize = 30;
-    pub const URGENT: usize = 32;
+    pub const OPERATIONS: usize = 24;
+    pub const FLAGS: usize = 32;
+    pub const STATE: usize = 36;
+    pub const SHUTDOWN: usize = 37;
+    pub const PINGPONG: usize = 38;
+    pub const URGENT: usize = 40;
     /// From here on 32 bits each, in the order of [`super::WORDS`].
-    pub const WORDS: usize = 36;
+    pub const WORDS: usize = 44;
     pub const SIZE: usize = 120;
 }
 
@@ -77,7 +86,7 @@ const SOCKET: u32 = 1;
 const TCP_SOCKET: u32 = 2;
 
 /// Members of `tcp_sock` that are copied as they are.
-const WORDS: [&str; 20] = [
+const WORDS: [&str; 19] = [
     "inet_conn.icsk_inet.sk.sk_err",
     "inet_conn.icsk_inet.sk.sk_error_queue.qlen",
     "snd_una",
@@ -97,8 +106,6 @@ const WORDS: [&str; 20] = [
     "tsoffset",
     "inet_conn.icsk_inet.sk.sk_max_ack_backlog",
     "inet_conn.icsk_inet.sk.sk_ack_backlog",
-    // Of no use; makes the record a multiple of 8 bytes.
-    "snd_cwnd",
 ];
 const _: () = assert!(place::WORDS + 4 * WORDS.len() <= place::SIZE && place::SIZE.is_multiple_of(8));
 
@@ -186,6 +193,7 @@ fn parse(record: &[u8]) -> OpenFile {
     OpenFile {
         fd: word(place::FD) as i32,
         file: double(place::FILE),
+        operations: double(place::OPERATIONS),
         inode: double(place::INODE),
         flags: word(place::FLAGS) as i32,
         is_socket: word(place::KIND) != 0,
@@ -200,6 +208,7 @@ fn describe(draft: &mut Draft<'_>) -> Result<(), Unavailable> {
     draft.program.store(Width::Word, R10, draft.at(place::FD), R1);
     draft.program.store(Width::Double, R10, draft.at(place::FILE), R7);
     draft.copy(draft.at(place::FLAGS), 4, R7, draft.member("file", "f_flags")?);
+    draft.copy(draft.at(place::OPERATIONS), 8, R7, draft.member("file", "f_op")?);
     draft.fetch(R8, 8, R7, draft.member("file", "f_inode")?);
     draft.copy(draft.at(place::INODE), 8, R8, draft.member("inode", "i_ino")?);
 
@@ -277,7 +286,7 @@ mod tests {
         let (duplicate, other) =
             (one.try_clone().expect("duplicate"), std::fs::File::open("/dev/null").expect("open"));
         let files = own_files();
-        let key = |file: &std::fs::File| (of(&files, file).file, of(&files, file).inode);
+        let key = |file: &std::fs::File| of(&files, file).identity();
         assert_eq!(key(&one), key(&duplicate));
         assert_ne!(key(&one), key(&other));
         assert!(of(&files, &one).tcp.is_none() && !of(&files, &one).is_socket);

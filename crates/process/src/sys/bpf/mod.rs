@@ -56,6 +56,12 @@ pub enum BpfError {
     Iterate { tid: i32, source: io::Error },
 }
 
+/// Loads the programs that checkpoints use. That takes some tens of milliseconds, which neither a failover nor a pause has to
+/// spare. What cannot be had is done without; `outlive check` says so.
+pub fn prepare() {
+    let _ = (files::Lister::shared(), threads::Lister::shared());
+}
+
 /// A hash map from `KEY` bytes to `VALUE` bytes, shared with the programs that were assembled with it.
 #[derive(Debug)]
 pub struct HashMap<const KEY: usize, const VALUE: usize> {
