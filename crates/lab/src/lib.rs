@@ -23,6 +23,7 @@ mod error;
 mod faults;
 mod host;
 mod netns;
+pub mod objects;
 pub mod pattern;
 mod process;
 pub mod streams;

@@ -1,0 +1,121 @@
+//! Every object program, captured while it is busy and brought to life from a shell, twice; then asked for its verdict.
+//!
+//! The same programs go through failovers of whole hosts in `crates/outlive/tests/objects.rs`. This is the quick way:
+//! `cargo test -p outlive-process --test objects -- memory/`.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use common::*;
+use libtest_mimic::{Arguments, Failed, Trial};
+use outlive_lab::objects::{self, ObjectProgram, Status, Verdict};
+use outlive_process::error::Error;
+use outlive_process::shell::Shell;
+use outlive_process::tree::Workload;
+
+/// Epochs before each failover.
+const EPOCHS: usize = 10;
+/// Only a failing program waits it out.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A refusal that is about the moment passes within that.
+const MOMENT: Duration = Duration::from_secs(2);
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // They mostly wait.
+    arguments.test_threads.get_or_insert(8);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/objects");
+    let programs = objects::all(&folder).expect("the programs can be read");
+    // Not below /tmp, which a workload has for itself.
+    let target =
+        tempfile::Builder::new().prefix("outlive-objects-").tempdir_in("/var/tmp").expect("a folder");
+    let trials = programs
+        .into_iter()
+        .map(|program| {
+            let target = target.path().to_owned();
+            Trial::test(program.name.clone(), move || try_out(&program, &target))
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(target);
+    conclusion.exit();
+}
+
+fn try_out(object: &ObjectProgram, folder: &Path) -> Result<(), Failed> {
+    let path: PathBuf = object.compile(folder)?;
+    let mut program = program(&path);
+    if let Some(name) = &object.user {
+        let user = nix::unistd::User::from_name(name)?.ok_or("no such user")?;
+        (program.uid, program.gid) = (user.uid.as_raw(), user.gid.as_raw());
+    }
+    let (mut read, ends) = output();
+    let mut workload = Workload::launch(&program, network(), &launcher(), ends)?;
+    let mut said = run_until(&mut workload, &mut read, objects::READY);
+    if let Status::Refused(word) = &object.status {
+        let refusal = refusal(&mut workload).ok_or("it was captured")?;
+        if !refusal.contains(word) {
+            return Err(format!("refused, but by another name: {refusal}").into());
+        }
+    } else {
+        for _ in 0..2 {
+            let (next_read, ends) = output();
+            let mut shell = Shell::create(&program, network(), &launcher(), ends)?;
+            first_copy(&mut workload, &mut shell)?;
+            for _ in 0..EPOCHS {
+                run(&mut workload, Duration::from_millis(5));
+                epoch(&mut workload, &mut shell);
+            }
+            said.push_str(&read_all(&mut read));
+            workload = fail_over(workload, shell);
+            read = next_read;
+            run(&mut workload, Duration::from_millis(30));
+        }
+    }
+    workload.signal(libc::SIGUSR1)?;
+    let begun = Instant::now();
+    loop {
+        said.push_str(&read_all(&mut read));
+        match objects::verdict(&said) {
+            Some(Verdict::Pass) => return Ok(()),
+            Some(Verdict::Fail(why)) => return Err(why.into()),
+            None if begun.elapsed() > PATIENCE => return Err(format!("no verdict; it said: {said}").into()),
+            None => run(&mut workload, Duration::from_millis(5)),
+        }
+    }
+}
+
+/// As [`sync`], but patient with what is refused for the moment.
+fn first_copy(workload: &mut Workload, shell: &mut Shell) -> Result<(), Failed> {
+    let begun = Instant::now();
+    loop {
+        freeze(workload);
+        let captured = workload.capture_whole();
+        workload.thaw()?;
+        match captured {
+            Ok(_) => break,
+            Err(error) if begun.elapsed() > MOMENT => return Err(error.into()),
+            Err(_) => run(workload, Duration::from_millis(5)),
+        }
+    }
+    sync(workload, shell);
+    Ok(())
+}
+
+/// How a program is refused, for longer than a moment.
+fn refusal(workload: &mut Workload) -> Option<String> {
+    let begun = Instant::now();
+    loop {
+        freeze(workload);
+        let captured = workload.capture_whole();
+        workload.thaw().expect("it runs on");
+        run(workload, Duration::from_millis(20));
+        match captured {
+            Err(Error::NotNow(_)) | Ok(_) if begun.elapsed() < MOMENT => {}
+            Err(error) => return Some(error.to_string()),
+            Ok(_) => return None,
+        }
+    }
+}
