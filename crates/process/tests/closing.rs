@@ -2,9 +2,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::*;
-use outlive_process::checkpoint::Object;
+use outlive_process::checkpoint::{Checkpoint, Object};
 use outlive_process::descriptors::as_socket;
+use outlive_process::error::Error;
 use outlive_process::object::tcp::State;
 use outlive_process::tree::Workload;
 
@@ -33,4 +36,43 @@ fn a_connection_closed_under_a_number_that_was_given_twice_in_an_epoch_is_kept()
         _ => false,
     };
     assert_eq!(orphans.filter(|(_, object)| unsent(object)).count(), 1, "{:?}", checkpoint.orphans);
+}
+
+/// A checkpoint between the notice of a close and the look at what became of it took the connection for one that somebody
+/// still holds, by what was known of it before, and let go of it: it was in no checkpoint from then on.
+#[test]
+fn a_connection_closed_just_before_a_checkpoint_is_kept() {
+    const CONNECTIONS: usize = 60;
+    let program = program(&compile("leaving"));
+    let (mut read, ends) = output();
+    let mut workload = Workload::launch(&program, network(), &launcher(), ends).expect("it starts");
+    run_until(&mut workload, &mut read, "ready");
+    freeze(&mut workload);
+    let mut captured = workload.capture_whole().expect("everything is captured");
+    workload.thaw().expect("it runs on");
+    let mut said = String::new();
+    while !said.contains("done") {
+        workload.wait(Duration::from_millis(1), &[]).expect("it runs");
+        said.push_str(&read_all(&mut read));
+        captured = capture(&mut workload);
+    }
+    assert!(!said.contains("BAD"), "{said}");
+    // Two more: a close may still have been under way.
+    for _ in 0..2 {
+        run(&mut workload, Duration::from_millis(20));
+        captured = capture(&mut workload);
+    }
+    assert_eq!(captured.orphans.len(), CONNECTIONS);
+}
+
+fn capture(workload: &mut Workload) -> Checkpoint {
+    loop {
+        freeze(workload);
+        let captured = workload.capture();
+        workload.thaw().expect("it runs on");
+        match captured {
+            Err(Error::NotNow(_)) => workload.wait(Duration::from_millis(1), &[]).map(drop).expect("it runs"),
+            captured => return captured.expect("everything is captured").0,
+        }
+    }
 }

@@ -165,9 +165,12 @@ impl Descriptors {
     pub(super) fn find_orphans(&mut self) {
         for stray in std::mem::take(&mut self.strays) {
             let Some(inode) = stray.inode() else { continue };
-            // Not closed yet, or a duplicate elsewhere in the tree keeps the connection open: not an orphan.
-            if !self.entries.values().any(|entry| matches!(entry.kind, Kind::Tcp { inode: i } if i == inode))
-            {
+            // Not closed yet, or a duplicate elsewhere in the tree keeps the connection open: not an orphan. An entry that nobody
+            // holds is what was known of it before it was closed.
+            let is_held = |entry: &Entry| {
+                !entry.holders.is_empty() && matches!(entry.kind, Kind::Tcp { inode: i } if i == inode)
+            };
+            if !self.entries.values().any(is_held) {
                 self.bury(stray.fd, inode);
             }
         }

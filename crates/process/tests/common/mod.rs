@@ -30,7 +30,7 @@ pub fn compile(name: &str) -> PathBuf {
     std::fs::create_dir_all(directory).expect("a directory for programs");
     let target = directory.join(format!("{name}-{}", std::process::id()));
     let status = Command::new("gcc")
-        .args(["-O1", "-Wall", "-pthread", "-o"])
+        .args(["-O1", "-Wall", "-D_GNU_SOURCE", "-pthread", "-o"])
         .arg(&target)
         .arg(&source)
         .status()
