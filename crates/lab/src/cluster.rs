@@ -118,6 +118,12 @@ struct Node {
 impl Cluster {
     /// Makes the hosts and certificates, starts the agents and gives the seed nodes their first history.
     pub fn start(hint: &str, program: &Path) -> Result<Cluster> {
+        Self::start_detecting(hint, program, DETECTION_MS)
+    }
+
+    /// As [`Cluster::start`], with another time after which a silent node is given up: where so much runs side by side that
+    /// all of a machine may stand still for longer than the default.
+    pub fn start_detecting(hint: &str, program: &Path, detection_ms: u32) -> Result<Cluster> {
         let lab = Lab::new(hint)?;
         let nodes = NODES
             .iter()
@@ -127,7 +133,7 @@ impl Cluster {
         let cluster = Cluster { lab, program: program.to_owned(), nodes, client };
         cluster.certify()?;
         for node in &cluster.nodes {
-            let config = cluster.config(&node.host);
+            let config = cluster.config(&node.host, detection_ms);
             let path = config_path(&node.host);
             fs::write(&path, config).map_err(|source| ClusterError::Io {
                 attempt: format!("write {}", path.display()),
@@ -306,7 +312,7 @@ impl Cluster {
         })
     }
 
-    fn config(&self, host: &Host) -> String {
+    fn config(&self, host: &Host, detection_ms: u32) -> String {
         let (disk, tls) = (text(host.disk()), text(&tls_path(host)));
         let (name, address) = (host.name(), host.address());
         let socket = text(&socket_path(host));
@@ -316,7 +322,7 @@ impl Cluster {
              bridge = \"br0\"\n\
              state_dir = \"{disk}/state\"\n\
              control_socket = \"{socket}\"\n\
-             detection_ms = {DETECTION_MS}\n\
+             detection_ms = {detection_ms}\n\
              seeds = {NODES:?}\n\
              \n\
              [tls]\n\

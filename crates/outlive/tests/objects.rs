@@ -18,6 +18,8 @@ const SIDE_BY_SIDE: usize = 16;
 /// Only a failing program waits it out.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
+/// All of a machine may stand still for longer than the default when so much runs side by side.
+const DETECTION_MS: u32 = 300;
 /// For how long an object is used between a first copy and the next death.
 const BUSY: Duration = Duration::from_millis(300);
 
@@ -61,7 +63,7 @@ struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     fn run(programs: &'a [ObjectProgram], binaries: &Path) -> Faults {
-        let cluster = Cluster::start("objects", Path::new(OUTLIVE)).unwrap();
+        let cluster = Cluster::start_detecting("objects", Path::new(OUTLIVE), DETECTION_MS).unwrap();
         let mut batch = Batch { cluster, running: Vec::new(), faults: Faults::new() };
         for (number, object) in programs.iter().enumerate() {
             match object.compile(binaries) {
@@ -157,12 +159,12 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// What is refused goes on, and is asked on the host that it began on.
+    /// What is refused goes on, and dies with its host: it is asked before.
     fn ask_refused(&mut self) {
         let (refused, kept) =
             self.running.drain(..).partition(|running| matches!(running.object.status, Status::Refused(_)));
         self.running = refused;
-        self.ask("a");
+        self.verdicts();
         self.running = kept;
     }
 
@@ -178,31 +180,17 @@ impl<'a> Batch<'a> {
         });
     }
 
+    /// Asks all for their verdicts, wherever they are: on a busy machine one may change hosts by itself.
     fn verdicts(&mut self) {
-        let rows = self.rows(&NODES);
-        let mut by_node: BTreeMap<String, Vec<Running<'a>>> = BTreeMap::new();
-        for running in std::mem::take(&mut self.running) {
-            let node = rows.get(&running.name).and_then(|row| row["primary_node"].as_str());
-            match node {
-                Some(node) => by_node.entry(node.to_owned()).or_default().push(running),
-                None => self.fault(running.object, "nobody knows where it is in the end".to_owned()),
-            }
-        }
-        for (node, running) in by_node {
-            self.running = running;
-            self.ask(&node);
-        }
-    }
-
-    fn ask(&mut self, node: &str) {
-        for running in &self.running {
+        self.wait("give a verdict", &NODES, |batch, running, row| {
+            let Some(node) = row["primary_node"].as_str() else { return false };
             // What it does not hear is seen by its verdict.
-            let _ = self.cluster.command(node, &["kill", &running.name, "-s", "USR1"]);
-        }
-        self.wait("give a verdict", &[node], |batch, running, _| {
+            let _ = batch.cluster.command(node, &["kill", &running.name, "-s", "USR1"]);
             objects::verdict(&batch.output(node, running)) == Some(Verdict::Pass)
         });
+        let rows = self.rows(&NODES);
         for running in std::mem::take(&mut self.running) {
+            let node = rows.get(&running.name).and_then(|row| row["primary_node"].as_str()).unwrap_or("a");
             if let Err(error) = self.cluster.command(node, &["stop", &running.name]) {
                 self.fault(running.object, error.to_string());
             }
