@@ -13,9 +13,10 @@ use outlive_lab::client::latency::{self, Service};
 use outlive_lab::client::redis::Fill;
 use outlive_lab::client::stats::Summary;
 use outlive_lab::cluster::{Cluster, Start, WORKERS};
+use outlive_lab::scenario::{Outcome, median};
 use serde::Serialize;
 
-use crate::failover::{self, Outcome, Plan, REDIS, REDIS_PORT, WORKLOAD, median, wait_for_redis};
+use crate::failover::{self, Plan, REDIS, REDIS_PORT, WORKLOAD, wait_for_redis};
 use crate::{demo, root, setup};
 
 #[derive(Subcommand)]

@@ -1,13 +1,17 @@
 //! `cargo xtask demo`: what protection is worth, for someone to watch.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use clap::builder::PossibleValue;
+use outlive_lab::scenario::{self, Outcome};
+use outlive_lab::services;
 use outlive_lab::streams;
 
-use crate::failover::{self, Outcome, Plan};
+use crate::failover::{self, Plan};
 use crate::setup;
 
 const GOOD: &str = "the service outlived its machine";
@@ -32,12 +36,31 @@ pub struct Arguments {
     json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy)]
 enum Workload {
-    /// A Redis under connections that write and read one thing at a time
+    /// A Redis under connections that write and read one thing at a time.
     Redis,
-    /// A Redis and a server of large transfers under streams, pipelined requests and connections being opened
+    /// A Redis and a server of large transfers under streams, pipelined requests and connections being opened.
     Streams,
+    Service(services::Kind),
+}
+
+impl ValueEnum for Workload {
+    fn value_variants<'a>() -> &'a [Self] {
+        static ALL: LazyLock<Vec<Workload>> = LazyLock::new(|| {
+            let services = services::Kind::ALL.into_iter().map(Workload::Service);
+            [Workload::Redis, Workload::Streams].into_iter().chain(services).collect()
+        });
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Workload::Redis => "redis",
+            Workload::Streams => "streams",
+            Workload::Service(kind) => kind.name(),
+        }))
+    }
 }
 
 /// True if every kill happened and no client noticed more than a stall.
@@ -47,6 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     match arguments.workload {
         Workload::Redis => run_redis(arguments, program),
         Workload::Streams => run_streams(arguments, &program),
+        Workload::Service(kind) => run_service(arguments, &program, kind),
     }
 }
 
@@ -56,7 +80,7 @@ fn run_streams(arguments: &Arguments, program: &Path) -> Result<bool> {
     let say = |line: &str| eprintln!("[{:7.3}] {line}", begun.elapsed().as_secs_f64());
     let clients = arguments.clients as usize;
     let plan =
-        streams::Plan { program, server: &server, kills: arguments.kills, clients, seed: failover::seed() };
+        streams::Plan { program, server: &server, kills: arguments.kills, clients, seed: scenario::seed() };
     let outcome = streams::run(&plan, &say)?;
     let faults = outcome.faults();
     let verdict = if faults.is_empty() { GOOD } else { BAD };
@@ -81,12 +105,25 @@ fn run_redis(arguments: &Arguments, program: PathBuf) -> Result<bool> {
         resident: arguments.resident,
     };
     let outcome = failover::run(&plan, &say)?;
+    tell(arguments, &outcome)
+}
+
+fn run_service(arguments: &Arguments, program: &Path, kind: services::Kind) -> Result<bool> {
+    setup::install(kind.needs())?;
+    let begun = Instant::now();
+    let say = |line: &str| eprintln!("[{:7.3}] {line}", begun.elapsed().as_secs_f64());
+    let mut service = kind.service(arguments.clients as usize);
+    let outcome = scenario::run(program, &mut service, arguments.kills, scenario::seed(), &say)?;
+    tell(arguments, &outcome)
+}
+
+fn tell(arguments: &Arguments, outcome: &Outcome) -> Result<bool> {
     // With `--json` standard output is for the JSON alone.
     if arguments.json {
-        eprint!("{}", table(&outcome));
-        println!("{}", serde_json::to_string(&outcome)?);
+        eprint!("{}", table(outcome));
+        println!("{}", serde_json::to_string(outcome)?);
     } else {
-        print!("{}", table(&outcome));
+        print!("{}", table(outcome));
     }
     for finding in outcome.findings.iter().take(10) {
         eprintln!("  {finding}");

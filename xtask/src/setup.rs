@@ -22,8 +22,13 @@ pub fn run() -> Result<()> {
 /// Everything but the build.
 pub fn prepare() -> Result<()> {
     require_root()?;
+    install(&NEEDED)
+}
+
+/// Installs the packages of those programs that are missing.
+pub fn install(needed: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =
-        NEEDED.iter().filter(|(program, _)| !on_path(program)).map(|(_, package)| *package).collect();
+        needed.iter().filter(|(program, _)| !on_path(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }

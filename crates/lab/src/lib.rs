@@ -26,6 +26,8 @@ mod netns;
 pub mod objects;
 pub mod pattern;
 mod process;
+pub mod scenario;
+pub mod services;
 pub mod streams;
 mod sweep;
 mod switch;
@@ -122,11 +124,17 @@ impl Lab {
         address(last).filter(|_| last <= LAST_ADDRESS).ok_or(LabError::NoAddress { subnet: SUBNET })
     }
 
+    /// A folder that every host has, and workloads see too. It goes with the lab.
+    pub fn installed(&self) -> Result<PathBuf> {
+        let folder = sweep::installed_folder(&self.name);
+        fs::create_dir_all(&folder).attempt(|| format!("make {}", folder.display()))?;
+        Ok(folder)
+    }
+
     /// Copies a program to where every host has it, and workloads see it too: neither under /tmp nor /run, of which
     /// they have their own. Returns its path there, which goes with the lab.
     pub fn install(&self, program: &Path) -> Result<PathBuf> {
-        let folder = sweep::installed_folder(&self.name);
-        fs::create_dir_all(&folder).attempt(|| format!("make {}", folder.display()))?;
+        let folder = self.installed()?;
         let installed = folder.join(program.file_name().unwrap_or_default());
         fs::copy(program, &installed)
             .attempt(|| format!("copy {} to {}", program.display(), installed.display()))?;

@@ -10,6 +10,8 @@ use std::time::Duration;
 use crate::netns::NetNs;
 
 pub mod bulk;
+pub mod counter;
+pub mod fetch;
 pub mod latency;
 pub mod opener;
 pub mod redis;

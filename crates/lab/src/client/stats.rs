@@ -94,6 +94,10 @@ impl Stats {
         Stats { started: Instant::now(), connections, seen: Mutex::default() }
     }
 
+    pub fn connections(&self) -> usize {
+        self.connections
+    }
+
     /// The longest time that each connection went without a reply, of the gaps that end after `from` and, as far as
     /// they have not ended, up to now. A connection is paced, so that a gap includes the wait before a request.
     pub fn stalls_since(&self, from: Instant) -> Vec<Duration> {
