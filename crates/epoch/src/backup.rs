@@ -223,8 +223,8 @@ fn apply_epoch(shell: &mut Shell, log: &mut Log, epoch: Epoch) -> Result<Option<
             shell.apply(*checkpoint, pages)?;
             Ok(Some(requests))
         }
-        Content::Backlog { pid, runs } => {
-            shell.apply_backlog(pid, &runs, pages)?;
+        Content::Backlog { whose, runs } => {
+            shell.apply_backlog(whose, &runs, pages)?;
             point(Point::HostingPiece);
             Ok(None)
         }

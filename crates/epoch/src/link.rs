@@ -266,7 +266,7 @@ fn send(
                 }
                 let encoded = match &*content {
                     Content::Checkpoint { checkpoint, .. } => sent.encode(checkpoint, &pages),
-                    Content::Backlog { pid, runs } => sent.encode_backlog(*pid, runs, &pages),
+                    Content::Backlog { whose, runs } => sent.encode_backlog(*whose, runs, &pages),
                 };
                 let content = postcard::to_stdvec(&content).map_err(|error| error.to_string())?;
                 epochs.begin(&mut frames, id).map_err(|error| error.to_string())?;

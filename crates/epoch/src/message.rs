@@ -1,7 +1,7 @@
 //! What travels in an epoch's sections and in the frames around it.
 
 use outlive_cluster::Holder;
-use outlive_process::checkpoint::{Checkpoint, Pid, Run};
+use outlive_process::checkpoint::{Checkpoint, Run, Whose};
 use outlive_process::object::tcp_request::PendingConnection;
 use outlive_stream::frame::{Kind, KindSet};
 use serde::{Deserialize, Serialize};
@@ -88,7 +88,7 @@ pub enum Content {
         requests: Vec<PendingConnection>,
     },
     /// Content of memory, for a backup that is being given everything.
-    Backlog { pid: Pid, runs: Vec<Run> },
+    Backlog { whose: Whose, runs: Vec<Run> },
 }
 
 /// Before each frame of an input message: the epoch in which the workload received it, and its length.

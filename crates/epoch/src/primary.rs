@@ -587,8 +587,8 @@ impl<'a> Primary<'a> {
     }
 
     fn sync_piece(&mut self) -> Result<()> {
-        if let Some((pid, runs, pages)) = self.workload.copy_backlog(BACKLOG_PIECE) {
-            self.send(Content::Backlog { pid, runs }, pages, Vec::new(), false);
+        if let Some((whose, runs, pages)) = self.workload.copy_backlog(BACKLOG_PIECE) {
+            self.send(Content::Backlog { whose, runs }, pages, Vec::new(), false);
             point(Point::CopyPiece);
             return Ok(());
         }

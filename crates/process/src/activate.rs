@@ -4,11 +4,9 @@
 //! descriptors before epoll's interests, everything that needs a privilege before the user is changed, and registers last.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use outlive_fault::{Point, point};
 
 use crate::checkpoint::{Attributes, Clocks, Descriptor, Object, ObjectId, Pid, ProcessState, ThreadState};
@@ -19,7 +17,7 @@ use crate::object::descriptor::ClockOffsets;
 use crate::object::epoll::{self, Epoll};
 use crate::object::scratch::Scratch;
 use crate::object::{file, signal};
-use crate::shell::{Shell, ShellProcess, clone_call, run_in, wait_stop};
+use crate::shell::{Shell, ShellProcess, clone_call, run_in, send, wait_stop};
 use crate::sys::pagemap::PAGE_SIZE;
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Tid};
@@ -27,8 +25,6 @@ use crate::sys::remote::{Batch, Remote};
 use crate::sys::{seccomp, task};
 use crate::tree::{Known, Process, Running, Thread, Workload};
 
-/// The kernel's limit on descriptors in one message is 253 (`SCM_MAX_FD`).
-const DESCRIPTORS_PER_MESSAGE: usize = 250;
 /// What a new thread shares with its process (`pthread_create`'s own flags, without the ones that write to memory).
 const THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
@@ -86,12 +82,18 @@ impl Shell {
             processes
                 .insert(pid, Process::restored(process.host, parent, pidfd, state.interval_timers.is_some()));
         }
+        // Nothing is mapped or opened for the workload any more.
+        self.shared.finish(self.container.init)?;
+        let segments = self.shared.has_segments();
         // Init was stopped since it was made; it reaps what it inherits.
         ptrace::resume(self.container.init, 0).attempt(|| "resume init".into())?;
         self.surroundings.clocks = ClockOffsets { monotonic: offsets.monotonic, boottime: offsets.boottime };
         let mut descriptors = Descriptors::new(self.surroundings, scratch);
         orphans.into_iter().for_each(|fd| descriptors.adopt_orphan(fd));
-        Workload::restored(self.container, processes, threads, self.zombies, offsets, descriptors)
+        let mut workload =
+            Workload::restored(self.container, processes, threads, self.zombies, offsets, descriptors)?;
+        workload.shared.segments = segments;
+        Ok(workload)
     }
 
     fn parents(&self) -> HashMap<Pid, Pid> {
@@ -134,7 +136,7 @@ impl Shell {
         clocks: &OwnedFd,
         built: &Built,
     ) -> Result<Vec<Tid>> {
-        let received = self.send(process, CHANNEL as u64, &[clocks.as_raw_fd()])?;
+        let received = send(process, &self.container.channel, CHANNEL as u64, &[clocks.as_raw_fd()])?;
         let mut batch = Batch::new();
         for fd in &received {
             batch.call(libc::SYS_setns, &[*fd as u64, libc::CLONE_NEWTIME as u64]);
@@ -171,44 +173,6 @@ impl Shell {
         Ok(hosts)
     }
 
-    /// Gives a shell's process descriptors; returns the numbers they have there, lowest free first.
-    fn send(&self, process: &ShellProcess, channel: u64, fds: &[RawFd]) -> Result<Vec<i32>> {
-        let what = || format!("pass descriptors to process {}", process.host);
-        let mut numbers = Vec::new();
-        for chunk in fds.chunks(DESCRIPTORS_PER_MESSAGE) {
-            let byte = [0u8];
-            let control = [ControlMessage::ScmRights(chunk)];
-            sendmsg::<()>(
-                self.container.channel.as_raw_fd(),
-                &[IoSlice::new(&byte)],
-                &control,
-                MsgFlags::empty(),
-                None,
-            )
-            .attempt(what)?;
-            let mut batch = Batch::new();
-            let data = batch.bytes(&[0u8; 16]);
-            // struct iovec, then struct msghdr (`recvmsg(2)`) with room for the numbers behind a 16-byte cmsghdr.
-            let iov: Vec<u8> = [data, 1].into_iter().flat_map(u64::to_ne_bytes).collect();
-            let iov = batch.bytes(&iov);
-            let control_len = 16 + 4 * DESCRIPTORS_PER_MESSAGE;
-            let control = batch.bytes(&vec![0u8; control_len]);
-            let header: Vec<u8> = [0, 0, iov, 1, control, control_len as u64, 0]
-                .into_iter()
-                .flat_map(u64::to_ne_bytes)
-                .collect();
-            let header = batch.bytes(&header);
-            batch.call(libc::SYS_recvmsg, &[channel, header, libc::MSG_CMSG_CLOEXEC as u64]);
-            run_in(process, &mut batch)?;
-            let mut raw = vec![0u8; 4 * chunk.len()];
-            process.memory.read_exact_at(&mut raw, control + 16).attempt(what)?;
-            numbers.extend(
-                raw.chunks_exact(4).map(|word| i32::from_ne_bytes([word[0], word[1], word[2], word[3]])),
-            );
-        }
-        Ok(numbers)
-    }
-
     /// Fills the descriptor table. The table is empty, so what arrives gets the lowest numbers; moved from the highest
     /// down, no descriptor lands on one that has still to move.
     fn install(
@@ -228,7 +192,7 @@ impl Shell {
                 })
             })
             .collect::<Result<Vec<RawFd>>>()?;
-        let received = self.send(process, channel, &fds)?;
+        let received = send(process, &self.container.channel, channel, &fds)?;
         let mut batch = Batch::new();
         for (row, got) in rows.iter().zip(&received).rev() {
             if batch.is_full(3) {

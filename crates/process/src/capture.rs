@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use crate::checkpoint::{
-    Attributes, Checkpoint, Clocks, MemoryLayout, Pid, ProcessState, Registers, Run, ThreadState, TreeEvent,
+    Attributes, Checkpoint, Clocks, MemoryDelta, MemoryLayout, Pid, ProcessState, Registers, Run, ThreadState,
+    TreeEvent, Whose,
 };
 use crate::error::{Attempt, Error, Result};
 use crate::object::memory::Mapping;
@@ -44,9 +45,11 @@ impl Workload {
     /// [`Workload::capture_whole`] can begin anew.
     pub fn capture(&mut self) -> Result<(Checkpoint, PageData)> {
         let mut pages = PageData::default();
-        let checkpoint = self.capture_with(false, |process, pid, mappings| match &mut process.space {
-            Some(space) => space.capture(pid, mappings, &mut pages),
-            None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
+        let checkpoint = self.capture_with(false, &mut pages, |process, pid, mappings, pages| {
+            match &mut process.space {
+                Some(space) => space.capture(pid, mappings, pages),
+                None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
+            }
         })?;
         Ok((checkpoint, pages))
     }
@@ -56,25 +59,28 @@ impl Workload {
     pub fn capture_whole(&mut self) -> Result<Checkpoint> {
         for process in self.processes.values_mut() {
             if process.space.is_none() {
-                process.space = Some(adopt_space(process.host, process.pidfd.as_fd())?);
+                process.space = Some(adopt_space(process.host, process.pidfd.as_fd(), self.scratch.clone())?);
             }
             process.actions_changed = true;
             process.attributes_changed = true;
         }
         self.descriptors.begin_whole();
+        self.shared.begin_whole();
         self.log = self.tree_as_log();
-        self.capture_with(true, |process, pid, _| match &mut process.space {
+        let mut unused = PageData::default();
+        self.capture_with(true, &mut unused, |process, pid, _, _| match &mut process.space {
             Some(space) => space.begin_whole(pid),
             None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
         })
     }
 
     /// A piece of what a new backup still lacks: whose, which runs, and their pages. `None` when it has everything.
-    pub fn copy_backlog(&mut self, pages: u64) -> Option<(Pid, Vec<Run>, PageData)> {
-        self.processes.iter_mut().find_map(|(pid, process)| {
+    pub fn copy_backlog(&mut self, pages: u64) -> Option<(Whose, Vec<Run>, PageData)> {
+        let own = self.processes.iter_mut().find_map(|(pid, process)| {
             let (runs, data) = process.space.as_mut()?.copy_backlog(pages)?;
-            Some((*pid, runs, data))
-        })
+            Some((Whose::Process(*pid), runs, data))
+        });
+        own.or_else(|| self.shared.copy_backlog(pages))
     }
 
     pub fn backlog_pages(&self) -> u64 {
@@ -82,7 +88,8 @@ impl Workload {
             .values()
             .filter_map(|process| process.space.as_ref())
             .map(|space| space.backlog_pages())
-            .sum()
+            .sum::<u64>()
+            + self.shared.backlog_pages()
     }
 
     /// The tree as it is, as if it had been forked just now: parents before children.
@@ -107,7 +114,8 @@ impl Workload {
     fn capture_with(
         &mut self,
         whole: bool,
-        mut memory: impl FnMut(&mut Process, Pid, Option<u32>) -> Result<crate::checkpoint::MemoryDelta>,
+        pages: &mut PageData,
+        mut memory: impl FnMut(&mut Process, Pid, Option<u32>, &mut PageData) -> Result<MemoryDelta>,
     ) -> Result<Checkpoint> {
         if let Some((pid, (what, advice))) = self.refused.first_key_value() {
             return Err(Error::Unsupported { pid: *pid, what: what.clone(), advice });
@@ -151,7 +159,7 @@ impl Workload {
                 }
             }
             let interval_timers = if process.uses_timers { Some(capture_timers(process)?) } else { None };
-            let memory = memory(process, *pid, mappings)?;
+            let memory = memory(process, *pid, mappings, pages)?;
             let attributes =
                 if process.attributes_changed { Some(capture_attributes(process)?) } else { None };
             process.actions_changed = false;
@@ -168,7 +176,11 @@ impl Workload {
                 interval_timers,
             });
         }
+        let seen = self.shared.look(&mut self.processes);
+        self.descriptors.set_mapped(seen.keys(), seen.scratch());
         self.descriptors.capture(tables, &mut self.processes, &mut checkpoint)?;
+        let init = self.container.init;
+        self.shared.capture(seen, whole, init, &self.descriptors, &mut checkpoint, pages)?;
         checkpoint.tree = std::mem::take(&mut self.log);
         Ok(checkpoint)
     }

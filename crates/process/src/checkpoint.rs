@@ -6,7 +6,9 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::object::Object;
+use crate::object::file::FileKey;
 use crate::object::memory::Mapping;
+use crate::object::shared::SharedChange;
 use crate::object::signal::{PendingSignal, SignalAction, SignalStack};
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::ptrace::Rseq;
@@ -50,9 +52,17 @@ pub enum TreeEvent {
     },
 }
 
+/// Whose pages: a process's own, or those of an object that several may share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Whose {
+    Process(Pid),
+    Shared(FileKey),
+}
+
 /// A run of pages: written with the next `pages` × 4096 bytes of the checkpoint's page data, or all zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
+    /// In the address space, or the offset in an object.
     pub address: u64,
     pub pages: u32,
     pub zero: bool,
@@ -228,6 +238,10 @@ pub struct Checkpoint {
     /// All objects that exist without a descriptor: connections that were closed with data still queued.
     pub orphans: Vec<ObjectId>,
     pub files: Vec<FileChange>,
+    /// Objects that processes share, new or changed; their page data follows that of the processes.
+    pub shared: Vec<SharedChange>,
+    /// Those that nobody has any more.
+    pub shared_gone: Vec<FileKey>,
     pub clocks: Clocks,
     /// What the workload wrote to its standard output (1) and error (2) in this epoch.
     pub output: Vec<(u8, Vec<u8>)>,

@@ -12,7 +12,8 @@
 
 use std::collections::HashMap;
 
-use crate::checkpoint::{Checkpoint, Pid, Run, TreeEvent};
+use crate::checkpoint::{Checkpoint, Run, TreeEvent, Whose};
+use crate::object::file::FileKey;
 use crate::space::PageData;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 
@@ -27,7 +28,7 @@ const MASK: usize = 8;
 
 const _: () = assert!(PAGE / BLOCK == u64::BITS as usize);
 
-type Pages = HashMap<Pid, HashMap<u64, Box<[u8; PAGE]>>>;
+type Pages = HashMap<Whose, HashMap<u64, Box<[u8; PAGE]>>>;
 
 /// The sender's memory of what it sent over one link.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub struct Cache {
     older: Pages,
     count: usize,
     limit: usize,
+    /// Of the objects that are shared, when last heard of.
+    sizes: HashMap<FileKey, u64>,
 }
 
 /// Encoded pages: pieces that lie one after the other on the wire.
@@ -80,7 +83,8 @@ impl Encoded<'_> {
 impl Cache {
     /// Of at most so many bytes of pages.
     pub fn new(limit: usize) -> Self {
-        Self { recent: Pages::new(), older: Pages::new(), count: 0, limit: (limit / PAGE / 2).max(1) }
+        let limit = (limit / PAGE / 2).max(1);
+        Self { recent: Pages::new(), older: Pages::new(), count: 0, limit, sizes: HashMap::new() }
     }
 
     /// The pages of a checkpoint.
@@ -90,27 +94,46 @@ impl Cache {
             | TreeEvent::Exec { pid }
             | TreeEvent::Exit { pid, .. } = event
             {
-                self.recent.remove(pid);
-                self.older.remove(pid);
+                self.forget_all(Whose::Process(*pid));
             }
+        }
+        for key in &checkpoint.shared_gone {
+            self.forget_all(Whose::Shared(*key));
+            self.sizes.remove(key);
         }
         let mut encoded = Encoded::default();
         let mut pages = data.slices().flat_map(|slice| slice.chunks_exact(PAGE));
         for state in &checkpoint.processes {
             let zero = state.memory.runs.iter().filter(|run| run.zero).map(Run::range);
             let changed = state.memory.fresh.iter().chain(&state.memory.dropped).copied();
-            changed.chain(zero).for_each(|range| self.forget(state.pid, range));
+            let whose = Whose::Process(state.pid);
+            changed.chain(zero).for_each(|range| self.forget(whose, range));
             for address in addresses(&state.memory.runs) {
                 let Some(page) = pages.next() else { return encoded };
-                self.encode_page(state.pid, address, page, &mut encoded);
+                self.encode_page(whose, address, page, &mut encoded);
+            }
+        }
+        for object in &checkpoint.shared {
+            let whose = Whose::Shared(object.key);
+            if object.anew {
+                self.forget_all(whose);
+            }
+            // What is cut off is gone there as well.
+            if self.sizes.insert(object.key, object.size).is_some_and(|before| before > object.size) {
+                self.forget(whose, Range::new(object.size.next_multiple_of(PAGE_SIZE), u64::MAX));
+            }
+            object.runs.iter().filter(|run| run.zero).for_each(|run| self.forget(whose, run.range()));
+            for address in addresses(&object.runs) {
+                let Some(page) = pages.next() else { return encoded };
+                self.encode_page(whose, address, page, &mut encoded);
             }
         }
         encoded
     }
 
     /// Pages of a first copy, each of which is sent once.
-    pub fn encode_backlog<'a>(&mut self, pid: Pid, runs: &[Run], data: &'a PageData) -> Encoded<'a> {
-        runs.iter().for_each(|run| self.forget(pid, run.range()));
+    pub fn encode_backlog<'a>(&mut self, whose: Whose, runs: &[Run], data: &'a PageData) -> Encoded<'a> {
+        runs.iter().for_each(|run| self.forget(whose, run.range()));
         let mut encoded = Encoded::default();
         for page in data.slices().flat_map(|slice| slice.chunks_exact(PAGE)) {
             encoded.push_bytes(&WHOLE.to_le_bytes());
@@ -119,8 +142,8 @@ impl Cache {
         encoded
     }
 
-    fn encode_page<'a>(&mut self, pid: Pid, address: u64, page: &'a [u8], encoded: &mut Encoded<'a>) {
-        let known = self.take(pid, address);
+    fn encode_page<'a>(&mut self, whose: Whose, address: u64, page: &'a [u8], encoded: &mut Encoded<'a>) {
+        let known = self.take(whose, address);
         let mask = known.as_ref().map_or(WHOLE, |known| difference(&known[..], page));
         if mask.count_ones() >= NEARLY_ALL {
             encoded.push_bytes(&WHOLE.to_le_bytes());
@@ -135,29 +158,35 @@ impl Cache {
         }
         let mut known = known.unwrap_or_else(|| Box::new([0; PAGE]));
         known.copy_from_slice(page);
-        self.put(pid, address, known);
+        self.put(whose, address, known);
     }
 
-    fn take(&mut self, pid: Pid, address: u64) -> Option<Box<[u8; PAGE]>> {
-        if let Some(page) = self.recent.get_mut(&pid).and_then(|pages| pages.remove(&address)) {
+    fn take(&mut self, whose: Whose, address: u64) -> Option<Box<[u8; PAGE]>> {
+        if let Some(page) = self.recent.get_mut(&whose).and_then(|pages| pages.remove(&address)) {
             self.count -= 1;
             return Some(page);
         }
-        self.older.get_mut(&pid)?.remove(&address)
+        self.older.get_mut(&whose)?.remove(&address)
     }
 
-    fn put(&mut self, pid: Pid, address: u64, page: Box<[u8; PAGE]>) {
+    fn put(&mut self, whose: Whose, address: u64, page: Box<[u8; PAGE]>) {
         if self.count >= self.limit {
             self.older = std::mem::take(&mut self.recent);
             self.count = 0;
         }
-        self.recent.entry(pid).or_default().insert(address, page);
+        self.recent.entry(whose).or_default().insert(address, page);
         self.count += 1;
     }
 
-    fn forget(&mut self, pid: Pid, range: Range) {
+    fn forget_all(&mut self, whose: Whose) {
+        self.recent.remove(&whose);
+        self.older.remove(&whose);
+        self.count = self.recent.values().map(HashMap::len).sum();
+    }
+
+    fn forget(&mut self, whose: Whose, range: Range) {
         for pages in [&mut self.recent, &mut self.older] {
-            let Some(pages) = pages.get_mut(&pid) else { continue };
+            let Some(pages) = pages.get_mut(&whose) else { continue };
             if range.pages() > pages.len() as u64 {
                 pages.retain(|address, _| !(range.start..range.end).contains(address));
             } else {
@@ -206,7 +235,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::checkpoint::{MemoryDelta, ProcessState};
+    use crate::checkpoint::{MemoryDelta, Pid, ProcessState};
 
     const BASE: u64 = 0x10000;
 

@@ -10,6 +10,7 @@ mod closing;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use tracing::warn;
@@ -19,7 +20,8 @@ use crate::error::{Attempt, Error, Result};
 use crate::object::descriptor::{
     At, Capturer, Holder, Inode, Kind, StatusFlags, Surroundings, Tcp, TcpProgress,
 };
-use crate::object::scratch::Scratch;
+use crate::object::file::{FileKey, MEMFD};
+use crate::object::scratch::{Scratch, Touched};
 use crate::object::tcp::{self, Injector, RawSegment, State, TcpSocket};
 use crate::sys::bpf::files::{Lister, OpenFile, Table, TcpNumbers};
 use crate::sys::ptrace::Tid;
@@ -196,6 +198,32 @@ impl Descriptors {
         orphans.for_each(|socket| self.adopt_orphan(socket.fd));
         self.pipes.clear();
         self.scratch.forget();
+    }
+
+    pub(crate) fn scratch_directories(&self) -> Vec<String> {
+        self.capturer.surroundings.scratch.clone()
+    }
+
+    /// The files that are mapped now, and what was written to those of scratch directories through that.
+    pub(crate) fn set_mapped(&mut self, files: HashSet<FileKey>, touched: HashMap<FileKey, Touched>) {
+        self.capturer.surroundings.mapped = files;
+        self.scratch.touch(touched);
+    }
+
+    /// A name of a mapped file of a scratch directory, as of the last capture; none if it has none any more.
+    pub(crate) fn name_of(&self, key: FileKey) -> Option<&str> {
+        self.scratch.name_of(key)
+    }
+
+    /// The memfds that are open, as of the last capture: where to open each, its name, and whose it is.
+    pub(crate) fn shared_files(&self) -> impl Iterator<Item = (FileKey, PathBuf, String, Pid)> {
+        self.entries.values().filter_map(|entry| {
+            let Some(Object::File(file)) = &entry.last else { return None };
+            let holder = entry.holders.first()?;
+            let name = file.path.strip_prefix(MEMFD)?.to_owned();
+            let key = file.deleted.as_ref()?.key;
+            Some((key, proc::path(holder.tid, &format!("fd/{}", holder.fd)), name, holder.process))
+        })
     }
 
     /// A socket option is about to change.

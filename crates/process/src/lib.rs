@@ -11,6 +11,7 @@ pub mod descriptors;
 pub mod error;
 pub mod launch;
 pub mod object;
+pub mod shared;
 pub mod shell;
 pub mod sockets;
 pub mod space;

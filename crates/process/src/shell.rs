@@ -3,24 +3,30 @@
 //! Memory is held once: pages go straight into the shell's own address spaces, and a fork in an epoch is a fork of the
 //! shell, so that memory shared by copy-on-write stays shared. Small state is kept aside until [`Shell::activate`].
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use outlive_fault::{Point, point};
 
 use crate::checkpoint::{
-    Checkpoint, Clocks, MemoryDelta, Object, ObjectId, Pid, ProcessState, Run, TreeEvent,
+    Checkpoint, Clocks, MemoryDelta, Object, ObjectId, Pid, ProcessState, Run, TreeEvent, Whose,
 };
 use crate::delta;
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{CHANNEL, Container, Program};
 use crate::object::descriptor::Surroundings;
 use crate::object::memory::{Backing, Mapping, Step, plan};
+use crate::object::file::FileKey;
 use crate::object::scratch;
+use crate::object::shared::{Kind, SharedFiles, for_mapping};
 use crate::sys::bpf;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::proc;
@@ -53,6 +59,7 @@ pub struct Shell {
     pub(crate) clocks: Option<(Clocks, Instant)>,
     pub(crate) surroundings: Surroundings,
     pub(crate) outputs: [Option<OwnedFd>; 2],
+    pub(crate) shared: SharedFiles,
 }
 
 impl Shell {
@@ -87,6 +94,7 @@ impl Shell {
             clocks: None,
             surroundings,
             outputs,
+            shared: SharedFiles::default(),
         })
     }
 
@@ -105,15 +113,28 @@ impl Shell {
         for event in &checkpoint.tree {
             self.replay(event)?;
         }
+        // Before the mappings: what is mapped has to be there.
+        let root = self.root();
+        let init = self.container.init;
+        let (changes, gone) = (&checkpoint.shared, &checkpoint.shared_gone);
+        self.shared.begin(changes, gone, &root, &self.surroundings, init)?;
+        scratch::apply(&root, &self.surroundings.scratch, &checkpoint.files)?;
+        let changed = !checkpoint.files.is_empty();
+        let others = self.shared.find_named(changes, changed, &root, &self.surroundings)?;
+        others.into_iter().try_for_each(|key| self.map_again(key))?;
         let mut rest = pages;
         for state in checkpoint.processes {
             self.apply_process(state, &mut rest)?;
+        }
+        for change in &checkpoint.shared {
+            if !matches!(change.kind, Kind::Named { .. }) {
+                self.shared.write(change.key, &change.runs, &mut rest)?;
+            }
         }
         if !rest.is_empty() {
             return Err(Error::Mismatch(format!("{} bytes of pages belong to no run", rest.len())));
         }
         point(Point::BackupHalfApplied);
-        scratch::apply(&self.root(), &self.surroundings.scratch, &checkpoint.files)?;
         for (id, object) in checkpoint.objects {
             let earlier = self.objects.remove(&id);
             self.objects.insert(id, object.follow(earlier)?);
@@ -125,8 +146,12 @@ impl Shell {
     }
 
     /// Pages of a workload that is being copied for the first time.
-    pub fn apply_backlog(&mut self, pid: Pid, runs: &[Run], pages: &[u8]) -> Result<()> {
+    pub fn apply_backlog(&mut self, whose: Whose, runs: &[Run], pages: &[u8]) -> Result<()> {
         let mut rest = pages;
+        let pid = match whose {
+            Whose::Process(pid) => pid,
+            Whose::Shared(key) => return self.shared.write(key, runs, &mut rest),
+        };
         // A process that has ended meanwhile is no longer here once an epoch said so.
         let Some(process) = self.processes.get(&pid) else { return Ok(()) };
         write_runs(process, runs, &[], &mut rest)
@@ -236,14 +261,21 @@ impl Shell {
                 nix::sys::signal::Signal::try_from(signal).attempt(what)?,
             )
             .attempt(what)?;
-            ptrace::resume(process.host, 0).attempt(what)?;
+            match ptrace::resume(process.host, 0) {
+                // SIGKILL does not wait for that.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                result => result.attempt(what)?,
+            }
         }
         loop {
             match ptrace::wait_for(process.host, true).attempt(what)? {
-                Some(Event::Stopped(Stop::Signal(signal))) => {
-                    ptrace::resume(process.host, signal).attempt(what)?;
+                Some(Event::Stopped(stop)) => {
+                    let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+                    match ptrace::resume(process.host, signal) {
+                        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                        result => result.attempt(what)?,
+                    }
                 }
-                Some(Event::Stopped(_)) => ptrace::resume(process.host, 0).attempt(what)?,
                 Some(_) | None => break,
             }
         }
@@ -268,13 +300,32 @@ impl Shell {
         Ok(())
     }
 
+    /// Maps an object anew wherever it is mapped shared: its name leads to another file.
+    fn map_again(&self, key: FileKey) -> Result<()> {
+        for process in self.processes.values() {
+            let mappings = process.layout.iter();
+            let mappings = mappings.filter(|mapping| mapping.shared_object().is_some_and(|(k, _)| k == key));
+            let mappings: Vec<Mapping> = mappings.cloned().collect();
+            let mut batch = Batch::new();
+            for mapping in &mappings {
+                if batch.is_full(1) {
+                    run_in(process, &mut std::mem::take(&mut batch))?;
+                }
+                batch.call(libc::SYS_munmap, &[mapping.range.start, mapping.range.len()]);
+            }
+            run_in(process, &mut batch)?;
+            map_objects(process, &mappings, &self.shared, &self.container.channel)?;
+        }
+        Ok(())
+    }
+
     fn apply_process(&mut self, state: ProcessState, pages: &mut &[u8]) -> Result<()> {
         let pid = state.pid;
         let process = self
             .processes
             .get_mut(&pid)
             .ok_or_else(|| Error::Mismatch(format!("process {pid} is not in the shell")))?;
-        lay_out(process, &state.memory)?;
+        lay_out(process, &state.memory, &self.shared, &self.container.channel)?;
         write_runs(process, &state.memory.runs, &state.memory.fresh, pages)?;
         match &mut process.state {
             None if !state.same_threads.is_empty() => {
@@ -317,6 +368,44 @@ pub(crate) fn clone_call(batch: &mut Batch, tid: Pid, flags: u64, exit_signal: i
     batch.call(libc::SYS_clone3, &[at, bytes.len() as u64]);
 }
 
+/// The kernel's limit on descriptors in one message is 253 (`SCM_MAX_FD`).
+const DESCRIPTORS_PER_MESSAGE: usize = 250;
+
+/// Gives a shell's process descriptors over the channel, which is number `number` there; returns the numbers they have
+/// there, lowest free first.
+pub(crate) fn send(
+    process: &ShellProcess,
+    channel: &UnixStream,
+    number: u64,
+    fds: &[RawFd],
+) -> Result<Vec<i32>> {
+    let what = || format!("pass descriptors to process {}", process.host);
+    let mut numbers = Vec::new();
+    for chunk in fds.chunks(DESCRIPTORS_PER_MESSAGE) {
+        let byte = [0u8];
+        let control = [ControlMessage::ScmRights(chunk)];
+        sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(&byte)], &control, MsgFlags::empty(), None)
+            .attempt(what)?;
+        let mut batch = Batch::new();
+        let data = batch.bytes(&[0u8; 16]);
+        // struct iovec, then struct msghdr (`recvmsg(2)`) with room for the numbers behind a 16-byte cmsghdr.
+        let iov: Vec<u8> = [data, 1].into_iter().flat_map(u64::to_ne_bytes).collect();
+        let iov = batch.bytes(&iov);
+        let control_len = 16 + 4 * DESCRIPTORS_PER_MESSAGE;
+        let control = batch.bytes(&vec![0u8; control_len]);
+        let header: Vec<u8> =
+            [0, 0, iov, 1, control, control_len as u64, 0].into_iter().flat_map(u64::to_ne_bytes).collect();
+        let header = batch.bytes(&header);
+        batch.call(libc::SYS_recvmsg, &[number, header, libc::MSG_CMSG_CLOEXEC as u64]);
+        run_in(process, &mut batch)?;
+        let mut raw = vec![0u8; 4 * chunk.len()];
+        process.memory.read_exact_at(&mut raw, control + 16).attempt(what)?;
+        numbers
+            .extend(raw.chunks_exact(4).map(|word| i32::from_ne_bytes([word[0], word[1], word[2], word[3]])));
+    }
+    Ok(numbers)
+}
+
 /// Waits until a task that is about to stop has stopped.
 pub(crate) fn wait_stop(tid: Tid) -> Result<()> {
     match ptrace::wait_for(tid, true).attempt(|| format!("wait for task {tid}"))? {
@@ -348,12 +437,18 @@ fn read_maps(host: Tid) -> Result<Vec<proc::MapsLine>> {
 }
 
 /// Brings the layout of a shell's process to what the checkpoint says.
-fn lay_out(process: &mut ShellProcess, delta: &MemoryDelta) -> Result<()> {
+fn lay_out(
+    process: &mut ShellProcess,
+    delta: &MemoryDelta,
+    shared: &SharedFiles,
+    channel: &UnixStream,
+) -> Result<()> {
     let new = delta.layout.as_ref().unwrap_or(&process.layout);
     if !process.placed && new.iter().any(Mapping::is_kernel) {
         place_vdso(process, new)?;
     }
     let mut batch = Batch::new();
+    let (mut objects, mut protect) = (Vec::new(), Vec::new());
     for step in plan(&process.layout, new, &delta.fresh) {
         if batch.is_full(4) {
             run_in(process, &mut std::mem::take(&mut batch))?;
@@ -362,11 +457,21 @@ fn lay_out(process: &mut ShellProcess, delta: &MemoryDelta) -> Result<()> {
             Step::Unmap(range) => {
                 batch.call(libc::SYS_munmap, &[range.start, range.len()]);
             }
+            // All unmapping comes before all mapping.
+            Step::Map(mapping) if matches!(mapping.backing, Backing::Object { .. }) => objects.push(mapping),
             Step::Map(mapping) => map(&mut batch, &mapping),
-            Step::Protect(range, protection) => {
-                batch.call(libc::SYS_mprotect, &[range.start, range.len(), u64::from(protection)]);
-            }
+            Step::Protect(range, protection) => protect.push((range, protection)),
         }
+    }
+    if !objects.is_empty() {
+        run_in(process, &mut std::mem::take(&mut batch))?;
+        map_objects(process, &objects, shared, channel)?;
+    }
+    for (range, protection) in protect {
+        if batch.is_full(1) {
+            run_in(process, &mut std::mem::take(&mut batch))?;
+        }
+        batch.call(libc::SYS_mprotect, &[range.start, range.len(), u64::from(protection)]);
     }
     for range in &delta.dropped {
         if batch.is_full(1) {
@@ -385,6 +490,105 @@ fn lay_out(process: &mut ShellProcess, delta: &MemoryDelta) -> Result<()> {
         process.layout.clone_from(layout);
     }
     Ok(())
+}
+
+/// Objects passed to a process at once; its descriptors have to stay below the channel.
+const OBJECTS_AT_ONCE: usize = 200;
+
+/// Maps objects, by descriptors that are passed to the process for it.
+fn map_objects(
+    process: &ShellProcess,
+    mappings: &[Mapping],
+    shared: &SharedFiles,
+    channel: &UnixStream,
+) -> Result<()> {
+    for chunk in mappings.chunks(OBJECTS_AT_ONCE) {
+        let mut opened: HashMap<(FileKey, bool), usize> = HashMap::new();
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        let mut batch = Batch::new();
+        for mapping in chunk {
+            let Backing::Object { key, writable, .. } = &mapping.backing else { continue };
+            let held = shared.get(*key)?;
+            if matches!(held.kind, Kind::Segment { .. }) {
+                continue;
+            }
+            let writable = *writable && mapping.shared;
+            if let Entry::Vacant(new) = opened.entry((*key, writable)) {
+                new.insert(fds.len());
+                fds.push(for_mapping(held, writable)?);
+            }
+        }
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let numbers = send(process, channel, CHANNEL as u64, &raw)?;
+        for mapping in chunk {
+            let Backing::Object { key, offset, writable } = &mapping.backing else { continue };
+            if batch.is_full(8) {
+                run_in(process, &mut std::mem::take(&mut batch))?;
+            }
+            let held = shared.get(*key)?;
+            if let Kind::Segment { id, .. } = held.kind {
+                run_in(process, &mut std::mem::take(&mut batch))?;
+                attach(process, mapping, id, held.size, *offset, *writable)?;
+                continue;
+            }
+            let writable = *writable && mapping.shared;
+            let number = opened.get(&(*key, writable)).and_then(|at| numbers.get(*at));
+            let number = *number.ok_or_else(|| Error::Mismatch("a descriptor did not arrive".into()))?;
+            let range = mapping.range;
+            let kind = if mapping.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+            let flags = (libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE | kind) as u64;
+            let protection = u64::from(mapping.protection);
+            batch.call(
+                libc::SYS_mmap,
+                &[range.start, range.len(), protection, flags, number as u64, *offset],
+            );
+        }
+        for number in numbers {
+            if batch.is_full(1) {
+                run_in(process, &mut std::mem::take(&mut batch))?;
+            }
+            batch.call(libc::SYS_close, &[number as u64]);
+        }
+        run_in(process, &mut batch)?;
+    }
+    Ok(())
+}
+
+/// Attaches a part of a System V segment: the whole of it at a free place, of which the part is moved to where it belongs.
+/// Mapped by a descriptor it would not be counted among the attached (`shm_nattch`).
+fn attach(
+    process: &ShellProcess,
+    mapping: &Mapping,
+    id: i32,
+    size: u64,
+    offset: u64,
+    writable: bool,
+) -> Result<()> {
+    let size = size.next_multiple_of(PAGE_SIZE);
+    let range = mapping.range;
+    if offset.checked_add(range.len()).is_none_or(|end| end > size) {
+        return Err(Error::Mismatch(format!("a mapping beyond the end of System V segment {id}")));
+    }
+    let mut batch = Batch::new();
+    let flags = if writable { 0 } else { libc::SHM_RDONLY };
+    let executable = if mapping.protection & libc::PROT_EXEC as u32 != 0 { libc::SHM_EXEC } else { 0 };
+    let at = if offset == 0 && range.len() == size { range.start } else { 0 };
+    batch.call(libc::SYS_shmat, &[id as u64, at, (flags | executable) as u64]);
+    let attached = run_in(process, &mut batch)?.first().copied().unwrap_or(0) as u64;
+    let mut batch = Batch::new();
+    if at == 0 {
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        batch.call(libc::SYS_mremap, &[attached + offset, range.len(), range.len(), flags, range.start]);
+        if offset > 0 {
+            batch.call(libc::SYS_munmap, &[attached, offset]);
+        }
+        let behind = offset + range.len();
+        if behind < size {
+            batch.call(libc::SYS_munmap, &[attached + behind, size - behind]);
+        }
+    }
+    batch.call(libc::SYS_mprotect, &[range.start, range.len(), u64::from(mapping.protection)]);
+    run_in(process, &mut batch).map(drop)
 }
 
 fn map(batch: &mut Batch, mapping: &Mapping) {
@@ -410,7 +614,8 @@ fn map(batch: &mut Batch, mapping: &Mapping) {
             batch.call(libc::SYS_mmap, &[range.start, range.len(), protection, flags as u64, 0, *offset]);
             batch.call(libc::SYS_close, &[0]);
         }
-        Backing::Vdso | Backing::Vvar => {}
+        // By a descriptor of ours: see `map_objects`.
+        Backing::Object { .. } | Backing::Vdso | Backing::Vvar => {}
     }
 }
 

@@ -143,6 +143,10 @@ impl Shell {
         let mut hashes = FileHashes::new();
         let outputs = self.outputs.each_ref().map(|end| end.as_ref().and_then(|end| end.try_clone().ok()));
         let mut context = BuildContext::new(self.root(), &self.surroundings, outputs, &lookup, &mut hashes);
+        for (key, file) in self.shared.open_files() {
+            let fd = file.as_fd().try_clone_to_owned().attempt(|| "duplicate a memfd".into())?;
+            context.insert_file(key, fd);
+        }
         for (id, fd) in &built.descriptors {
             context.insert(*id, fd.try_clone().attempt(|| "duplicate a socket".into())?);
         }

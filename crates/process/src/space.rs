@@ -1,12 +1,15 @@
 //! The memory of one process: which pages changed since the last checkpoint, and their content.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use crate::checkpoint::{MemoryDelta, Pid, Run};
 use crate::error::{Attempt, Result};
-use crate::object::memory::{self, Backing, Mapping, intersect, normalise, subtract};
+use crate::object::file::FileKey;
+use crate::object::memory::{self, Backing, Mapped, Mapping, intersect, normalise, subtract};
 use crate::sys::pagemap::{self, PAGE_SIZE, Range, USER_END};
 use crate::sys::proc;
 use crate::sys::ptrace::Tid;
@@ -47,6 +50,11 @@ impl PageData {
         self.slices.iter().map(|(buffer, offset, len)| &self.buffers[*buffer][*offset..offset + len])
     }
 
+    /// Pages that follow.
+    pub(crate) fn push(&mut self, bytes: Vec<u8>) {
+        self.append(Self::of(bytes));
+    }
+
     pub fn append(&mut self, other: PageData) {
         let base = self.buffers.len();
         self.buffers.extend(other.buffers);
@@ -73,6 +81,14 @@ pub struct Space {
     /// `/proc/PID/maps` as of the last checkpoint, and what it means.
     text: Vec<u8>,
     pub(crate) layout: Vec<Mapping>,
+    /// The objects that are mapped.
+    pub(crate) objects: Vec<Mapped>,
+    /// What was written to objects through shared mappings since this was last taken, by offset.
+    pub(crate) touched: Vec<(FileKey, Range)>,
+    /// Objects to which anything may have been written through mappings that are gone.
+    pub(crate) suspects: HashSet<FileKey>,
+    /// The workload's scratch directories.
+    scratch: Arc<[String]>,
     /// Since the last checkpoint: mapped anew; emptied.
     fresh: Vec<Range>,
     dropped: Vec<Range>,
@@ -101,11 +117,15 @@ pub struct Unborn {
     dropped: Vec<Range>,
     extra: Vec<Range>,
     whole: bool,
+    layout: Vec<Mapping>,
+    scratch: Arc<[String]>,
 }
 
 impl Unborn {
     pub fn open(self, host: Tid) -> io::Result<Space> {
-        let mut space = Space::new(host, self.tracker, proc::open_memory(host)?)?;
+        let mut space = Space::new(host, self.tracker, proc::open_memory(host)?, self.scratch)?;
+        // Inherited: what of it is gone by the next checkpoint may have been written before.
+        space.layout = self.layout;
         space.fresh = self.fresh;
         space.dropped = self.dropped;
         space.extra = self.extra;
@@ -116,7 +136,7 @@ impl Unborn {
 }
 
 impl Space {
-    pub fn new(host: Tid, tracker: Tracker, memory: File) -> io::Result<Self> {
+    pub fn new(host: Tid, tracker: Tracker, memory: File, scratch: Arc<[String]>) -> io::Result<Self> {
         Ok(Self {
             tracker,
             host,
@@ -125,6 +145,10 @@ impl Space {
             maps: proc::open(host, "maps")?,
             text: Vec::new(),
             layout: Vec::new(),
+            objects: Vec::new(),
+            touched: Vec::new(),
+            suspects: HashSet::new(),
+            scratch,
             fresh: Vec::new(),
             dropped: Vec::new(),
             void: Vec::new(),
@@ -149,6 +173,8 @@ impl Space {
             dropped: self.dropped.clone(),
             extra: normalise(extra),
             whole: self.whole || !self.backlog.is_empty(),
+            layout: self.layout.iter().filter(|mapping| mapping.shared_object().is_some()).cloned().collect(),
+            scratch: self.scratch.clone(),
         }
     }
 
@@ -156,6 +182,80 @@ impl Space {
     pub fn dropped(&mut self, range: Range) {
         self.dropped.push(range);
         self.void.push(range);
+        self.suspect_in(range);
+    }
+
+    fn suspect_in(&mut self, range: Range) {
+        let shared = self.layout.iter().filter(|mapping| mapping.range.intersect(&range).is_some());
+        self.suspects.extend(shared.filter_map(|mapping| Some(mapping.shared_object()?.0)));
+    }
+
+    /// The object at an address may be written by ways that nobody sees.
+    pub fn suspect_at(&mut self, address: u64) {
+        self.suspect_in(Range::new(address, address.saturating_add(1)));
+    }
+
+    /// An object is about to be mapped. It may be gone again before anybody has looked.
+    pub fn suspect(&mut self, key: FileKey) {
+        self.suspects.insert(key);
+    }
+
+    /// The objects that are mapped shared, each once or several times.
+    pub fn shared_objects(&self) -> impl Iterator<Item = FileKey> {
+        self.layout.iter().filter_map(|mapping| Some(mapping.shared_object()?.0))
+    }
+
+    /// Notes what this space has written to objects, because it is about to end. Its threads may run.
+    pub fn harvest(&mut self, pid: Pid) {
+        if self.shared_objects().next().is_some() && self.try_harvest(pid).is_err() {
+            let all: Vec<FileKey> = self.shared_objects().collect();
+            self.suspects.extend(all);
+        }
+    }
+
+    fn try_harvest(&mut self, pid: Pid) -> Result<()> {
+        let what = || format!("look at the end of process {pid}");
+        let mut text = Vec::new();
+        proc::read_into(&mut self.maps, &mut text).attempt(what)?;
+        let lines = parse(&text).attempt(what)?;
+        let now = memory::interpret(pid, &lines, &self.scratch)?.mappings;
+        self.suspect_what_is_gone(&now);
+        // Mapped since the last checkpoint: not all of it may be tracked.
+        let new = now.iter().filter(|mapping| !is_part_of(mapping, &self.layout));
+        self.suspects.extend(new.filter_map(|mapping| Some(mapping.shared_object()?.0)));
+        let shared: Vec<Range> =
+            now.iter().filter(|mapping| mapping.shared_object().is_some()).map(|m| m.range).collect();
+        let mut written = intersect(&self.extra, &shared);
+        written.extend(intersect(&normalise(self.fresh.clone()), &shared));
+        for range in &shared {
+            written.extend(pagemap::take_written(&self.pagemap, *range).attempt(what)?);
+        }
+        // Kept for a capture as well: the process may live on.
+        self.extra.extend(written.iter().copied());
+        self.extra = normalise(std::mem::take(&mut self.extra));
+        self.touch(&normalise(written), &now);
+        Ok(())
+    }
+
+    /// What was mapped of objects and is not any more may have been written before.
+    fn suspect_what_is_gone(&mut self, now: &[Mapping]) {
+        let gone = self.layout.iter().filter(|mapping| !is_part_of(mapping, now));
+        let gone: Vec<FileKey> = gone.filter_map(|mapping| Some(mapping.shared_object()?.0)).collect();
+        self.suspects.extend(gone);
+    }
+
+    /// Notes what was written to objects, of all that was written.
+    fn touch(&mut self, written: &[Range], layout: &[Mapping]) {
+        for mapping in layout {
+            let Some((key, part)) = mapping.shared_object() else { continue };
+            let from = written.partition_point(|range| range.end <= mapping.range.start);
+            let here = written[from..].iter().take_while(|range| range.start < mapping.range.end);
+            let parts = here.filter_map(|range| range.intersect(&mapping.range)).map(|range| {
+                let at = |address| part.start + (address - mapping.range.start);
+                (key, Range::new(at(range.start), at(range.end)))
+            });
+            self.touched.extend(parts);
+        }
     }
 
     /// Registers what was mapped since the last call, by what `/proc/PID/maps` says. It is fresh: all in it counts as
@@ -221,11 +321,11 @@ impl Space {
         let mut text = Vec::new();
         proc::read_into(&mut self.maps, &mut text).attempt(what)?;
         let lines = parse(&text).attempt(what)?;
-        let layout = memory::interpret(pid, &lines)?;
+        let layout = memory::interpret(pid, &lines, &self.scratch)?.mappings;
         // What is left out now may be another mapping the next moment: all is looked at again when the process stands still.
         self.track_new(&lines).attempt(what)?;
         let written = pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
-        let content = self.content_of(&written, &layout).attempt(what)?;
+        let content = self.content_of(&written, &layout, false).attempt(what)?;
         self.void.clear();
         let mut data = Vec::new();
         let mut ranges = Vec::new();
@@ -253,18 +353,21 @@ impl Space {
     }
 
     /// The parts of sorted `ranges` with content of the process's own: existing pages that are not clean pages of a file.
-    fn content_of(&self, ranges: &[Range], layout: &[Mapping]) -> io::Result<Vec<Range>> {
+    /// Whether pages exist is asked where many were written, or `always`.
+    fn content_of(&self, ranges: &[Range], layout: &[Mapping], always: bool) -> io::Result<Vec<Range>> {
         let mut content = Vec::new();
         let mut at = 0;
         for mapping in layout.iter().filter(|mapping| mapping.has_content()) {
             while ranges.get(at).is_some_and(|range| range.end <= mapping.range.start) {
                 at += 1;
             }
-            let of_file = matches!(mapping.backing, Backing::File { .. });
+            let of_file = matches!(mapping.backing, Backing::File { .. } | Backing::Object { .. });
             let readable = mapping.protection & libc::PROT_READ as u32 != 0;
             for range in ranges[at..].iter().take_while(|range| range.start < mapping.range.end) {
                 let Some(part) = range.intersect(&mapping.range) else { continue };
-                if of_file || !readable || part.pages() > SPARSE {
+                if of_file {
+                    content.extend(pagemap::populated_privately(&self.pagemap, part)?);
+                } else if !readable || part.pages() > SPARSE || always {
                     content.extend(pagemap::populated(&self.pagemap, part)?);
                 } else {
                     content.push(part);
@@ -298,7 +401,17 @@ impl Space {
         if !changed {
             return Ok(None);
         }
-        self.layout = memory::interpret(pid, &lines)?;
+        let mut layout = memory::interpret(pid, &lines, &self.scratch)?;
+        for mapping in &mut layout.mappings {
+            if let Backing::Object { writable, .. } = &mut mapping.backing
+                && mapping.shared
+            {
+                *writable |= !self.unwritable.iter().any(|range| range.intersect(&mapping.range).is_some());
+            }
+        }
+        self.suspect_what_is_gone(&layout.mappings);
+        self.layout = layout.mappings;
+        self.objects = layout.objects;
         self.text = text;
         Ok(Some(self.layout.clone()))
     }
@@ -313,12 +426,13 @@ impl Space {
         written.append(&mut self.extra);
         // A page that was copied live and then voided is to be looked at again.
         written.extend(self.live.ranges.iter().flat_map(|(range, _)| intersect(&[*range], &void)));
+        self.note_touched(&written);
         if std::mem::take(&mut self.whole) {
             fresh = self.layout.iter().filter(|m| m.has_content()).map(|m| m.range).collect();
             written = fresh.clone();
         }
         let written = normalise(written);
-        let content = self.content_of(&written, &self.layout).attempt(what)?;
+        let content = self.content_of(&written, &self.layout, false).attempt(what)?;
 
         let mut runs = Vec::new();
         self.take_live(&written, &mut runs, data);
@@ -336,6 +450,16 @@ impl Space {
         let emptied = subtract_sorted(&subtract_sorted(&intersect(&written, &anonymous), &content), &fresh);
         runs.extend(emptied.iter().flat_map(|range| split_run(*range, true)));
         Ok(MemoryDelta { layout, fresh, dropped: std::mem::take(&mut self.dropped), runs })
+    }
+
+    /// Notes what was written to objects, before a checkpoint.
+    fn note_touched(&mut self, written: &[Range]) {
+        if self.objects.is_empty() {
+            return;
+        }
+        let layout = std::mem::take(&mut self.layout);
+        self.touch(&normalise(written.to_vec()), &layout);
+        self.layout = layout;
     }
 
     /// Copies ranges that must all exist. What the process itself may not read (PROT_NONE with content) is read
@@ -400,12 +524,10 @@ impl Space {
         delta.runs.clear();
         delta.dropped.clear();
         delta.fresh.clear();
+        self.touched.clear();
+        self.suspects.clear();
         let all: Vec<Range> = self.layout.iter().filter(|m| m.has_content()).map(|m| m.range).collect();
-        let mut backlog = Vec::new();
-        for range in all {
-            backlog.extend(pagemap::populated(&self.pagemap, range).attempt(what)?);
-        }
-        self.backlog = backlog;
+        self.backlog = self.content_of(&all, &self.layout, true).attempt(what)?;
         Ok(delta)
     }
 
@@ -517,6 +639,24 @@ fn subtract_sorted(ranges: &[Range], holes: &[Range]) -> Vec<Range> {
 /// Private addresses without any access. If nothing is in them either, nothing can be until the mapping changes.
 fn is_reserved(line: &proc::MapsLine) -> bool {
     !(line.read || line.write || line.execute || line.shared) && line.inode == 0
+}
+
+/// Whether a mapping is, at its addresses, in a layout with the same behind it.
+fn is_part_of(mapping: &Mapping, layout: &[Mapping]) -> bool {
+    let Some((key, part)) = mapping.shared_object() else { return true };
+    let mut at = mapping.range.start;
+    let from = layout.partition_point(|other| other.range.end <= at);
+    for other in &layout[from..] {
+        if other.range.start > at || at >= mapping.range.end {
+            break;
+        }
+        let behind = other.shared_object().map(|(key, part)| (key, part.start + (at - other.range.start)));
+        if behind != Some((key, part.start + (at - mapping.range.start))) {
+            return false;
+        }
+        at = other.range.end;
+    }
+    at >= mapping.range.end
 }
 
 fn parse(text: &[u8]) -> io::Result<Vec<proc::MapsLine>> {

@@ -12,6 +12,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
@@ -26,6 +27,7 @@ use crate::object::descriptor::Surroundings;
 use crate::object::scratch::Scratch;
 use crate::object::signal::SignalStack;
 use crate::object::tcp;
+use crate::shared::SharedObjects;
 use crate::space::{Space, Unborn};
 use crate::sys::bpf::{self, threads::Threads};
 use crate::sys::proc;
@@ -100,11 +102,22 @@ pub(crate) struct Thread {
     pub captured: Option<ThreadState>,
     /// How often in a row it was found unchanged in a wait for another.
     pub settled: u32,
+    /// Seen at its end.
+    pub exiting: bool,
 }
 
 impl Thread {
     pub(crate) fn new(tid: Pid, process: Pid) -> Self {
-        Self { tid, process, running: Running::Yes, known: None, waiting: None, captured: None, settled: 0 }
+        Self {
+            tid,
+            process,
+            running: Running::Yes,
+            known: None,
+            waiting: None,
+            captured: None,
+            settled: 0,
+            exiting: false,
+        }
     }
 }
 
@@ -159,6 +172,9 @@ pub struct Workload {
     pub(crate) zombies: HashMap<Pid, Pid>,
     /// What the workload's clocks are ahead of this host's.
     pub(crate) clock_offsets: Clocks,
+    pub(crate) shared: SharedObjects,
+    /// Directories whose contents go to the backup.
+    pub(crate) scratch: Arc<[String]>,
 }
 
 /// The first process of a workload; init is 1.
@@ -236,6 +252,7 @@ impl Workload {
         mask.thread_block().attempt(|| "block SIGCHLD".into())?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .attempt(|| "make a signal descriptor".into())?;
+        let scratch = descriptors.scratch_directories().into();
         Ok(Self {
             container,
             threads: HashMap::new(),
@@ -250,6 +267,8 @@ impl Workload {
             descriptors,
             zombies: HashMap::new(),
             clock_offsets: Clocks::default(),
+            shared: SharedObjects::default(),
+            scratch,
         })
     }
 
@@ -480,7 +499,9 @@ impl Workload {
     /// A new program: the address space is new, the other threads are gone. The space is taken over at the stop
     /// before its first instruction, from where calls can be injected.
     fn executed(&mut self, pid: Pid, tid: Tid, former: Tid) -> Result<()> {
+        let count = self.threads.len();
         self.threads.retain(|other, thread| thread.process != pid || *other == tid);
+        let alone = count == self.threads.len() && former == tid;
         if former != tid {
             self.threads.insert(tid, Thread::new(pid, pid));
         }
@@ -490,6 +511,11 @@ impl Workload {
             thread.captured = None;
         }
         if let Some(process) = self.processes.get_mut(&pid) {
+            // What a single thread wrote was seen when it made the call.
+            match &mut process.space {
+                Some(space) if !alone => self.shared.lost(space),
+                Some(_) | None => {}
+            }
             process.space = None;
             process.unborn.clear();
             process.actions_changed = true;
@@ -506,7 +532,7 @@ impl Workload {
     /// Gives a new address space our workspace and a tracker.
     fn adopt(&mut self, pid: Pid, tid: Tid) -> Result<()> {
         let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
-        let space = adopt_space(tid, process.pidfd.as_fd())?;
+        let space = adopt_space(tid, process.pidfd.as_fd(), self.scratch.clone())?;
         process.space = Some(space);
         process.borrows = false;
         self.awaiting_space.remove(&pid);
@@ -534,7 +560,13 @@ impl Workload {
 
     /// About to exit. With the last thread go the descriptors, which are still there.
     fn exiting(&mut self, pid: Pid, tid: Tid) {
-        let Some(process) = self.processes.get(&pid) else { return };
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.exiting = true;
+        }
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if let Some(space) = &mut process.space {
+            self.shared.harvest(pid, space);
+        }
         let last =
             process.host == tid || self.threads.values().filter(|thread| thread.process == pid).count() == 1;
         if last && self.descriptors.release_all(process) {
@@ -549,6 +581,12 @@ impl Workload {
             return Ok(());
         }
         let Some(thread) = self.threads.remove(&tid) else { return Ok(()) };
+        // Killed before it could stop once more.
+        if !thread.exiting
+            && let Some(space) = self.processes.get_mut(&thread.process).and_then(|p| p.space.as_mut())
+        {
+            self.shared.lost(space);
+        }
         if thread.tid == thread.process
             && let Some(process) = self.processes.remove(&thread.process)
         {
@@ -638,6 +676,7 @@ impl Workload {
     /// No backup needs anything any more: what was held for captures is let go, but for connections that are closed and at
     /// work, which the next backup will want.
     pub fn stop_capturing(&mut self) {
+        self.shared.stop();
         self.descriptors.stop();
     }
 
@@ -664,6 +703,7 @@ pub(crate) fn surroundings(
         network: Some(
             network.as_fd().try_clone_to_owned().attempt(|| "duplicate the network namespace".into())?,
         ),
+        mapped: HashSet::new(),
     })
 }
 
@@ -685,7 +725,7 @@ pub(crate) fn enter_network(network: impl AsFd) -> Result<()> {
 
 /// Makes the workspace and the tracker of the address space that `tid`, stopped before its first instruction or
 /// anywhere a signal could be delivered, lives in.
-pub(crate) fn adopt_space(tid: Tid, pidfd: BorrowedFd<'_>) -> Result<Space> {
+pub(crate) fn adopt_space(tid: Tid, pidfd: BorrowedFd<'_>, scratch: Arc<[String]>) -> Result<Space> {
     let what = || format!("track the memory of thread {tid}");
     let memory = proc::open_memory(tid).attempt(what)?;
     let syscall = vdso_syscall(tid, &memory).attempt(what)?;
@@ -707,7 +747,7 @@ pub(crate) fn adopt_space(tid: Tid, pidfd: BorrowedFd<'_>) -> Result<Space> {
     remote.end().attempt(what)?;
     ptrace::suspend_seccomp(tid, false).attempt(what)?;
     let tracker = Tracker::new(made.attempt(what)?).attempt(what)?;
-    Space::new(tid, tracker, memory).attempt(what)
+    Space::new(tid, tracker, memory, scratch).attempt(what)
 }
 
 /// Address of a `syscall` instruction in the vdso of a process.

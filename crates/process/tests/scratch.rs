@@ -1,6 +1,6 @@
 //! Scratch directories: what a scan reports, carried out elsewhere, makes the same tree.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use outlive_process::checkpoint::FileChange;
 use outlive_process::error::{Error, Result};
 use outlive_process::object::file::FileKey;
-use outlive_process::object::scratch::{BLOCK, Scratch, apply};
+use outlive_process::object::scratch::{BLOCK, Scratch, Touched, apply};
+use outlive_process::sys::pagemap::Range;
 use proptest::prelude::*;
 
 /// Two hosts whose roots have the same scratch directories, on tmpfs as in the product.
@@ -197,18 +198,20 @@ fn a_file_written_through_a_mapping_is_compared_when_it_is_said_to_be_mapped() {
     // SAFETY: a fresh mapping at an address that the kernel chooses.
     let at = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, &file, 0) }.unwrap();
     let key = FileKey { device: stat.dev(), inode: stat.ino() };
-    hosts.scratch.set_mapped(HashSet::from([key]));
+    hosts.scratch.touch(HashMap::from([(key, Touched::All)]));
     hosts.sync();
     // SAFETY: within the mapping made above.
     unsafe { at.cast::<u8>().write_volatile(2) };
+    let page = Range::new(0, 4096);
+    hosts.scratch.touch(HashMap::from([(key, Touched::Parts(vec![page]))]));
     assert!(content(&hosts.sync()) > 0);
-    // Written, then unmapped: said to be mapped at the last scan, not at this one.
+    assert!(hosts.scratch.name_of(key).is_some_and(|name| name.ends_with("mapped")));
     // SAFETY: within the mapping made above, which is unmapped whole and not used afterwards.
     unsafe {
         at.cast::<u8>().write_volatile(3);
         munmap(at, 4096).unwrap();
     }
-    hosts.scratch.set_mapped(HashSet::new());
+    hosts.scratch.touch(HashMap::from([(key, Touched::All)]));
     assert!(content(&hosts.sync()) > 0);
     assert_eq!(hosts.sync(), []);
 }

@@ -12,7 +12,7 @@
 //! Not kept, and not visible to the programs that were looked at: the credentials with which a file was opened, those
 //! of a unix socket's peer (`SO_PEERCRED` gives the supervisor's), and read-ahead advice.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::device::{self, Device};
 use super::epoll::{self, Epoll};
 use super::eventfd::{self, EventFd};
-use super::file::{self, Directory, FileHashes, OpenFile};
+use super::file::{self, Directory, FileHashes, FileKey, OpenFile};
 use super::pipe::{self, Pipe, PipeEnd};
 use super::signalfd::{self, SignalFd};
 use super::tcp::{Buffers, Connection, State, TcpSocket};
@@ -339,7 +339,6 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("anon_inode:[userfaultfd]", "userfaultfd", "switch it off in the program (it tracks the memory here)"),
     ("anon_inode:[pidfd]", "a pidfd", "let the program wait for its children with waitpid"),
     ("pidfd:", "a pidfd", "let the program wait for its children with waitpid"),
-    ("/memfd:", "a memfd", "let the program use a file in /dev/shm"),
     ("net:[", "a network namespace", "let the program do without namespaces of its own"),
     ("mnt:[", "a mount namespace", "let the program do without namespaces of its own"),
     ("user:[", "a user namespace", "let the program do without namespaces of its own"),
@@ -363,6 +362,8 @@ pub struct Surroundings {
     pub clocks: ClockOffsets,
     /// The workload's network namespace; none is our own.
     pub network: Option<OwnedFd>,
+    /// Files that are mapped now, so that their content is captured as shared memory.
+    pub mapped: HashSet<FileKey>,
 }
 
 impl Surroundings {
@@ -417,7 +418,9 @@ impl Capturer {
                 std::fs::read_link(at.link()).attempt(|| format!("read the link {}", at.link().display()))?;
             let stat = at.stat()?;
             seen.push_str(&link.to_string_lossy());
-            if kind == Kind::File && stat.st_nlink == 0 {
+            if kind == Kind::File && self.surroundings.mapped.contains(&FileKey::of(&stat)) {
+                seen.push_str("mapped");
+            } else if kind == Kind::File && stat.st_nlink == 0 && !seen_memfd(&link) {
                 seen.push_str(&format!("{:?}", (stat.st_size, file::modified(&stat), file::changed(&stat))));
             }
         }
@@ -476,6 +479,11 @@ impl Capturer {
     }
 }
 
+/// What is in a memfd is captured as shared memory.
+fn seen_memfd(link: &std::path::Path) -> bool {
+    link.as_os_str().as_encoded_bytes().starts_with(file::MEMFD.as_bytes())
+}
+
 /// Builds descriptions. All descriptors are held until it is dropped, which must be before the workload runs.
 pub struct BuildContext<'a> {
     /// The workload's own view of the file system: `/proc/PID/root` of one of its processes.
@@ -500,6 +508,11 @@ impl<'a> BuildContext<'a> {
     ) -> Self {
         let (built, pipes, deleted) = (HashMap::new(), HashMap::new(), HashMap::new());
         Self { root, surroundings, outputs, objects, hashes, built, pipes, deleted }
+    }
+
+    /// A file without a name that was built elsewhere, with its content.
+    pub fn insert_file(&mut self, key: FileKey, fd: OwnedFd) {
+        self.deleted.insert(key, fd);
     }
 
     /// A description that was built elsewhere (a TCP socket).

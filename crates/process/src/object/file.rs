@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, futimens, lstat};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs};
 use nix::sys::time::TimeSpec;
@@ -19,12 +19,14 @@ use nix::unistd::{Gid, Uid, Whence, fchown, lseek};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::descriptor::{At, BuildContext, StatusFlags, Surroundings, is_below};
+use super::descriptor::{At, BuildContext, StatusFlags, Surroundings};
+use super::shared;
 use crate::checkpoint::Pid;
 use crate::error::{Attempt, Error, Result};
 use crate::sys::descriptor as sys;
 use crate::sys::proc::{self, info_field};
 use crate::sys::remote::Batch;
+use crate::sys::shared as memory;
 
 /// Up to this size files are compared by content, which takes 10 ms; larger ones by size and time of modification.
 const MAX_HASHED: i64 = 64 << 20;
@@ -36,6 +38,8 @@ const MAX_REMEMBERED: usize = 65_536;
 pub const MAX_LOCKS: usize = 256;
 /// What `/proc/PID/fd` appends to the path of what has been removed.
 const DELETED: &str = " (deleted)";
+/// How the paths of memfds begin; they are on a file system of the kernel's own.
+pub const MEMFD: &str = "/memfd:";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenFile {
@@ -58,10 +62,23 @@ pub struct Identity {
 }
 
 /// A file, on the host where it was captured; several descriptions may be of the same one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileKey {
     pub device: u64,
     pub inode: u64,
+}
+
+impl FileKey {
+    /// No device has this number: segments of System V shared memory are known by their ids.
+    const SEGMENTS: u64 = u64::MAX;
+
+    pub fn of_segment(id: i32) -> Self {
+        Self { device: Self::SEGMENTS, inode: u64::from(id.unsigned_abs()) }
+    }
+
+    pub(super) fn of(stat: &FileStat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
+    }
 }
 
 /// A file that has no name any more.
@@ -71,7 +88,15 @@ pub struct DeletedFile {
     pub mode: u32,
     pub owner: (u32, u32),
     pub modified: (i64, i64),
-    pub content: Vec<u8>,
+    /// None of one that is captured as shared memory, with its content ([`super::shared`]).
+    pub content: Option<Vec<u8>>,
+}
+
+impl DeletedFile {
+    /// One whose content and attributes are captured as shared memory.
+    fn elsewhere(key: FileKey) -> Self {
+        Self { key, mode: 0, owner: (0, 0), modified: (0, 0), content: None }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,6 +207,12 @@ pub(super) fn capture(at: &At<'_>, surroundings: &Surroundings, hashes: &mut Fil
     let offset = offset(at, &info)?;
     let stat = at.stat()?;
     let mut path = open_path(at)?;
+    let key = FileKey::of(&stat);
+    if memory::device().is_ok_and(|own| own == stat.st_dev) && path.starts_with(MEMFD) {
+        path.truncate(path.strip_suffix(DELETED).unwrap_or(&path).len());
+        let deleted = Some(DeletedFile::elsewhere(key));
+        return Ok(OpenFile { path, flags, offset, identity: None, deleted, locks });
+    }
     if stat.st_nlink == 0 {
         path.truncate(path.strip_suffix(DELETED).unwrap_or(&path).len());
         if !surroundings.is_scratch(&path) {
@@ -189,7 +220,11 @@ pub(super) fn capture(at: &At<'_>, surroundings: &Surroundings, hashes: &mut Fil
                 at.refuse(format!("the file {path}, which was removed"), "restart it to use the new file")
             );
         }
-        let deleted = Some(capture_deleted(at, &path, &stat)?);
+        let deleted = match surroundings.mapped.contains(&key) {
+            true => DeletedFile::elsewhere(key),
+            false => capture_deleted(at, &path, &stat)?,
+        };
+        let deleted = Some(deleted);
         return Ok(OpenFile { path, flags, offset, identity: None, deleted, locks });
     }
     check_path(at, &path, &stat)?;
@@ -243,7 +278,7 @@ fn capture_deleted(at: &At<'_>, path: &str, stat: &FileStat) -> Result<DeletedFi
         mode: stat.st_mode & 0o7777,
         owner: (stat.st_uid, stat.st_gid),
         modified: modified(stat),
-        content,
+        content: Some(content),
     })
 }
 
@@ -340,7 +375,8 @@ pub(super) fn open_in_root(
 
 pub(super) fn build(object: &OpenFile, context: &mut BuildContext<'_>) -> Result<OwnedFd> {
     let path = &object.path;
-    if object.flags.writes() && !context.surroundings.is_scratch(path) {
+    let memfd = object.deleted.as_ref().is_some_and(|deleted| deleted.content.is_none());
+    if object.flags.writes() && !memfd && !context.surroundings.is_scratch(path) {
         return Err(Error::Mismatch(format!("{path} is to be written to and is in no scratch directory")));
     }
     let fd = match &object.deleted {
@@ -411,17 +447,11 @@ fn build_deleted(
 ) -> Result<OwnedFd> {
     let attempt = || format!("make the removed file {}", object.path);
     if !context.deleted.contains_key(&deleted.key) {
-        let directories = &context.surroundings.scratch;
-        let home = directories.iter().filter(|home| is_below(std::slice::from_ref(home), &object.path));
-        let home = home.max_by_key(|home| home.len()).ok_or_else(|| {
-            Error::Mismatch(format!("the removed file {} was in no scratch directory", object.path))
+        let content = deleted.content.as_ref().ok_or_else(|| {
+            Error::Mismatch(format!("the content of {} never was in a checkpoint", object.path))
         })?;
-        let path = StatusFlags(libc::O_PATH);
-        let (directory, _) = open_in_root(&context.root, home, path, libc::S_IFDIR)?;
-        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        let made =
-            File::from(openat(&directory, ".", flags, Mode::from_bits_truncate(0o600)).attempt(attempt)?);
-        made.write_all_at(&deleted.content, 0).attempt(attempt)?;
+        let made = shared::removed(&object.path, &context.root, context.surroundings)?;
+        made.write_all_at(content, 0).attempt(attempt)?;
         let (owner, group) = deleted.owner;
         fchown(&made, Some(Uid::from_raw(owner)), Some(Gid::from_raw(group))).attempt(attempt)?;
         fchmod(&made, Mode::from_bits_truncate(deleted.mode)).attempt(attempt)?;

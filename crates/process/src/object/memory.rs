@@ -2,11 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::descriptor::is_below;
+use super::file::FileKey;
+use super::shared::Source;
 use crate::checkpoint::Pid;
 use crate::error::{Error, Result};
 use crate::sys::pagemap::Range;
 use crate::sys::proc::MapsLine;
 use crate::sys::remote::WORKSPACE;
+use crate::sys::shared;
 
 /// What is behind a mapping.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +21,14 @@ pub enum Backing {
     File {
         path: String,
         offset: u64,
+    },
+    /// An object of the workload's own: what several processes may share, or a file of a scratch directory. Its content
+    /// is captured once, whoever maps it; private writes to it are the process's own pages.
+    Object {
+        key: FileKey,
+        offset: u64,
+        /// Of a shared mapping: it may be written, or be made so by `mprotect`.
+        writable: bool,
     },
     /// The kernel's own page of code, and the data it reads.
     Vdso,
@@ -40,7 +52,7 @@ impl Mapping {
     pub fn has_content(&self) -> bool {
         match self.backing {
             Backing::Anonymous => true,
-            Backing::File { .. } => !self.shared,
+            Backing::File { .. } | Backing::Object { .. } => !self.shared,
             Backing::Vdso | Backing::Vvar => false,
         }
     }
@@ -49,10 +61,23 @@ impl Mapping {
         matches!(self.backing, Backing::Vdso | Backing::Vvar)
     }
 
-    fn part(&self, range: Range) -> Self {
+    /// What is mapped shared here, and which part of it.
+    pub fn shared_object(&self) -> Option<(FileKey, Range)> {
+        match self.backing {
+            Backing::Object { key, offset, .. } if self.shared => {
+                Some((key, Range::new(offset, offset + self.range.len())))
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn part(&self, range: Range) -> Self {
         let skipped = range.start - self.range.start;
         let backing = match &self.backing {
             Backing::File { path, offset } => Backing::File { path: path.clone(), offset: offset + skipped },
+            Backing::Object { key, offset, writable } => {
+                Backing::Object { key: *key, offset: offset + skipped, writable: *writable }
+            }
             other => other.clone(),
         };
         Self { range, backing, ..self.clone() }
@@ -64,47 +89,40 @@ impl Mapping {
     }
 }
 
-/// What the mappings of `/proc/PID/maps` are. What cannot be protected is refused by name (R3).
-pub fn interpret(pid: Pid, lines: &[MapsLine]) -> Result<Vec<Mapping>> {
-    let mut mappings = Vec::with_capacity(lines.len());
+/// An object that is mapped: which, what the kernel calls it, and one whole mapping of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapped {
+    pub key: FileKey,
+    pub source: Source,
+    pub range: Range,
+}
+
+/// What an address space has mapped.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Layout {
+    pub mappings: Vec<Mapping>,
+    /// The objects among them; one may be there several times.
+    pub objects: Vec<Mapped>,
+}
+
+/// What the mappings of `/proc/PID/maps` are. What cannot be protected is refused by name (R3). Files below `scratch` are
+/// objects of the workload's own.
+pub fn interpret(pid: Pid, lines: &[MapsLine], scratch: &[String]) -> Result<Layout> {
+    let mut layout = Layout { mappings: Vec::with_capacity(lines.len()), objects: Vec::new() };
     for line in lines {
         let range = Range::new(line.start, line.end);
         if range.intersect(&WORKSPACE).is_some() || line.path == "[vsyscall]" {
             continue;
         }
-        let refuse = |what: String, advice| Err(Error::Unsupported { pid, what, advice });
-        let backing = if line.path == "[vdso]" {
-            Backing::Vdso
-        } else if line.path.starts_with("[vvar") {
-            Backing::Vvar
-        } else if line.inode == 0 || line.path.starts_with('[') {
-            if line.path.starts_with('[') && !known_anonymous(&line.path) {
-                return refuse(
-                    format!("a mapping of {}", line.path),
-                    "no advice: the kernel does not say what it is",
-                );
+        let backing = match object_of(line, scratch) {
+            Some((key, source)) => {
+                layout.objects.push(Mapped { key, source, range });
+                Backing::Object { key, offset: line.offset, writable: line.shared && line.write }
             }
-            Backing::Anonymous
-        } else if line.shared && line.path == "/dev/zero (deleted)" {
-            return refuse(
-                "memory shared between processes (MAP_SHARED without a file)".into(),
-                "let the program use threads, pipes or sockets",
-            );
-        } else if line.path.ends_with(" (deleted)") || line.path.starts_with("/memfd:") {
-            return refuse(
-                format!("a mapping of {}, a file without a name", line.path),
-                "restart the workload if its program was upgraded under it",
-            );
-        } else if line.shared && line.write {
-            return refuse(
-                format!("a writable shared mapping of {}", line.path),
-                "configure the program to use plain reads and writes",
-            );
-        } else {
-            Backing::File { path: line.path.clone(), offset: line.offset }
+            None => plain_backing(pid, line)?,
         };
         let bit = |set: bool, value: i32| if set { value as u32 } else { 0 };
-        mappings.push(Mapping {
+        layout.mappings.push(Mapping {
             range,
             protection: bit(line.read, libc::PROT_READ)
                 | bit(line.write, libc::PROT_WRITE)
@@ -115,7 +133,70 @@ pub fn interpret(pid: Pid, lines: &[MapsLine]) -> Result<Vec<Mapping>> {
             backing,
         });
     }
-    Ok(mappings)
+    Ok(layout)
+}
+
+/// Which object of the workload's own is mapped, if one is.
+fn object_of(line: &MapsLine, scratch: &[String]) -> Option<(FileKey, Source)> {
+    const DELETED: &str = " (deleted)";
+    let device = libc::makedev((line.device >> 32) as u32, line.device as u32);
+    let key = FileKey { device, inode: line.inode };
+    let plain = line.path.strip_suffix(DELETED);
+    // Named by `prctl(PR_SET_VMA)`, which takes no other shared mappings.
+    if line.path.starts_with("[anon_shmem:") {
+        return Some((key, Source::Anonymous));
+    }
+    if shared::device().is_ok_and(|own| own == device)
+        && let Some(name) = plain
+    {
+        if name == "/dev/zero" {
+            return Some((key, Source::Anonymous));
+        }
+        if let Some(name) = name.strip_prefix("/memfd:") {
+            return Some((key, Source::Memfd(name.to_owned())));
+        }
+        if name.starts_with("/SYSV") {
+            // The kernel gives its id for the number of its inode (`newseg`, ipc/shm.c).
+            let id = i32::try_from(line.inode).ok()?;
+            return Some((FileKey::of_segment(id), Source::Segment(id)));
+        }
+    }
+    let path = plain.unwrap_or(&line.path);
+    let own = line.inode != 0 && !path.starts_with('[') && is_below(scratch, path);
+    own.then(|| (key, Source::Scratch(path.to_owned())))
+}
+
+/// What is behind a mapping that is no object of the workload's own.
+fn plain_backing(pid: Pid, line: &MapsLine) -> Result<Backing> {
+    let refuse = |what: String, advice| Err(Error::Unsupported { pid, what, advice });
+    if line.path == "[vdso]" {
+        return Ok(Backing::Vdso);
+    }
+    if line.path.starts_with("[vvar") {
+        return Ok(Backing::Vvar);
+    }
+    if (line.inode == 0 && !line.path.ends_with(" (deleted)")) || line.path.starts_with('[') {
+        if line.path.starts_with('[') && !known_anonymous(&line.path) {
+            return refuse(
+                format!("a mapping of {}", line.path),
+                "no advice: the kernel does not say what it is",
+            );
+        }
+        return Ok(Backing::Anonymous);
+    }
+    if line.path.ends_with(" (deleted)") || line.path.starts_with("/memfd:") {
+        return refuse(
+            format!("a mapping of {}, a file without a name", line.path),
+            "restart the workload if its program was upgraded under it",
+        );
+    }
+    if line.shared && line.write {
+        return refuse(
+            format!("a writable shared mapping of {}", line.path),
+            "declare the directory with --scratch, or let the program use plain reads and writes",
+        );
+    }
+    Ok(Backing::File { path: line.path.clone(), offset: line.offset })
 }
 
 fn known_anonymous(path: &str) -> bool {
@@ -322,7 +403,7 @@ mod tests {
             inode: 7,
             path: "/data/file".into(),
         };
-        let error = interpret(5, &[line]).unwrap_err().to_string();
+        let error = interpret(5, &[line], &["/tmp".into()]).unwrap_err().to_string();
         assert!(error.contains("/data/file") && error.contains("process 5"), "{error}");
     }
 }

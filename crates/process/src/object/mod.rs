@@ -9,6 +9,7 @@ pub mod memory;
 pub mod pipe;
 pub mod scratch;
 mod scratch_apply;
+pub mod shared;
 pub mod signal;
 pub mod signalfd;
 pub mod tcp;

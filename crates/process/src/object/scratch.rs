@@ -8,7 +8,7 @@
 //! itself. Times of access and of symbolic links are not kept.
 //!
 //! A write through a shared mapping leaves no trace in the times of a file on tmpfs (shmem has no `page_mkwrite`, so
-//! nothing calls `file_update_time`): name the files that are mapped so by [`Scratch::set_mapped`].
+//! nothing calls `file_update_time`): say which parts of which files were written so by [`Scratch::touch`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{CStr, CString};
@@ -30,6 +30,7 @@ pub use super::scratch_apply::apply;
 use crate::checkpoint::FileChange;
 use crate::error::{Attempt, Error, Result};
 use crate::sys::descriptor as sys;
+use crate::sys::pagemap::Range;
 use crate::sys::task;
 
 /// What is compared, and sent, of a file at once.
@@ -56,9 +57,28 @@ pub struct Scratch {
     root: PathBuf,
     directories: Vec<String>,
     known: BTreeMap<String, Entry>,
-    mapped: HashSet<FileKey>,
-    /// Mapped when last scanned: what was written before they were unmapped.
-    mapped_before: HashSet<FileKey>,
+    /// Of files that are mapped, what was written through that.
+    touched: HashMap<FileKey, Touched>,
+    /// Where the scan found them.
+    names: HashMap<FileKey, String>,
+}
+
+/// What was written to a file through mappings of it since the last scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Touched {
+    /// Any of it may have been.
+    All,
+    /// In bytes; in any order.
+    Parts(Vec<Range>),
+}
+
+impl Touched {
+    /// The blocks to look at, by their numbers; none if that is all.
+    fn blocks(&self) -> Option<HashSet<u64>> {
+        let Touched::Parts(parts) = self else { return None };
+        let step = BLOCK as u64;
+        Some(parts.iter().flat_map(|part| part.start / step..part.end.div_ceil(step)).collect())
+    }
 }
 
 #[derive(Debug)]
@@ -132,8 +152,8 @@ impl Scratch {
         let mut directories: Vec<String> = directories.iter().filter(|path| !inner(path)).cloned().collect();
         directories.sort_unstable();
         directories.dedup();
-        let (mapped, mapped_before) = (HashSet::new(), HashSet::new());
-        Self { root, directories, known: BTreeMap::new(), mapped, mapped_before }
+        let (touched, names) = (HashMap::new(), HashMap::new());
+        Self { root, directories, known: BTreeMap::new(), touched, names }
     }
 
     /// The next scan reports everything: for a new backup, or because what a scan reported was not used.
@@ -141,18 +161,23 @@ impl Scratch {
         self.known.clear();
     }
 
-    /// The files that are now mapped shared and writable, whose content is compared whatever their times say.
-    pub fn set_mapped(&mut self, files: HashSet<FileKey>) {
-        self.mapped = files;
+    /// The files that are mapped, with what was written to them through that since the last scan.
+    pub fn touch(&mut self, files: HashMap<FileKey, Touched>) {
+        self.touched = files;
+    }
+
+    /// A name of a file that is mapped, if the last scan found one.
+    pub fn name_of(&self, key: FileKey) -> Option<&str> {
+        self.names.get(&key).map(String::as_str)
     }
 
     /// What has changed since the last scan. After an error everything is reported again.
     pub fn scan(&mut self) -> Result<Vec<FileChange>> {
         let mut known = std::mem::take(&mut self.known);
-        let distrusted = self.mapped.union(&self.mapped_before).copied().collect();
         let mut walk = Walk {
             now: task::clock(libc::CLOCK_REALTIME),
-            distrusted,
+            touched: std::mem::take(&mut self.touched),
+            names: HashMap::new(),
             linked: HashMap::new(),
             changes: Vec::new(),
             content: 0,
@@ -163,14 +188,15 @@ impl Scratch {
             walk.top(&self.root, directory, &mut known)?;
         }
         self.known = known;
-        self.mapped_before.clone_from(&self.mapped);
+        self.names = walk.names;
         Ok(walk.changes)
     }
 }
 
 struct Walk {
     now: i64,
-    distrusted: HashSet<FileKey>,
+    touched: HashMap<FileKey, Touched>,
+    names: HashMap<FileKey, String>,
     /// Of files with several names, the one met first.
     linked: HashMap<FileKey, String>,
     changes: Vec<FileChange>,
@@ -295,8 +321,11 @@ impl Walk {
                 (What::Link(_), None) => false,
                 (_, first) => first.is_none(),
             };
-            in_place && before.settled && before.stamp == stamp && !self.distrusted.contains(&stamp.key)
+            in_place && before.settled && before.stamp == stamp && !self.is_touched(&stamp.key)
         });
+        if !self.touched.is_empty() && self.touched.contains_key(&stamp.key) {
+            self.names.entry(stamp.key).or_insert_with(|| path.clone());
+        }
         if unchanged {
             return Ok(before);
         }
@@ -328,6 +357,14 @@ impl Walk {
             }
         };
         Ok(Some(Entry { settled: self.is_settled(&stamp), stamp, what }))
+    }
+
+    fn is_touched(&self, key: &FileKey) -> bool {
+        match self.touched.get(key) {
+            None => false,
+            Some(Touched::All) => true,
+            Some(Touched::Parts(parts)) => !parts.is_empty(),
+        }
     }
 
     /// The name under which a file with several was met before in this scan.
@@ -418,15 +455,20 @@ impl Walk {
         }
         check_attributes(file.as_fd(), path)?;
         let (mode, owner, modified) = (stamp.permissions(), stamp.owner, stamp.modified);
+        let mut only = None;
         let (known, old) = match before {
-            Some(Entry { stamp: old, what: What::File(hashes), .. }) if old.key == stamp.key => {
+            Some(Entry { stamp: old, settled, what: What::File(hashes) }) if old.key == stamp.key => {
+                // Nothing was written to it but through mappings.
+                if settled && old == *stamp {
+                    only = self.touched.remove(&stamp.key);
+                }
                 (Some(old), hashes)
             }
             _ => (None, Vec::new()),
         };
         let file = File::from(file);
         let size = stamp.size.unsigned_abs();
-        let (hashes, blocks) = self.compare(&file, size, &old).attempt(attempt)?;
+        let (hashes, blocks) = self.compare(&file, size, &old, only.as_ref()).attempt(attempt)?;
         if self.content > MAX_CONTENT {
             let what = "more than 1 GiB of scratch files written in one epoch";
             return Err(refuse(what, "keep what is written so fast in a volume"));
@@ -466,19 +508,27 @@ impl Walk {
         None
     }
 
-    /// Hashes of all blocks, and the blocks that differ from the old ones.
+    /// Hashes of all blocks, and the blocks that differ from the old ones. Looks only where it was touched, if that is known.
     #[allow(clippy::type_complexity)]
     fn compare(
         &mut self,
         file: &File,
         size: u64,
         old: &[u64],
+        only: Option<&Touched>,
     ) -> io::Result<(Vec<u64>, Vec<(u64, Vec<u8>)>)> {
         let step = BLOCK as u64;
         let mut hashes = Vec::with_capacity(size.div_ceil(step) as usize);
         let mut blocks = Vec::new();
         let mut data = 0..0u64;
+        let only = only.and_then(Touched::blocks);
         for at in (0..size).step_by(BLOCK) {
+            if let (Some(only), Some(was)) = (&only, old.get(hashes.len()))
+                && !only.contains(&(at / step))
+            {
+                hashes.push(*was);
+                continue;
+            }
             if at >= data.end {
                 data = next_data(file, at)?;
             }

@@ -7,6 +7,7 @@ pub mod proc;
 pub mod ptrace;
 pub mod remote;
 pub mod seccomp;
+pub mod shared;
 pub mod task;
 pub mod tcp_repair;
 pub mod uffd;

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -158,6 +159,43 @@ pub fn populated(pagemap: &File, within: Range) -> io::Result<Vec<Range>> {
         ..Query::default()
     };
     Ok(merge(scan(pagemap, within, query)?.into_iter().map(|(range, _)| range)))
+}
+
+/// As [`populated`], in a private mapping of a file, where the tracker leaves marks for pages that do not exist. A mark looks
+/// like a swapped page, and reading it would read the file.
+pub fn populated_privately(pagemap: &File, within: Range) -> io::Result<Vec<Range>> {
+    /// `SWP_PTE_MARKER` of include/linux/swap.h: the last of the types that fit into the five bits in which
+    /// `/proc/PID/pagemap` says them (`Documentation/admin-guide/mm/pagemap.rst`).
+    const MARK: u64 = 31;
+    let query = Query {
+        inverted: IS_FILE | IS_PFNZERO,
+        all_of: IS_FILE | IS_PFNZERO,
+        any_of: IS_PRESENT | IS_SWAPPED,
+        returned: IS_SWAPPED,
+        ..Query::default()
+    };
+    let mut found = Vec::new();
+    let mut entries = Vec::new();
+    for (range, categories) in scan(pagemap, within, query)? {
+        if categories & IS_SWAPPED == 0 {
+            found.push(range);
+            continue;
+        }
+        // A terabyte of marks would be an allocation to match.
+        for start in (range.start..range.end).step_by(512 * PAGE_SIZE as usize) {
+            let part = Range::new(start, range.end.min(start + 512 * PAGE_SIZE));
+            entries.resize(part.pages() as usize * 8, 0);
+            pagemap.read_exact_at(&mut entries, part.start / PAGE_SIZE * 8)?;
+            for (index, entry) in entries.chunks_exact(8).enumerate() {
+                let kind = u64::from(entry[0]) & 0x1f;
+                let start = part.start + index as u64 * PAGE_SIZE;
+                if kind != MARK {
+                    found.push(Range::new(start, start + PAGE_SIZE));
+                }
+            }
+        }
+    }
+    Ok(merge(found.into_iter()))
 }
 
 fn merge(ranges: impl Iterator<Item = Range>) -> Vec<Range> {

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 
 use super::ptrace::Tid;
+use crate::object::file::FileKey;
 
 /// One line of `/proc/PID/maps`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,6 +189,12 @@ pub fn descriptors(tid: Tid) -> io::Result<Vec<(i32, String)>> {
 /// What the link of one descriptor says.
 pub fn descriptor_link(tid: Tid, fd: i32) -> io::Result<String> {
     fs::read_link(path(tid, &format!("fd/{fd}"))).map(|link| link.to_string_lossy().into_owned())
+}
+
+/// Device and inode of what a descriptor is open on.
+pub fn file_key(tid: Tid, fd: i32) -> Option<FileKey> {
+    let stat = nix::sys::stat::stat(&path(tid, &format!("fd/{fd}"))).ok()?;
+    Some(FileKey { device: stat.st_dev, inode: stat.st_ino })
 }
 
 /// `/proc/PID/fdinfo/FD` as text.

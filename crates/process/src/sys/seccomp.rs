@@ -5,7 +5,9 @@
 
 use std::io;
 
-use libc::{BPF_ABS, BPF_JEQ, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
+use libc::{
+    BPF_ABS, BPF_JEQ, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_MISC, BPF_RET, BPF_TAX, BPF_W, BPF_X, sock_filter,
+};
 
 /// What the supervisor is told about a call that the filter stopped at: the data of `SECCOMP_RET_TRACE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,12 @@ pub enum Notice {
     Close = 7,
     /// A call that cannot be protected at all.
     Refused = 8,
+    /// A file or a segment is about to be mapped shared.
+    SharedMapping = 9,
+    /// System V shared memory.
+    Segment = 10,
+    /// Another program.
+    Exec = 11,
 }
 
 impl Notice {
@@ -38,6 +46,9 @@ impl Notice {
             Self::Attribute,
             Self::Close,
             Self::Refused,
+            Self::SharedMapping,
+            Self::Segment,
+            Self::Exec,
         ]
         .into_iter()
         .find(|notice| *notice as u16 == data)
@@ -72,6 +83,9 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_prlimit64, Notice::Attribute),
     (libc::SYS_setrlimit, Notice::Attribute),
     (libc::SYS_close, Notice::Close),
+    (libc::SYS_shmat, Notice::SharedMapping),
+    (libc::SYS_execve, Notice::Exec),
+    (libc::SYS_execveat, Notice::Exec),
     // Refused: kernel state that no other host can be given.
     (libc::SYS_ptrace, Notice::Refused),
     (libc::SYS_process_vm_writev, Notice::Refused),
@@ -82,7 +96,6 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_pivot_root, Notice::Refused),
     (libc::SYS_io_setup, Notice::Refused),
     (libc::SYS_chroot, Notice::Refused),
-    (libc::SYS_shmget, Notice::Refused),
     (libc::SYS_semget, Notice::Refused),
     (libc::SYS_msgget, Notice::Refused),
     (libc::SYS_mq_open, Notice::Refused),
@@ -98,6 +111,8 @@ const HIDDEN: &[(i64, i32)] = &[
     (libc::SYS_perf_event_open, libc::ENOENT),
     (libc::SYS_fanotify_init, libc::ENOSYS),
     (libc::SYS_memfd_secret, libc::ENOSYS),
+    // Changes what is mapped without a new mapping; deprecated, and absent without its configuration.
+    (libc::SYS_remap_file_pages, libc::ENOSYS),
     (libc::SYS_pkey_alloc, libc::ENOSPC),
     (libc::SYS_landlock_create_ruleset, libc::ENOSYS),
     (libc::SYS_keyctl, libc::ENOSYS),
@@ -161,6 +176,40 @@ pub fn program() -> Vec<sock_filter> {
         trace(Notice::PagesDropped),
         // Not reached: keeps the distance of the jump above a plain count.
         allow,
+        // mmap: huge pages are hidden (there are none, as on most machines); files that are mapped shared are noticed.
+        jump(BPF_JEQ, libc::SYS_mmap as u32, 0, 8),
+        load(argument(3)),
+        jump(BPF_JSET, libc::MAP_HUGETLB as u32, 0, 1),
+        errno(libc::ENOMEM),
+        jump(BPF_JSET, libc::MAP_ANONYMOUS as u32, 0, 1),
+        allow,
+        jump(BPF_JSET, libc::MAP_SHARED as u32, 1, 0),
+        allow,
+        trace(Notice::SharedMapping),
+        // mremap: noticed where pages go without a trace: it shrinks (the lower halves of the lengths tell enough: one too
+        // many is noticed where they differ above), it copies a shared mapping (from length 0), or leaves an empty one.
+        jump(BPF_JEQ, libc::SYS_mremap as u32, 0, 11),
+        load(argument(3)),
+        jump(BPF_JSET, libc::MREMAP_DONTUNMAP as u32, 7, 0),
+        load(argument(2)),
+        stmt(BPF_MISC | BPF_TAX, 0),
+        load(argument(1)),
+        sock_filter { code: (BPF_JMP | BPF_JGT | BPF_X) as u16, jt: 3, jf: 0, k: 0 },
+        jump(BPF_JEQ, 0, 2, 0),
+        load(argument(1) + 4),
+        jump(BPF_JEQ, 0, 1, 0),
+        trace(Notice::PagesDropped),
+        allow,
+        // memfd_create and shmget with huge pages.
+        jump(BPF_JEQ, libc::SYS_memfd_create as u32, 0, 3),
+        load(argument(1)),
+        jump(BPF_JSET, libc::MFD_HUGETLB, 5, 0),
+        allow,
+        jump(BPF_JEQ, libc::SYS_shmget as u32, 0, 4),
+        load(argument(2)),
+        jump(BPF_JSET, libc::SHM_HUGETLB as u32, 1, 0),
+        trace(Notice::Segment),
+        errno(libc::ENOMEM),
         // setsockopt(…, SOL_TCP, TCP_ULP): this kernel has no such protocol, the program is told.
         jump(BPF_JEQ, libc::SYS_setsockopt as u32, 0, 6),
         load(argument(1)),
@@ -208,19 +257,22 @@ mod tests {
         let word = |offset: u32| match offset {
             NUMBER => number as u32,
             ARCHITECTURE => AUDIT_ARCH_X86_64,
-            _ => args[((offset - 16) / 8) as usize] as u32,
+            _ => (args[((offset - 16) / 8) as usize] >> (offset % 8 * 8)) as u32,
         };
-        let (mut at, mut accumulator) = (0usize, 0u32);
+        let (mut at, mut accumulator, mut index) = (0usize, 0u32, 0u32);
         loop {
             let instruction = prog[at];
             at += 1;
             let code = u32::from(instruction.code);
             if code == BPF_LD | BPF_W | BPF_ABS {
                 accumulator = word(instruction.k);
+            } else if code == BPF_MISC | BPF_TAX {
+                index = accumulator;
             } else if code == BPF_RET | BPF_K {
                 return instruction.k;
             } else {
                 let hit = match code ^ (BPF_JMP | BPF_K) {
+                    test if test == BPF_JGT | BPF_X => accumulator > index,
                     BPF_JEQ => accumulator == instruction.k,
                     BPF_JGT => accumulator > instruction.k,
                     _ => accumulator & instruction.k != 0,
@@ -261,6 +313,35 @@ mod tests {
         assert_eq!(nodelay, libc::SECCOMP_RET_TRACE | Notice::SocketOption as u32);
         let level = verdict(libc::SYS_setsockopt, [3, libc::SOL_SOCKET as u64, u64::from(TCP_ULP), 0, 0, 0]);
         assert_eq!(level, libc::SECCOMP_RET_TRACE | Notice::SocketOption as u32);
+    }
+
+    #[test]
+    fn what_is_mapped_shared_is_noticed_and_huge_pages_are_hidden() {
+        let map = |flags: i32| verdict(libc::SYS_mmap, [0, 4096, 3, flags as u64, 5, 0]);
+        let noticed = libc::SECCOMP_RET_TRACE | Notice::SharedMapping as u32;
+        assert_eq!(map(libc::MAP_SHARED), noticed);
+        assert_eq!(map(libc::MAP_SHARED_VALIDATE | libc::MAP_FIXED), noticed);
+        assert_eq!(map(libc::MAP_PRIVATE), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(map(libc::MAP_SHARED | libc::MAP_ANONYMOUS), libc::SECCOMP_RET_ALLOW);
+        let absent = libc::SECCOMP_RET_ERRNO | libc::ENOMEM as u32;
+        assert_eq!(map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB), absent);
+        let memfd = |flags: u32| verdict(libc::SYS_memfd_create, [0, u64::from(flags), 0, 0, 0, 0]);
+        assert_eq!(memfd(libc::MFD_CLOEXEC), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(memfd(libc::MFD_CLOEXEC | libc::MFD_HUGETLB), absent);
+        let segment = |flags: i32| verdict(libc::SYS_shmget, [0, 4096, flags as u64, 0, 0, 0]);
+        assert_eq!(segment(libc::IPC_CREAT), libc::SECCOMP_RET_TRACE | Notice::Segment as u32);
+        assert_eq!(segment(libc::IPC_CREAT | libc::SHM_HUGETLB), absent);
+    }
+
+    #[test]
+    fn a_move_of_memory_that_empties_pages_is_noticed() {
+        let remap = |old: u64, new: u64, flags: i32| {
+            verdict(libc::SYS_mremap, [0, old, new, flags as u64, 0, 0]) != libc::SECCOMP_RET_ALLOW
+        };
+        assert!(!remap(4096, 8192, libc::MREMAP_MAYMOVE) && !remap(4096, 4096, libc::MREMAP_MAYMOVE));
+        assert!(remap(8192, 4096, 0) && remap(0, 4096, libc::MREMAP_MAYMOVE));
+        assert!(remap(4096, 4096, libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP));
+        assert!(remap(5 << 32, 4 << 32, 0));
     }
 
     #[test]

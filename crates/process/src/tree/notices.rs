@@ -3,7 +3,9 @@
 use super::Workload;
 use crate::checkpoint::{Pid, TreeEvent};
 use crate::error::{Attempt, Result};
-use crate::sys::pagemap::{PAGE_SIZE, Range};
+use crate::object::file::FileKey;
+use crate::sys::pagemap::{PAGE_SIZE, Range, USER_END};
+use crate::sys::proc;
 use crate::sys::ptrace::{self, Tid};
 use crate::sys::seccomp::Notice;
 
@@ -50,12 +52,43 @@ impl Workload {
             Notice::PagesDropped => {
                 let regs =
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
-                let start = regs.rdi & !(PAGE_SIZE - 1);
-                let end = regs.rdi.saturating_add(regs.rsi).next_multiple_of(PAGE_SIZE);
+                let (start, length) = match regs.orig_rax as i64 {
+                    // From where on it is cut off; all of it, if it moves and leaves an empty mapping behind.
+                    libc::SYS_mremap if regs.r10 & libc::MREMAP_DONTUNMAP as u64 == 0 => {
+                        (regs.rdi.saturating_add(regs.rdx), regs.rsi.saturating_sub(regs.rdx))
+                    }
+                    _ => (regs.rdi, regs.rsi),
+                };
+                let end = start.saturating_add(length).min(USER_END).next_multiple_of(PAGE_SIZE);
+                let start = start & !(PAGE_SIZE - 1);
                 if let Some(space) = &mut process.space
+                    && regs.orig_rax == libc::SYS_mremap as u64
+                    && regs.rsi == 0
+                {
+                    // A second mapping of what is shared there.
+                    space.suspect_at(regs.rdi);
+                } else if let Some(space) = &mut process.space
                     && start < end
                 {
                     space.dropped(Range::new(start, end));
+                }
+            }
+            Notice::SharedMapping => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                let key = match regs.orig_rax as i64 {
+                    libc::SYS_shmat => Some(FileKey::of_segment(regs.rdi as i32)),
+                    // mmap: what the descriptor stands for now.
+                    _ => proc::file_key(process.host, regs.r8 as i32),
+                };
+                if let (Some(key), Some(space)) = (key, &mut process.space) {
+                    space.suspect(key);
+                }
+            }
+            Notice::Segment => self.shared.segments = true,
+            Notice::Exec => {
+                if let Some(space) = &mut process.space {
+                    self.shared.harvest(pid, space);
                 }
             }
             Notice::SocketOption => {
@@ -93,7 +126,6 @@ fn call_name(number: u64) -> String {
         (libc::SYS_io_setup, "io_setup (kernel AIO)"),
         (libc::SYS_seccomp, "seccomp (a filter of the program's own)"),
         (libc::SYS_chroot, "chroot"),
-        (libc::SYS_shmget, "shmget (System V shared memory)"),
         (libc::SYS_semget, "semget (System V semaphores)"),
         (libc::SYS_msgget, "msgget (System V message queues)"),
         (libc::SYS_mq_open, "mq_open (POSIX message queues)"),

@@ -98,9 +98,9 @@ pub fn sync(workload: &mut Workload, shell: &mut Shell) {
     workload.thaw().expect("it runs on");
     let (whole, _) = transfer(&whole, &PageData::default());
     shell.apply(whole, &[]).expect("it is applied");
-    while let Some((pid, runs, pages)) = workload.copy_backlog(1024) {
-        let bytes = SENT.with_borrow_mut(|sent| sent.encode_backlog(pid, &runs, &pages).slices().concat());
-        shell.apply_backlog(pid, &runs, &bytes).expect("pages are applied");
+    while let Some((whose, runs, pages)) = workload.copy_backlog(1024) {
+        let bytes = SENT.with_borrow_mut(|sent| sent.encode_backlog(whose, &runs, &pages).slices().concat());
+        shell.apply_backlog(whose, &runs, &bytes).expect("pages are applied");
         workload.drain().expect("it runs on");
     }
     epoch(workload, shell);

@@ -19,8 +19,6 @@ fn r3_every_unknown_kind_is_refused_by_its_name() {
     // SAFETY: numbers and a literal only.
     assert_refused(vec![made(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })], "inotify");
     // SAFETY: as above.
-    assert_refused(vec![made(unsafe { libc::memfd_create(c"x".as_ptr(), libc::MFD_CLOEXEC) })], "memfd");
-    // SAFETY: as above.
     let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
     assert_refused(vec![made(pidfd as i32)], "pidfd");
     let inet = |kind| socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
