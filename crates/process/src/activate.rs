@@ -15,6 +15,7 @@ use crate::error::{Attempt, Error, Result};
 use crate::launch::{self, CHANNEL};
 use crate::object::descriptor::ClockOffsets;
 use crate::object::epoll::{self, Epoll};
+use crate::object::memory::Mapping;
 use crate::object::scratch::Scratch;
 use crate::object::{file, signal};
 use crate::shell::{Shell, ShellProcess, clone_call, run_in, send, wait_stop};
@@ -143,7 +144,7 @@ impl Shell {
             batch.call(libc::SYS_close, &[*fd as u64]);
         }
         if let Some(attributes) = &state.attributes {
-            restore_attributes(&mut batch, attributes);
+            restore_attributes(&mut batch, attributes, &process.layout);
         }
         run_in(process, &mut batch)?;
 
@@ -291,8 +292,11 @@ fn restore_set(process: &ShellProcess, fd: i32, own: &OwnedFd, set: &Epoll) -> R
     batches(&|batch, done| epoll::restore_interests(batch, fd, &all[done..]), all.len())
 }
 
-fn restore_attributes(batch: &mut Batch, attributes: &Attributes) {
+fn restore_attributes(batch: &mut Batch, attributes: &Attributes, mappings: &[Mapping]) {
     let layout = &attributes.layout;
+    // As of the last epoch: the heap grows and shrinks without a notice.
+    let heap = mappings.iter().filter(|mapping| mapping.heap).map(|mapping| mapping.range.end).max();
+    let brk = heap.unwrap_or(layout.brk.0);
     let exe = batch.path(&attributes.executable);
     // The table is empty, so this is descriptor 0.
     batch.call(libc::SYS_openat, &[libc::AT_FDCWD as u64, exe, (libc::O_RDONLY | libc::O_CLOEXEC) as u64]);
@@ -304,7 +308,7 @@ fn restore_attributes(batch: &mut Batch, attributes: &Attributes) {
         layout.data.0,
         layout.data.1,
         layout.brk.0,
-        layout.brk.1,
+        brk,
         layout.stack,
         layout.arguments.0,
         layout.arguments.1,

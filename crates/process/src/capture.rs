@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use crate::checkpoint::{
-    Attributes, Checkpoint, Clocks, MemoryDelta, MemoryLayout, Pid, ProcessState, Registers, Run, ThreadState,
-    TreeEvent, Whose,
+    Attributes, Checkpoint, Clocks, MemoryDelta, MemoryLayout, Pid, ProcessState, Registers, Run,
+    ThreadState, TreeEvent, Whose,
 };
 use crate::error::{Attempt, Error, Result};
 use crate::object::memory::Mapping;
@@ -45,12 +45,11 @@ impl Workload {
     /// [`Workload::capture_whole`] can begin anew.
     pub fn capture(&mut self) -> Result<(Checkpoint, PageData)> {
         let mut pages = PageData::default();
-        let checkpoint = self.capture_with(false, &mut pages, |process, pid, mappings, pages| {
-            match &mut process.space {
+        let checkpoint =
+            self.capture_with(false, &mut pages, |process, pid, mappings, pages| match &mut process.space {
                 Some(space) => space.capture(pid, mappings, pages),
                 None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
-            }
-        })?;
+            })?;
         Ok((checkpoint, pages))
     }
 

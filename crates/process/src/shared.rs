@@ -67,7 +67,8 @@ impl Hashes {
         }
         let blocks = self.blocks.range(pages.start / BLOCK..=(pages.end - 1) / BLOCK);
         let numbers = blocks.flat_map(|(number, block)| {
-            let numbered = block.iter().enumerate().map(move |(at, hash)| (number * BLOCK + at as u64, *hash));
+            let numbered =
+                block.iter().enumerate().map(move |(at, hash)| (number * BLOCK + at as u64, *hash));
             numbered.filter(|(_, hash)| *hash != ZERO).map(|(page, _)| page)
         });
         numbers.filter(|page| pages.contains(page)).collect()
@@ -277,12 +278,7 @@ impl Seen {
 }
 
 impl Tracked {
-    fn open(
-        found: &Found,
-        name: Option<&str>,
-        segments: &HashMap<i32, Segment>,
-        init: Tid,
-    ) -> Result<Self> {
+    fn open(found: &Found, name: Option<&str>, segments: &HashMap<i32, Segment>, init: Tid) -> Result<Self> {
         let attempt = || format!("open the shared memory {:?}", found.source);
         let none = found.path.as_os_str().is_empty();
         let file = match (&found.source, name) {
@@ -336,7 +332,8 @@ impl Tracked {
             let stat = fstat(file).attempt(attempt)?;
             size = stat.st_size.unsigned_abs();
             kind = kind_of(found, file, &stat, segments)?;
-            let stamp = (stat.st_size, (stat.st_mtime, stat.st_mtime_nsec), (stat.st_ctime, stat.st_ctime_nsec));
+            let stamp =
+                (stat.st_size, (stat.st_mtime, stat.st_mtime_nsec), (stat.st_ctime, stat.st_ctime_nsec));
             by_times = self.stamp != Some(stamp) && !matches!(kind, Kind::Anonymous | Kind::Segment { .. });
             let age = task::clock(libc::CLOCK_REALTIME) - stamp.2.0 * 1_000_000_000 - stamp.2.1;
             self.stamp = (age > TICK).then_some(stamp);
@@ -451,17 +448,14 @@ impl Tracked {
 
 fn push_run(runs: &mut Vec<Run>, address: u64, zero: bool) {
     match runs.last_mut() {
-        Some(last) if last.zero == zero && last.range().end == address && last.pages < 1 << 30 => last.pages += 1,
+        Some(last) if last.zero == zero && last.range().end == address && last.pages < 1 << 30 => {
+            last.pages += 1
+        }
         _ => runs.push(Run { address, pages: 1, zero }),
     }
 }
 
-fn kind_of(
-    found: &Found,
-    file: &File,
-    stat: &FileStat,
-    segments: &HashMap<i32, Segment>,
-) -> Result<Kind> {
+fn kind_of(found: &Found, file: &File, stat: &FileStat, segments: &HashMap<i32, Segment>) -> Result<Kind> {
     let attributes = FileAttributes {
         mode: stat.st_mode & 0o7777,
         owner: (stat.st_uid, stat.st_gid),

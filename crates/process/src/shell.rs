@@ -23,8 +23,8 @@ use crate::delta;
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{CHANNEL, Container, Program};
 use crate::object::descriptor::Surroundings;
-use crate::object::memory::{Backing, Mapping, Step, plan};
 use crate::object::file::FileKey;
+use crate::object::memory::{Backing, Mapping, Step, plan};
 use crate::object::scratch;
 use crate::object::shared::{Kind, SharedFiles, for_mapping};
 use crate::sys::bpf;
@@ -42,7 +42,7 @@ const WRITE_ZEROS: u32 = 16;
 pub(crate) struct ShellProcess {
     pub host: Tid,
     pub memory: File,
-    layout: Vec<Mapping>,
+    pub layout: Vec<Mapping>,
     /// Whether the kernel's own mappings are where the workload has them.
     placed: bool,
     pub state: Option<ProcessState>,
@@ -538,10 +538,8 @@ fn map_objects(
             let kind = if mapping.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
             let flags = (libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE | kind) as u64;
             let protection = u64::from(mapping.protection);
-            batch.call(
-                libc::SYS_mmap,
-                &[range.start, range.len(), protection, flags, number as u64, *offset],
-            );
+            batch
+                .call(libc::SYS_mmap, &[range.start, range.len(), protection, flags, number as u64, *offset]);
         }
         for number in numbers {
             if batch.is_full(1) {

@@ -556,9 +556,21 @@ impl Space {
             }
             left -= take;
             let mut bytes = Vec::new();
-            let got = copy_whole_pages(self.host, part, &mut bytes);
-            if got > 0 {
-                push_runs(&[Range::new(part.start, part.start + got)], bytes, &mut runs, &mut data);
+            let mut at = part.start + copy_whole_pages(self.host, part, &mut bytes);
+            let mut copied = vec![Range::new(part.start, at)];
+            // What the process may not read itself is there all the same; or it is gone.
+            while at < part.end {
+                let len = bytes.len();
+                bytes.resize(len + PAGE_SIZE as usize, 0);
+                match self.memory.read_exact_at(&mut bytes[len..], at) {
+                    Ok(()) => copied.push(Range::new(at, at + PAGE_SIZE)),
+                    Err(_) => bytes.truncate(len),
+                }
+                at += PAGE_SIZE;
+            }
+            copied.retain(|range| !range.is_empty());
+            if !copied.is_empty() {
+                push_runs(&normalise(copied), bytes, &mut runs, &mut data);
             }
         }
         (left < pages).then_some((runs, data))

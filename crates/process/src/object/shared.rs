@@ -95,7 +95,10 @@ impl SharedChange {
                 && (run.address / PAGE_SIZE).checked_add(run.pages.into()).is_some_and(|end| end <= pages)
         };
         if self.size > sys::MAX_SIZE || !self.runs.iter().all(fits) {
-            return Err(Error::Mismatch(format!("pages beyond the end of shared memory of {} bytes", self.size)));
+            return Err(Error::Mismatch(format!(
+                "pages beyond the end of shared memory of {} bytes",
+                self.size
+            )));
         }
         Ok(())
     }
@@ -179,7 +182,8 @@ impl SharedFiles {
             if let Kind::Named { path } = &change.kind
                 && !self.held.contains_key(&change.key)
             {
-                let held = Held { file: open_named(path, root, surroundings)?, kind: change.kind.clone(), size: 0 };
+                let held =
+                    Held { file: open_named(path, root, surroundings)?, kind: change.kind.clone(), size: 0 };
                 self.held.insert(change.key, held);
             }
         }
@@ -256,7 +260,9 @@ impl SharedFiles {
                         sys::add_seals(&held.file, *seals).attempt(attempt)?;
                     }
                 }
-                Kind::Removed { attributes, .. } => set_attributes(&held.file, attributes).attempt(attempt)?,
+                Kind::Removed { attributes, .. } => {
+                    set_attributes(&held.file, attributes).attempt(attempt)?
+                }
                 Kind::Segment { id, mode, .. } if mode & sys::SHM_DEST != 0 => {
                     sys::in_ipc_of(init, || sys::remove_segment(*id)).attempt(attempt)?;
                 }
@@ -317,9 +323,9 @@ fn open_named(path: &str, root: &Path, surroundings: &Surroundings) -> Result<Fi
 pub(super) fn removed(path: &str, root: &Path, surroundings: &Surroundings) -> Result<File> {
     let directories = &surroundings.scratch;
     let home = directories.iter().filter(|home| is_below(std::slice::from_ref(home), path));
-    let home = home.max_by_key(|home| home.len()).ok_or_else(|| {
-        Error::Mismatch(format!("the removed file {path} was in no scratch directory"))
-    })?;
+    let home = home
+        .max_by_key(|home| home.len())
+        .ok_or_else(|| Error::Mismatch(format!("the removed file {path} was in no scratch directory")))?;
     let (directory, _) = open_in_root(root, home, StatusFlags(libc::O_PATH), libc::S_IFDIR)?;
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
     let made = openat(&directory, ".", flags, Mode::from_bits_truncate(0o600));

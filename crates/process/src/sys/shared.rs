@@ -215,7 +215,8 @@ mod tests {
 
     #[test]
     fn lists_of_segments_are_parsed() {
-        let line = " 4660          1  1600                  5000  4146  4146      1     7     8     0     0 1 0 1";
+        let line =
+            " 4660          1  1600                  5000  4146  4146      1     7     8     0     0 1 0 1";
         let segment = parse_segment(line).unwrap();
         let expected = Segment { id: 1, key: 0x1234, size: 5000, mode: 0o1600, owner: (7, 8) };
         assert_eq!(segment, expected);
