@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use outlive_fault::{Point, point};
 
+use crate::calls::{self, Waiting};
 use crate::checkpoint::{Attributes, Clocks, Descriptor, Object, ObjectId, Pid, ProcessState, ThreadState};
 use crate::descriptors::Descriptors;
 use crate::error::{Attempt, Error, Result};
@@ -75,7 +76,15 @@ impl Shell {
                     clear_tid: thread.clear_tid,
                     name: thread.name.clone(),
                 });
-                let revived = Thread { running: Running::Stopped, known, ..Thread::new(thread.tid, pid) };
+                let registers = crate::capture::unpack(&thread.registers);
+                let waiting = Waiting::restored(&registers, thread.deadline);
+                let revived = Thread {
+                    running: Running::Stopped,
+                    known,
+                    waiting,
+                    looked_at: true,
+                    ..Thread::new(thread.tid, pid)
+                };
                 threads.insert(*host, revived);
             }
             let pidfd = task::pidfd_open(process.host).attempt(|| format!("open process {pid}"))?;
@@ -168,8 +177,9 @@ impl Shell {
 
         let hosts = clone_threads(process, state)?;
         point(Point::TakeoverHalfActivated);
+        let passed = self.clocks.map_or(0, |(_, received)| received.elapsed().as_nanos() as i64);
         for (thread, host) in state.threads.iter().zip(&hosts) {
-            restore_thread(process, state, thread, *host)?;
+            restore_thread(process, state, thread, *host, passed)?;
         }
         Ok(hosts)
     }
@@ -398,6 +408,7 @@ fn restore_thread(
     state: &ProcessState,
     thread: &ThreadState,
     host: Tid,
+    passed: i64,
 ) -> Result<()> {
     let what = || format!("restore thread {} of process {}", thread.tid, state.pid);
     let mut batch = Batch::new();
@@ -447,6 +458,7 @@ fn restore_thread(
     })();
     remote.end().attempt(what)?;
     result.attempt(what)?;
+    calls::age(&registers, &process.memory, passed).attempt(what)?;
     ptrace::set_xstate(host, &thread.xstate).attempt(what)?;
     ptrace::set_registers(host, &registers).attempt(what)?;
     ptrace::set_signal_mask(host, thread.mask).attempt(what)

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Instant;
 
+use crate::calls;
 use crate::checkpoint::{
     Attributes, Checkpoint, Clocks, MemoryDelta, MemoryLayout, Pid, ProcessState, Registers, Run,
     ThreadState, TreeEvent, Whose,
@@ -13,18 +13,12 @@ use crate::error::{Attempt, Error, Result};
 use crate::object::memory::Mapping;
 use crate::object::signal::{self, PendingSignal};
 use crate::space::PageData;
-use crate::sys::bpf::threads::Lister;
+use crate::sys::bpf::threads::{Lister, ThreadSeen};
 use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
 use crate::sys::remote::{Batch, Remote};
 use crate::sys::{proc, task};
-use crate::tree::{Known, Process, Running, Thread, Waiting, Workload, adopt_space};
-
-/// Errors with which the kernel asks for a call to be made again (`include/linux/errno.h`); they never reach a program.
-const ERESTARTSYS: i64 = -512;
-const ERESTARTNOINTR: i64 = -513;
-const ERESTARTNOHAND: i64 = -514;
-const ERESTART_RESTARTBLOCK: i64 = -516;
-const EINTR: i64 = -(libc::EINTR as i64);
+use crate::tree::waits::{self, Clock};
+use crate::tree::{Known, Process, Running, Thread, Workload, adopt_space};
 
 impl Workload {
     /// While the workload runs: protects and copies what it has written so far, so that little is left to copy when it
@@ -126,7 +120,7 @@ impl Workload {
             monotonic: task::clock(libc::CLOCK_MONOTONIC) + self.clock_offsets.monotonic,
             boottime: task::clock(libc::CLOCK_BOOTTIME) + self.clock_offsets.boottime,
         };
-        let now = Instant::now();
+        let clock = Clock { now: clocks.monotonic, ahead: self.clock_offsets.monotonic };
         let mut checkpoint = Checkpoint { clocks, ..Checkpoint::default() };
         self.note_reaped();
         for (pid, process) in &mut self.processes {
@@ -140,11 +134,17 @@ impl Workload {
                 pending = pending_signals(**tid, true)?;
             }
             let actions = if process.actions_changed { Some(capture_actions(process)?) } else { None };
-            let mappings = listed.get(pid).copied();
+            let listed = listed.get(pid);
+            let mappings = listed.and_then(|threads| threads.get(pid)).map(|leader| leader.mappings);
             for (tid, thread) in members {
                 let state = match (&thread.captured, thread.running) {
                     (Some(captured), Running::Parked) => captured.clone(),
-                    _ => capture_thread(*pid, *tid, thread, process, now)?,
+                    _ => {
+                        let seen = listed.and_then(|threads| threads.get(&thread.tid));
+                        let state = capture_thread(*pid, *tid, thread, process, clock, seen)?;
+                        waits::note(&mut self.limits, *tid, thread);
+                        state
+                    }
                 };
                 let same = thread.captured.as_ref() == Some(&state);
                 // Signals that wait for it can be seen without stopping it only where threads are listed.
@@ -184,9 +184,9 @@ impl Workload {
         Ok(checkpoint)
     }
 
-    /// Asks the kernel for the threads of every process: gives the count of changes of its mappings, of those that it lists.
+    /// Asks the kernel for the threads of every process; gives what it says of those that it lists.
     /// A parked thread for which a signal has come meanwhile, one that it does not let in, is to be stopped after all.
-    fn look_at_threads(&mut self) -> Result<HashMap<Pid, u32>> {
+    fn look_at_threads(&mut self) -> Result<HashMap<Pid, HashMap<Pid, ThreadSeen>>> {
         let Ok(lister) = Lister::shared() else { return Ok(HashMap::new()) };
         let mut listed = HashMap::new();
         let mut signalled = None;
@@ -197,12 +197,10 @@ impl Workload {
                 process.threads = Some(threads.attempt(what)?);
             }
             let Some(threads) = &process.threads else { continue };
-            let seen = threads.read().attempt(what)?;
-            if let Some(leader) = seen.iter().find(|thread| thread.inside == *pid) {
-                listed.insert(*pid, leader.mappings);
-            }
+            let seen: HashMap<Pid, ThreadSeen> =
+                threads.read().attempt(what)?.into_iter().map(|thread| (thread.inside, thread)).collect();
             for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.process == *pid) {
-                let quiet = || seen.iter().any(|seen| seen.inside == thread.tid && seen.pending == 0);
+                let quiet = || seen.get(&thread.tid).is_some_and(|seen| seen.pending == 0);
                 if thread.running == Running::Parked && !quiet() {
                     thread.running = Running::Yes;
                     thread.settled = 0;
@@ -210,6 +208,7 @@ impl Workload {
                     signalled = Some(thread.tid);
                 }
             }
+            listed.insert(*pid, seen);
         }
         match signalled {
             Some(tid) => Err(Error::NotNow(Box::new(Error::Mismatch(format!("thread {tid} has a signal"))))),
@@ -235,8 +234,7 @@ fn waits_for_another(state: &ThreadState) -> bool {
     const WAITS: [i32; 2] = [libc::FUTEX_WAIT, libc::FUTEX_WAIT_BITSET];
     let regs = unpack(&state.registers);
     let operation = regs.rsi as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
-    // Made ready to be called again: see `repeat`.
-    let calls = regs.orig_rax == u64::MAX && regs.rax == libc::SYS_futex as u64;
+    let calls = calls::repeats(&regs) == Some(libc::SYS_futex as u64);
     calls && WAITS.contains(&operation) && state.pending.is_empty()
 }
 
@@ -256,7 +254,8 @@ fn capture_thread(
     tid: Tid,
     thread: &mut Thread,
     process: &Process,
-    now: Instant,
+    clock: Clock,
+    seen: Option<&ThreadSeen>,
 ) -> Result<ThreadState> {
     let inside = thread.tid;
     let what = || format!("capture thread {inside} of process {pid}");
@@ -277,13 +276,15 @@ fn capture_thread(
         let name = std::fs::read_to_string(proc::path(tid, "comm")).attempt(what)?.trim_end().to_owned();
         thread.known = Some(Known { stack, clear_tid, name });
     }
-    let Known { stack, clear_tid, name } = thread.known.clone().unwrap_or_default();
-    let mut regs = ptrace::registers(tid).attempt(what)?;
-    let signalled = matches!(thread.running, Running::Signalled(_));
-    let restored = rewind(&mut regs, thread, signalled, now);
-    if restored.primary_too {
-        ptrace::set_registers(tid, &regs).attempt(what)?;
+    let Known { stack, clear_tid, mut name } = thread.known.clone().unwrap_or_default();
+    // Another thread may have given it a name through /proc.
+    if let Some(now) = seen.and_then(|seen| std::ffi::CStr::from_bytes_until_nul(&seen.name).ok()) {
+        name = now.to_string_lossy().into_owned();
     }
+    let signalled = matches!(thread.running, Running::Signalled(_));
+    let registers =
+        waits::look(tid, thread, process, signalled, clock, seen.map(|seen| seen.restart)).attempt(what)?;
+    let deadline = thread.waiting.and_then(|waiting| waiting.deadline);
     let mut pending = pending_signals(tid, false)?;
     if signalled {
         // The one being delivered comes first.
@@ -292,7 +293,7 @@ fn capture_thread(
     Ok(ThreadState {
         tid: thread.tid,
         name,
-        registers: pack(&restored.registers),
+        registers: pack(&registers),
         xstate: ptrace::xstate(tid).attempt(what)?,
         mask: ptrace::signal_mask(tid).attempt(what)?,
         pending,
@@ -300,126 +301,8 @@ fn capture_thread(
         rseq: ptrace::rseq(tid).attempt(what)?,
         robust_list: ptrace::robust_list(tid).attempt(what)?,
         clear_tid,
+        deadline,
     })
-}
-
-struct Rewound {
-    /// For the backup.
-    registers: RawRegisters,
-    /// Whether the running thread needs its own registers set as well: the call would return EINTR to it, which it must
-    /// not feel.
-    primary_too: bool,
-}
-
-/// Makes a thread that was stopped in a system call ready to make the call again, here and on the backup.
-///
-/// The kernel restarts most calls by itself here; on the backup nothing does. `epoll_wait` and a few others return EINTR
-/// however they were interrupted (`signal(7)`), so those are rewound on both sides when no signal is the reason.
-fn rewind(regs: &mut RawRegisters, thread: &mut Thread, signalled: bool, now: Instant) -> Rewound {
-    let number = regs.orig_rax;
-    let result = regs.rax as i64;
-    if (number as i64) < 0 {
-        thread.waiting = None;
-        return Rewound { registers: *regs, primary_too: false };
-    }
-    match result {
-        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
-            let mut copy = *regs;
-            repeat(&mut copy, number);
-            thread.waiting = None;
-            Rewound { registers: copy, primary_too: false }
-        }
-        ERESTART_RESTARTBLOCK => {
-            // From the second stop on the call is restart_syscall; what it was is known from the first.
-            let restarted = number == libc::SYS_restart_syscall as u64;
-            let waiting = match thread.waiting {
-                Some(waiting) if restarted || waiting.is(number, regs) => waiting,
-                _ => Waiting::begin(number, regs, now),
-            };
-            thread.waiting = Some(waiting);
-            let mut copy = *regs;
-            repeat(&mut copy, waiting.number);
-            shorten(&mut copy, waiting, now);
-            Rewound { registers: copy, primary_too: false }
-        }
-        EINTR if !signalled && never_restarted(number) => {
-            let waiting = match thread.waiting {
-                Some(waiting) if waiting.is(number, regs) => waiting,
-                _ => Waiting::begin(number, regs, now),
-            };
-            thread.waiting = Some(waiting);
-            repeat(regs, number);
-            shorten(regs, waiting, now);
-            Rewound { registers: *regs, primary_too: true }
-        }
-        _ => {
-            thread.waiting = None;
-            Rewound { registers: *regs, primary_too: false }
-        }
-    }
-}
-
-/// Points the registers at the `syscall` instruction again, two bytes back.
-fn repeat(regs: &mut RawRegisters, number: u64) {
-    regs.rip -= 2;
-    regs.rax = number;
-    regs.orig_rax = u64::MAX;
-}
-
-/// Calls that return EINTR even where no signal was delivered (`signal(7)`, "Interruption of system calls").
-fn never_restarted(number: u64) -> bool {
-    [
-        libc::SYS_epoll_wait,
-        libc::SYS_epoll_pwait,
-        libc::SYS_epoll_pwait2,
-        libc::SYS_semop,
-        libc::SYS_semtimedop,
-        libc::SYS_rt_sigtimedwait,
-        libc::SYS_io_getevents,
-        // On sockets with a time limit of their own (`sock_intr_errno`).
-        libc::SYS_read,
-        libc::SYS_readv,
-        libc::SYS_recvfrom,
-        libc::SYS_recvmsg,
-        libc::SYS_accept,
-        libc::SYS_accept4,
-    ]
-    .into_iter()
-    .any(|call| call as u64 == number)
-}
-
-impl Waiting {
-    fn begin(number: u64, regs: &RawRegisters, now: Instant) -> Self {
-        let mut regs = *regs;
-        let limit = limit_of(number, &mut regs).map_or(-1, |limit| i64::from(*limit as i32));
-        Self { number, stack: regs.rsp, since: now, limit }
-    }
-
-    /// Still the same call: a thread makes a wait of the same kind from the same depth only after it has left this one,
-    /// and then it was seen running in between or waits anew for as long.
-    fn is(&self, number: u64, regs: &RawRegisters) -> bool {
-        self.number == number && self.stack == regs.rsp
-    }
-}
-
-/// The register that holds a call's time limit in milliseconds.
-fn limit_of(number: u64, regs: &mut RawRegisters) -> Option<&mut u64> {
-    match number as i64 {
-        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Some(&mut regs.r10),
-        libc::SYS_poll => Some(&mut regs.rdx),
-        _ => None,
-    }
-}
-
-/// Takes the time already waited off a limit that is in a register. Limits in memory are the program's; the kernel
-/// itself updates those that it may.
-fn shorten(regs: &mut RawRegisters, waiting: Waiting, now: Instant) {
-    let waited = now.saturating_duration_since(waiting.since).as_millis() as i64;
-    if let Some(limit) = limit_of(waiting.number, regs)
-        && waiting.limit > 0
-    {
-        *limit = (waiting.limit - waited).max(0) as u64;
-    }
 }
 
 fn pending_signals(tid: Tid, shared: bool) -> Result<Vec<PendingSignal>> {
@@ -578,72 +461,10 @@ pub(crate) fn unpack(registers: &Registers) -> RawRegisters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
-    fn stopped_in(number: i64, result: i64) -> RawRegisters {
-        let mut regs = unpack(&Registers([0; 27]));
-        regs.orig_rax = number as u64;
-        regs.rax = result as u64;
-        regs.rip = 0x1002;
-        regs
-    }
-
-    fn thread() -> Thread {
-        Thread { running: Running::Stopped, ..Thread::new(2, 2) }
-    }
 
     #[test]
     fn registers_survive_packing() {
         let words = std::array::from_fn(|index| index as u64 * 7 + 1);
         assert_eq!(pack(&unpack(&Registers(words))), Registers(words));
-    }
-
-    #[test]
-    fn epoll_wait_stopped_without_a_signal_is_made_again_with_the_time_left() {
-        let begun = Instant::now();
-        let mut thread = thread();
-        let mut regs = stopped_in(libc::SYS_epoll_wait, EINTR);
-        regs.r10 = 100;
-        let first = rewind(&mut regs, &mut thread, false, begun);
-        assert!(first.primary_too);
-        assert_eq!((regs.rip, regs.rax, regs.r10), (0x1000, libc::SYS_epoll_wait as u64, 100));
-        let mut again = stopped_in(libc::SYS_epoll_wait, EINTR);
-        again.r10 = regs.r10;
-        rewind(&mut again, &mut thread, false, begun + Duration::from_millis(30));
-        assert_eq!(again.r10, 70);
-        let mut late = stopped_in(libc::SYS_epoll_wait, EINTR);
-        late.r10 = again.r10;
-        rewind(&mut late, &mut thread, false, begun + Duration::from_millis(300));
-        assert_eq!(late.r10, 0);
-    }
-
-    #[test]
-    fn an_endless_wait_stays_endless() {
-        let mut regs = stopped_in(libc::SYS_epoll_wait, EINTR);
-        regs.r10 = u64::from(u32::MAX);
-        rewind(&mut regs, &mut thread(), false, Instant::now());
-        assert_eq!(regs.r10 as i32, -1);
-    }
-
-    #[test]
-    fn a_real_signal_interrupts_as_it_would_have() {
-        let mut regs = stopped_in(libc::SYS_epoll_wait, EINTR);
-        let rewound = rewind(&mut regs, &mut thread(), true, Instant::now());
-        assert!(!rewound.primary_too);
-        assert_eq!(rewound.registers.rax as i64, EINTR);
-    }
-
-    #[test]
-    fn a_poll_found_twice_keeps_its_number_and_loses_the_time_waited() {
-        let begun = Instant::now();
-        let mut thread = thread();
-        let mut regs = stopped_in(libc::SYS_poll, ERESTART_RESTARTBLOCK);
-        regs.rdx = 5000;
-        rewind(&mut regs, &mut thread, false, begun);
-        let mut again = stopped_in(libc::SYS_restart_syscall, ERESTART_RESTARTBLOCK);
-        again.rdx = 5000;
-        let rewound = rewind(&mut again, &mut thread, false, begun + Duration::from_secs(2));
-        assert_eq!(rewound.registers.rax, libc::SYS_poll as u64);
-        assert_eq!(rewound.registers.rdx, 3000);
     }
 }

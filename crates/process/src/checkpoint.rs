@@ -108,6 +108,8 @@ pub struct ThreadState {
     pub robust_list: (u64, u64),
     /// Where the kernel writes 0 and wakes a futex when the thread ends.
     pub clear_tid: u64,
+    /// When the time limit of the call that it waits in is over, by the workload's monotonic clock in nanoseconds.
+    pub deadline: Option<i64>,
 }
 
 /// What a process is beside its memory, threads and descriptors.

@@ -4,6 +4,7 @@
 //! and checkpoints into a [`shell::Shell`] that can be brought to life.
 
 pub mod activate;
+mod calls;
 pub mod capture;
 pub mod checkpoint;
 pub mod delta;

@@ -4,6 +4,7 @@
 //! keeps an ordered log of what a checkpoint cannot read from how the tree looks at its end.
 
 mod notices;
+pub(crate) mod waits;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
@@ -19,6 +20,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::calls::Waiting;
 use crate::checkpoint::{Clocks, Pid, ThreadState, TreeEvent};
 use crate::descriptors::{Descriptors, Row};
 use crate::error::{Attempt, Error, Result};
@@ -72,16 +74,6 @@ impl Running {
 /// time is better off without.
 const PARK_AFTER: u32 = 3;
 
-/// A call that a thread was found waiting in, remembered over several stops so that its time limit is not renewed.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Waiting {
-    pub number: u64,
-    pub stack: u64,
-    pub since: Instant,
-    /// Its time limit when it was first seen, in milliseconds; negative if it has none.
-    pub limit: i64,
-}
-
 /// What is asked of a thread once, and again only after a notice of change.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Known {
@@ -98,6 +90,8 @@ pub(crate) struct Thread {
     /// Alternate stack and the address told to the kernel at birth; `None` until asked, or after a notice of change.
     pub known: Option<Known>,
     pub waiting: Option<Waiting>,
+    /// What it was doing when it was stopped has been looked at, in this stop.
+    pub looked_at: bool,
     /// As it was in the last checkpoint.
     pub captured: Option<ThreadState>,
     /// How often in a row it was found unchanged in a wait for another.
@@ -117,6 +111,7 @@ impl Thread {
             captured: None,
             settled: 0,
             exiting: false,
+            looked_at: false,
         }
     }
 }
@@ -175,6 +170,8 @@ pub struct Workload {
     pub(crate) shared: SharedObjects,
     /// Directories whose contents go to the backup.
     pub(crate) scratch: Arc<[String]>,
+    /// When calls are to be ended that the kernel would let wait longer, by the workload's monotonic clock.
+    pub(crate) limits: HashMap<Tid, i64>,
 }
 
 /// The first process of a workload; init is 1.
@@ -211,6 +208,9 @@ impl Workload {
     ) -> Result<Self> {
         let mut workload = Self::with_container(container, descriptors)?;
         workload.processes = processes;
+        for (tid, thread) in &threads {
+            workload.limits.extend(thread.waiting.and_then(|waiting| waiting.deadline).map(|at| (*tid, at)));
+        }
         workload.threads = threads;
         workload.zombies = zombies;
         workload.clock_offsets = clock_offsets;
@@ -269,6 +269,7 @@ impl Workload {
             clock_offsets: Clocks::default(),
             shared: SharedObjects::default(),
             scratch,
+            limits: HashMap::new(),
         })
     }
 
@@ -299,6 +300,7 @@ impl Workload {
                 }
             }
             let limit = if self.descriptors.is_closing() { limit.min(CLOSING) } else { limit };
+            let limit = self.until_a_limit().map_or(limit, |left| limit.min(left));
             // ppoll takes nanoseconds; a wait in whole milliseconds would round a short one to nothing.
             let limit = nix::sys::time::TimeSpec::from_duration(limit);
             match nix::poll::ppoll(&mut fds, Some(limit), None) {
@@ -308,6 +310,7 @@ impl Workload {
         }
         self.drain()?;
         if !self.freezing {
+            self.end_calls()?;
             self.descriptors.settle(&self.processes);
         }
         Ok(())
@@ -396,7 +399,10 @@ impl Workload {
                 thread.running = Running::Signalled(signal);
                 return Ok(());
             }
-            Stop::Signal(signal) => return self.go(tid, signal),
+            Stop::Signal(signal) => {
+                self.look_at_call(tid, Some(signal))?;
+                return self.go(tid, signal);
+            }
             Stop::Group(_) => {
                 thread.running = Running::Group;
                 return ignore_gone(ptrace::listen(tid)).attempt(|| format!("leave thread {tid} stopped"));
@@ -411,6 +417,7 @@ impl Workload {
                     }
                     return Ok(());
                 }
+                self.look_at_call(tid, None)?;
             }
             Stop::Fork(child) => self.born(pid, child, false)?,
             Stop::Vfork(child) => self.born(pid, child, true)?,
@@ -433,6 +440,7 @@ impl Workload {
     fn go(&mut self, tid: Tid, signal: i32) -> Result<()> {
         if let Some(thread) = self.threads.get_mut(&tid) {
             thread.running = Running::Yes;
+            thread.looked_at = false;
         }
         ignore_gone(ptrace::resume(tid, signal)).attempt(|| format!("resume thread {tid}"))
     }
@@ -580,6 +588,7 @@ impl Workload {
             self.happened.ended = Some(status);
             return Ok(());
         }
+        self.limits.remove(&tid);
         let Some(thread) = self.threads.remove(&tid) else { return Ok(()) };
         // Killed before it could stop once more.
         if !thread.exiting
@@ -635,10 +644,28 @@ impl Workload {
     /// Lets every thread go on, with the signals it was about to receive.
     pub fn thaw(&mut self) -> Result<()> {
         self.freezing = false;
+        let unseen: Vec<(Tid, Option<i32>)> = self
+            .threads
+            .iter()
+            .filter(|(_, thread)| !thread.looked_at)
+            .filter_map(|(tid, thread)| match thread.running {
+                Running::Stopped => Some((*tid, None)),
+                Running::Signalled(signal) => Some((*tid, Some(signal))),
+                _ => None,
+            })
+            .collect();
+        for (tid, signal) in unseen {
+            self.look_at_call(tid, signal)?;
+        }
         for (tid, thread) in &mut self.threads {
+            thread.looked_at = false;
             let resumed = match thread.running {
                 // Never a leader: the process is asked about itself through it.
-                Running::Stopped if thread.settled >= PARK_AFTER && thread.tid != thread.process => {
+                Running::Stopped
+                    if thread.settled >= PARK_AFTER
+                        && thread.tid != thread.process
+                        && thread.waiting.is_none_or(|waiting| !waiting.ours) =>
+                {
                     thread.running = Running::Parking;
                     ptrace::resume_to_call(*tid)
                 }

@@ -19,6 +19,11 @@ pub struct ThreadSeen {
     /// Grows whenever somebody takes the right to change the mappings, and again when he is done (`mm_lock_seq`,
     /// include/linux/mmap_lock.h): equal and even means that they are the same.
     pub mappings: u32,
+    /// What the kernel keeps of a call that it will go on with: the four words behind the function (`struct restart_block`,
+    /// include/linux/restart_block.h). Old, if there is none.
+    pub restart: [u64; 4],
+    /// Its name, padded with zeros.
+    pub name: [u8; 16],
 }
 
 /// What the program says of a thread: these places, in the machine's byte order.
@@ -26,7 +31,9 @@ mod place {
     pub const INSIDE: usize = 0;
     pub const MAPPINGS: usize = 4;
     pub const PENDING: usize = 8;
-    pub const SIZE: usize = 16;
+    pub const RESTART: usize = 16;
+    pub const NAME: usize = 48;
+    pub const SIZE: usize = 64;
 }
 
 const PLAN: Plan =
@@ -36,6 +43,8 @@ const PLAN: Plan =
 const CONTEXT_TASK: i16 = 8;
 /// `sizeof(struct upid)` is 16: a number and a pointer.
 const UPID_SHIFT: i32 = 4;
+/// Where the words about the call begin in `struct restart_block`: behind a word for the architecture and the function.
+const RESTART_WORDS: i32 = 16;
 
 /// The program, loaded.
 #[derive(Debug)]
@@ -73,11 +82,14 @@ impl Threads {
             // A record is of `place::SIZE`, and all places are within.
             let word =
                 |at: usize| u32::from_ne_bytes(record[at..].first_chunk::<4>().copied().unwrap_or_default());
-            let pending = record[place::PENDING..].first_chunk::<8>().copied().unwrap_or_default();
+            let long =
+                |at: usize| u64::from_ne_bytes(record[at..].first_chunk::<8>().copied().unwrap_or_default());
             found.push(ThreadSeen {
                 inside: word(place::INSIDE) as Tid,
-                pending: u64::from_ne_bytes(pending),
+                pending: long(place::PENDING),
                 mappings: word(place::MAPPINGS),
+                restart: [0, 8, 16, 24].map(|offset| long(place::RESTART + offset)),
+                name: record[place::NAME..].first_chunk::<16>().copied().unwrap_or_default(),
             });
         })?;
         Ok(found)
@@ -96,6 +108,9 @@ fn describe(draft: &mut Draft<'_>) -> Result<(), Unavailable> {
     let number = draft.member("pid", "numbers")? + draft.member("upid", "nr")?;
     draft.copy(draft.at(place::INSIDE), 4, R8, number);
     draft.copy(draft.at(place::PENDING), 8, R7, draft.member("task_struct", "pending.signal.sig")?);
+    let restart = draft.member("task_struct", "restart_block")? + RESTART_WORDS;
+    draft.copy(draft.at(place::RESTART), 32, R7, restart);
+    draft.copy(draft.at(place::NAME), 16, R7, draft.member("task_struct", "comm")?);
     draft.fetch(R8, 8, R7, draft.member("task_struct", "mm")?);
     draft.program.jump_if(R8, If::Equal, 0, write);
     draft.copy(draft.at(place::MAPPINGS), 4, R8, draft.member("mm_struct", "mm_lock_seq.sequence")?);

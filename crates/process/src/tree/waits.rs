@@ -1,0 +1,99 @@
+//! Threads that wait in calls: a stop must not end the wait, and a limit that the kernel does not keep is kept here.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::{Workload, ignore_gone};
+use crate::calls::{self, Caller};
+use crate::error::{Attempt, Result};
+use crate::sys::ptrace::{self, Registers, Tid};
+use crate::sys::task;
+use crate::tree::{Process, Running, Thread};
+
+impl Workload {
+    /// The workload's monotonic clock.
+    pub(crate) fn now(&self) -> i64 {
+        task::clock(libc::CLOCK_MONOTONIC) + self.clock_offsets.monotonic
+    }
+
+    /// How long until a call is to be ended.
+    pub(super) fn until_a_limit(&self) -> Option<Duration> {
+        let first = self.limits.values().min().filter(|_| !self.freezing)?;
+        Some(Duration::from_nanos((first - self.now()).max(0) as u64))
+    }
+
+    /// Stops threads whose calls have waited long enough; at that stop their call is ended.
+    pub(super) fn end_calls(&mut self) -> Result<()> {
+        if self.limits.is_empty() {
+            return Ok(());
+        }
+        let now = self.now();
+        let due: Vec<Tid> = self.limits.iter().filter(|(_, at)| **at <= now).map(|(tid, _)| *tid).collect();
+        for tid in due {
+            self.limits.remove(&tid);
+            if self.threads.get(&tid).is_some_and(|thread| thread.running == Running::Yes) {
+                ignore_gone(ptrace::interrupt(tid)).attempt(|| format!("stop thread {tid}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Of a thread that is about to go on: makes ready again the call that its stop has interrupted.
+    pub(super) fn look_at_call(&mut self, tid: Tid, signal: Option<i32>) -> Result<()> {
+        let (now, ahead) = (self.now(), self.clock_offsets.monotonic);
+        let Some(thread) = self.threads.get_mut(&tid) else { return Ok(()) };
+        let Some(process) = self.processes.get(&thread.process) else { return Ok(()) };
+        let looked = look(tid, thread, process, signal.is_some(), Clock { now, ahead }, None);
+        match looked {
+            // Killed.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            looked => looked.attempt(|| format!("look at the call of thread {tid}"))?,
+        };
+        note(&mut self.limits, tid, thread);
+        Ok(())
+    }
+}
+
+/// The workload's monotonic clock, and what it is ahead of this host's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    pub now: i64,
+    pub ahead: i64,
+}
+
+/// Keeps the list of limits as the threads are.
+pub(crate) fn note(limits: &mut std::collections::HashMap<Tid, i64>, tid: Tid, thread: &Thread) {
+    match thread.waiting.filter(|waiting| waiting.ours).and_then(|waiting| waiting.deadline) {
+        Some(deadline) => limits.insert(tid, deadline),
+        None => limits.remove(&tid),
+    };
+}
+
+/// Gives the registers for the backup.
+pub(crate) fn look(
+    tid: Tid,
+    thread: &mut Thread,
+    process: &Process,
+    signalled: bool,
+    clock: Clock,
+    kept: Option<calls::RestartBlock>,
+) -> io::Result<Registers> {
+    let regs = ptrace::registers(tid)?;
+    let signal = if signalled { Some(ptrace::signal_info(tid)?) } else { None };
+    let caller = Caller {
+        tid,
+        memory: process.space.as_ref().map(|space| &space.memory),
+        process: process.pidfd.as_fd(),
+        now: clock.now,
+        ahead: clock.ahead,
+        kept,
+    };
+    let seen = calls::look(&regs, thread.waiting, signal.as_ref(), &caller)?;
+    if seen.changed {
+        ptrace::set_registers(tid, &seen.registers)?;
+    }
+    thread.waiting = seen.waiting;
+    thread.looked_at = true;
+    Ok(seen.registers)
+}
