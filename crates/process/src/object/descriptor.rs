@@ -21,6 +21,7 @@ use nix::sys::stat::FileStat;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::datagram::{self, Datagram};
 use super::device::{self, Device};
 use super::epoll::{self, Epoll};
 use super::eventfd::{self, EventFd};
@@ -32,6 +33,7 @@ use super::timerfd::{self, TimerFd};
 use super::unix::{self, UnixSocket};
 use crate::checkpoint::{ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
+use crate::sys::bpf::files::SocketNumbers;
 use crate::sys::descriptor as sys;
 use crate::sys::proc::{self, info_field};
 use crate::sys::ptrace::Tid;
@@ -55,6 +57,7 @@ pub enum Object {
     Device(Device),
     Unix(Box<UnixSocket>),
     Output(Output),
+    Datagram(Box<Datagram>),
 }
 
 /// A TCP socket, and what belongs to its description and not to TCP.
@@ -238,6 +241,11 @@ pub enum Kind {
     Unix {
         inode: u64,
     },
+    /// Of IP, by type and protocol.
+    Datagram {
+        kind: i32,
+        protocol: i32,
+    },
     /// An end. What is in the pipe is captured by [`Capturer::capture_pipe`], once for all ends.
     Pipe {
         inode: u64,
@@ -253,6 +261,24 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// A socket: its link is its own, and nobody else's.
+    pub fn is_socket(self) -> bool {
+        matches!(self, Kind::Tcp { .. } | Kind::Unix { .. }) || self.is_told_by_numbers()
+    }
+
+    /// A socket of which the kernel's list of open files says whether it has changed.
+    pub fn is_told_by_numbers(self) -> bool {
+        matches!(self, Kind::Datagram { .. })
+    }
+
+    /// What keeps it from being captured for a moment: what it is, and what ends it.
+    pub fn passing(self, numbers: &SocketNumbers) -> Option<(&'static str, &'static str)> {
+        match self {
+            Kind::Datagram { kind, protocol } => datagram::passing(kind, protocol, numbers),
+            _ => None,
+        }
+    }
+
     /// From what the link in `/proc/PID/fd` says. What cannot be kept is refused by its name (R3).
     pub fn identify(link: &str, at: &At<'_>, surroundings: &Surroundings) -> Result<Self> {
         let numbered = |prefix: &str| {
@@ -306,11 +332,10 @@ impl Kind {
         match (domain, kind, protocol) {
             (libc::AF_UNIX, ..) => Ok(Kind::Unix { inode }),
             (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => Ok(Kind::Tcp { inode }),
-            (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, _) => Err(
-                at.refuse("a UDP socket", "let the program use TCP, or protect it with the level `restart`")
-            ),
-            (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => {
-                Err(at.refuse("a raw IP socket", "let the program do without it"))
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM | libc::SOCK_RAW, _)
+                if protocol != IPPROTO_UDPLITE && protocol != libc::IPPROTO_SCTP =>
+            {
+                Ok(Kind::Datagram { kind, protocol })
             }
             (libc::AF_NETLINK, ..) => Err(at.refuse(
                 "a netlink socket",
@@ -324,6 +349,9 @@ impl Kind {
         }
     }
 }
+
+/// `include/uapi/linux/in.h`; gone since Linux 6.18.
+const IPPROTO_UDPLITE: i32 = 136;
 
 /// How the links of descriptors that cannot be kept begin, what to call them and what to do about it.
 const REFUSED: &[(&str, &str, &str)] = &[
@@ -384,6 +412,7 @@ pub struct Capturer {
     hashes: FileHashes,
     copier: pipe::Copier,
     sockets: unix::Survey,
+    queues: datagram::Queues,
 }
 
 impl Capturer {
@@ -393,6 +422,7 @@ impl Capturer {
             hashes: FileHashes::new(),
             copier: pipe::Copier::new(),
             sockets: unix::Survey::new(),
+            queues: datagram::Queues::default(),
         }
     }
 
@@ -408,7 +438,7 @@ impl Capturer {
     /// holds one, it is to be captured again whatever its sign, since a watched file may live on under no number.
     pub fn fingerprint(&self, kind: Kind, at: &At<'_>) -> Result<Option<u64>> {
         let mut seen = match kind {
-            Kind::Tcp { .. } | Kind::Unix { .. } | Kind::TimerFd => return Ok(None),
+            Kind::Tcp { .. } | Kind::Unix { .. } | Kind::Datagram { .. } | Kind::TimerFd => return Ok(None),
             _ => at.info()?,
         };
         if matches!(kind, Kind::File | Kind::Directory) {
@@ -444,6 +474,9 @@ impl Capturer {
             Kind::Tcp { .. } => {
                 return Err(Error::Mismatch("a TCP socket is not captured with the others".to_owned()));
             }
+            Kind::Datagram { .. } => {
+                return Err(Error::Mismatch("a socket is not captured without its numbers".to_owned()));
+            }
             Kind::Unix { inode } => Object::Unix(Box::new(unix::capture(
                 inode,
                 at,
@@ -466,6 +499,28 @@ impl Capturer {
                 }
                 Object::Output(Output { stream, flags })
             }
+        })
+    }
+
+    /// A socket that is [told by numbers](Kind::is_told_by_numbers). `known` is what it was at its last capture, if
+    /// no `setsockopt` was noticed since: its settings are as they were.
+    pub fn capture_numbered(
+        &mut self,
+        kind: Kind,
+        at: &At<'_>,
+        numbers: &SocketNumbers,
+        known: Option<&Object>,
+    ) -> Result<Object> {
+        let flags = at.status_flags(&at.info()?)?;
+        Ok(match kind {
+            Kind::Datagram { .. } => {
+                let known = known.and_then(|object| match object {
+                    Object::Datagram(known) => Some(&**known),
+                    _ => None,
+                });
+                Object::Datagram(Box::new(datagram::capture(at, numbers, flags, known, &mut self.queues)?))
+            }
+            _ => return Err(Error::Mismatch("a descriptor is no socket".to_owned())),
         })
     }
 
@@ -545,6 +600,7 @@ impl<'a> BuildContext<'a> {
                 // Builds its peer along with it where the two can only be made together.
                 Object::Unix(object) => unix::build(id, object, self)?,
                 Object::Output(object) => self.build_output(object)?,
+                Object::Datagram(object) => datagram::build(object)?,
             };
             self.built.insert(id, fd);
         }

@@ -1,5 +1,6 @@
 //! One module per kind of kernel object: its checkpoint type, its `capture` and its `restore` side by side.
 
+pub mod datagram;
 pub mod descriptor;
 pub mod device;
 pub mod epoll;
@@ -11,6 +12,7 @@ pub mod scratch;
 mod scratch_apply;
 pub mod signal;
 pub mod signalfd;
+mod sockopt;
 pub mod tcp;
 pub mod tcp_request;
 pub mod timerfd;
