@@ -26,6 +26,8 @@ use super::device::{self, Device};
 use super::epoll::{self, Epoll};
 use super::eventfd::{self, EventFd};
 use super::file::{self, Directory, FileHashes, OpenFile};
+use super::netlink::{self, Netlink};
+use super::packet::{self, Packet};
 use super::pipe::{self, Pipe, PipeEnd};
 use super::signalfd::{self, SignalFd};
 use super::tcp::{Buffers, Connection, State, TcpSocket};
@@ -58,6 +60,8 @@ pub enum Object {
     Unix(Box<UnixSocket>),
     Output(Output),
     Datagram(Box<Datagram>),
+    Netlink(Box<Netlink>),
+    Packet(Box<Packet>),
 }
 
 /// A TCP socket, and what belongs to its description and not to TCP.
@@ -246,6 +250,8 @@ pub enum Kind {
         kind: i32,
         protocol: i32,
     },
+    Netlink,
+    Packet,
     /// An end. What is in the pipe is captured by [`Capturer::capture_pipe`], once for all ends.
     Pipe {
         inode: u64,
@@ -268,13 +274,15 @@ impl Kind {
 
     /// A socket of which the kernel's list of open files says whether it has changed.
     pub fn is_told_by_numbers(self) -> bool {
-        matches!(self, Kind::Datagram { .. })
+        matches!(self, Kind::Datagram { .. } | Kind::Netlink | Kind::Packet)
     }
 
     /// What keeps it from being captured for a moment: what it is, and what ends it.
     pub fn passing(self, numbers: &SocketNumbers) -> Option<(&'static str, &'static str)> {
         match self {
             Kind::Datagram { kind, protocol } => datagram::passing(kind, protocol, numbers),
+            Kind::Netlink => netlink::passing(numbers),
+            Kind::Packet => packet::passing(numbers),
             _ => None,
         }
     }
@@ -337,11 +345,8 @@ impl Kind {
             {
                 Ok(Kind::Datagram { kind, protocol })
             }
-            (libc::AF_NETLINK, ..) => Err(at.refuse(
-                "a netlink socket",
-                "programs open one to watch interfaces; most have an option against it, or close it soon",
-            )),
-            (libc::AF_PACKET, ..) => Err(at.refuse("a packet socket", "let the program do without it")),
+            (libc::AF_NETLINK, ..) => Ok(Kind::Netlink),
+            (libc::AF_PACKET, ..) => Ok(Kind::Packet),
             _ => Err(at.refuse(
                 format!("a socket of family {domain}, type {kind}, protocol {protocol}"),
                 "let the program use TCP or unix sockets",
@@ -438,7 +443,8 @@ impl Capturer {
     /// holds one, it is to be captured again whatever its sign, since a watched file may live on under no number.
     pub fn fingerprint(&self, kind: Kind, at: &At<'_>) -> Result<Option<u64>> {
         let mut seen = match kind {
-            Kind::Tcp { .. } | Kind::Unix { .. } | Kind::Datagram { .. } | Kind::TimerFd => return Ok(None),
+            Kind::Tcp { .. } | Kind::Unix { .. } | Kind::TimerFd => return Ok(None),
+            kind if kind.is_told_by_numbers() => return Ok(None),
             _ => at.info()?,
         };
         if matches!(kind, Kind::File | Kind::Directory) {
@@ -474,7 +480,7 @@ impl Capturer {
             Kind::Tcp { .. } => {
                 return Err(Error::Mismatch("a TCP socket is not captured with the others".to_owned()));
             }
-            Kind::Datagram { .. } => {
+            Kind::Datagram { .. } | Kind::Netlink | Kind::Packet => {
                 return Err(Error::Mismatch("a socket is not captured without its numbers".to_owned()));
             }
             Kind::Unix { inode } => Object::Unix(Box::new(unix::capture(
@@ -519,6 +525,20 @@ impl Capturer {
                     _ => None,
                 });
                 Object::Datagram(Box::new(datagram::capture(at, numbers, flags, known, &mut self.queues)?))
+            }
+            Kind::Netlink => {
+                let known = known.and_then(|object| match object {
+                    Object::Netlink(known) => Some(&**known),
+                    _ => None,
+                });
+                Object::Netlink(Box::new(netlink::capture(at, flags, known)?))
+            }
+            Kind::Packet => {
+                let known = known.and_then(|object| match object {
+                    Object::Packet(known) => Some(&**known),
+                    _ => None,
+                });
+                Object::Packet(Box::new(packet::capture(at, flags, known)?))
             }
             _ => return Err(Error::Mismatch("a descriptor is no socket".to_owned())),
         })
@@ -601,6 +621,8 @@ impl<'a> BuildContext<'a> {
                 Object::Unix(object) => unix::build(id, object, self)?,
                 Object::Output(object) => self.build_output(object)?,
                 Object::Datagram(object) => datagram::build(object)?,
+                Object::Netlink(object) => netlink::build(object)?,
+                Object::Packet(object) => packet::build(object)?,
             };
             self.built.insert(id, fd);
         }

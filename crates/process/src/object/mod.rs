@@ -7,6 +7,8 @@ pub mod epoll;
 pub mod eventfd;
 pub mod file;
 pub mod memory;
+pub mod netlink;
+pub mod packet;
 pub mod pipe;
 pub mod scratch;
 mod scratch_apply;

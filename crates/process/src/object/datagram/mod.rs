@@ -102,6 +102,8 @@ const UDP_ENCAP: i32 = 100;
 /// `ICMP_FILTER` (SOL_RAW, `linux/icmp.h`) and `ICMPV6_FILTER` (`linux/icmpv6.h`): 32 and 256 bits.
 const ICMP_FILTER: (i32, i32) = (255, 1);
 const ICMPV6_FILTER: (i32, i32) = (58, 1);
+/// `TCP_ESTABLISHED` (`include/net/tcp_states.h`): connected.
+const ESTABLISHED: u8 = 1;
 /// `include/net/sock.h`.
 const SOCK_BINDADDR_LOCK: u8 = 4;
 const SOCK_BINDPORT_LOCK: u8 = 8;
@@ -182,9 +184,15 @@ pub fn capture(
         None => Settings::read(fd, at, family, numbers)?,
     };
     let local = address(fd, false)?.ok_or_else(|| at.unreadable("local address"))?;
-    let remote = address(fd, true)?;
-    let peek_offset = option(libc::SO_PEEK_OFF)?;
-    let queue = if kind == libc::SOCK_DGRAM && protocol == libc::IPPROTO_UDP && numbers.datagrams() > 0 {
+    // The kernel does not name a peer without a port.
+    let remote = match address(fd, true)? {
+        None if numbers.state == ESTABLISHED => Some(peer_without_port(family, numbers)),
+        remote => remote,
+    };
+    let is_udp = kind == libc::SOCK_DGRAM && protocol == libc::IPPROTO_UDP;
+    // Others cannot be looked at from a place.
+    let peek_offset = if is_udp { option(libc::SO_PEEK_OFF)? } else { -1 };
+    let queue = if is_udp && numbers.datagrams() > 0 {
         let asks_original = [(libc::SOL_IP, IP_RECVORIGDSTADDR), (libc::SOL_IPV6, IPV6_RECVORIGDSTADDR)];
         if asks_original.iter().any(|(level, number)| settings.int(*level, *number).is_some_and(|v| v != 0)) {
             return Err(at.refuse(
@@ -203,7 +211,9 @@ pub fn capture(
         settings,
         local,
         remote,
-        address_chosen: numbers.user_locks & SOCK_BINDADDR_LOCK != 0,
+        // Of a raw socket it is not marked (`raw_bind`).
+        address_chosen: numbers.user_locks & SOCK_BINDADDR_LOCK != 0
+            || (kind == libc::SOCK_RAW && !local.ip().is_unspecified()),
         port_chosen: numbers.user_locks & SOCK_BINDPORT_LOCK != 0,
         shutdown: numbers.shutdown & (SHUT_RECEIVE | SHUT_SEND),
         refused: numbers.error as i32 == libc::ECONNREFUSED,
@@ -211,6 +221,13 @@ pub fn capture(
         queue,
         flags,
     })
+}
+
+fn peer_without_port(family: i32, numbers: &SocketNumbers) -> SocketAddr {
+    let (four, six) = numbers.remote_addresses();
+    let address: IpAddr =
+        if family == libc::AF_INET6 { Ipv6Addr::from(six).into() } else { Ipv4Addr::from(four).into() };
+    SocketAddr::new(address, 0)
 }
 
 fn address(fd: BorrowedFd<'_>, of_peer: bool) -> Result<Option<SocketAddr>> {
@@ -332,8 +349,10 @@ pub fn build(socket: &Datagram) -> Result<OwnedFd> {
         // Of a socket that is not connected it is done, and said that it is not (`inet_shutdown`).
         let _ = shutdown(fd.as_raw_fd(), how);
     }
-    options::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, socket.peek_offset)
-        .attempt(|| "set SO_PEEK_OFF".into())?;
+    if socket.peek_offset >= 0 {
+        options::set(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, socket.peek_offset)
+            .attempt(|| "set SO_PEEK_OFF".into())?;
+    }
     socket.flags.restore(fd)?;
     Ok(made)
 }

@@ -79,7 +79,7 @@ pub struct SocketNumbers {
     pub waiting: u32,
     pub memory: u32,
     /// Of UDP: what its reader has taken aside, and whether a message is being put together (`MSG_MORE`, `UDP_CORK`). Of
-    /// netlink: whether a dump is under way. Of a packet socket: its memberships, rings and fanout group. Addresses of IP.
+    /// netlink: whether a dump is under way. Of a packet socket: its memberships, rings and fanout group. Addresses of all.
     pub more: [u32; 14],
 }
 
@@ -95,6 +95,15 @@ impl SocketNumbers {
 
     pub fn multicast_interface(&self) -> u32 {
         self.more[2]
+    }
+
+    /// Of IP: the peer's address, in the order of the network.
+    pub fn remote_addresses(&self) -> ([u8; 4], [u8; 16]) {
+        let mut six = [0; 16];
+        for (bytes, word) in six.chunks_exact_mut(4).zip(&self.more[6..10]) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        (self.more[3].to_ne_bytes(), six)
     }
 
     /// A netlink socket is in the middle of a dump.
@@ -355,12 +364,20 @@ impl Others {
                 (4, 4, draft.member("udp_sock", "reader_queue.qlen")?),
                 (5, 4, draft.member("udp_sock", "pending")?),
             ],
-            netlink: vec![(4, 1, draft.member("netlink_sock", "cb_running")?)],
+            netlink: vec![
+                (4, 1, draft.member("netlink_sock", "cb_running")?),
+                (5, 4, draft.member("netlink_sock", "portid")?),
+                (6, 4, draft.member("netlink_sock", "dst_portid")?),
+                (7, 4, draft.member("netlink_sock", "dst_group")?),
+                (8, 4, draft.member("netlink_sock", "subscriptions")?),
+            ],
             packet: vec![
                 (4, 8, draft.member("packet_sock", "mclist")?),
                 (6, 8, draft.member("packet_sock", "rx_ring.pg_vec")?),
                 (8, 8, draft.member("packet_sock", "tx_ring.pg_vec")?),
                 (10, 8, draft.member("packet_sock", "fanout")?),
+                (12, 4, draft.member("packet_sock", "ifindex")?),
+                (13, 2, draft.member("packet_sock", "num")?),
             ],
         })
     }
