@@ -23,7 +23,7 @@ use crate::object::descriptor::{
 use crate::object::file::{FileKey, MEMFD};
 use crate::object::scratch::{Scratch, Touched};
 use crate::object::tcp::{self, Injector, RawSegment, State, TcpSocket};
-use crate::sys::bpf::files::{Lister, OpenFile, Table, TcpNumbers};
+use crate::sys::bpf::files::{Lister, OpenFile, SocketNumbers, Table, TcpNumbers};
 use crate::sys::ptrace::Tid;
 use crate::sys::{proc, task};
 use crate::tree::Process;
@@ -78,6 +78,8 @@ struct Entry {
     /// Status flags at the last capture.
     flags: Option<i32>,
     fingerprint: Option<u64>,
+    /// Of a socket that is told by them: at the last capture; none if an option has been set since.
+    numbers: Option<SocketNumbers>,
     last: Option<Object>,
     /// Of a socket: it has been in a checkpoint.
     announced: bool,
@@ -93,6 +95,7 @@ impl Entry {
             seen: None,
             flags: None,
             fingerprint: None,
+            numbers: None,
             last: None,
             announced: false,
             socket: None,
@@ -230,11 +233,13 @@ impl Descriptors {
     pub(crate) fn option_changed(&mut self, process: &Process, fd: i32) {
         // By what the number stands for now: it may be younger than the last checkpoint.
         let Ok(link) = proc::descriptor_link(process.host, fd) else { return };
-        let sockets = self.entries.values_mut().filter(|entry| entry.link == link);
-        for socket in sockets.filter_map(|entry| entry.socket.as_mut()) {
-            socket.last = None;
-            socket.numbers = None;
-            socket.fingerprint = None;
+        for entry in self.entries.values_mut().filter(|entry| entry.link == link) {
+            entry.numbers = None;
+            if let Some(socket) = &mut entry.socket {
+                socket.last = None;
+                socket.numbers = None;
+                socket.fingerprint = None;
+            }
         }
     }
 
@@ -322,6 +327,11 @@ impl Descriptors {
             if let Some(entry) = self.entries.get_mut(&row.descriptor.object) {
                 entry.holders.push(holder);
                 entry.seen = Some(file);
+                if let Some(numbers) = &file.socket
+                    && let Some((what, advice)) = entry.kind.passing(numbers)
+                {
+                    return Err(At { holder, others: &[], pidfd: process.pidfd.as_fd() }.refuse(what, advice));
+                }
             }
             rows.push(row);
         }
@@ -375,7 +385,7 @@ impl Descriptors {
     fn is_still(&self, row: &Row, holder: Holder) -> Result<bool> {
         let Some(entry) = self.entries.get(&row.descriptor.object) else { return Ok(false) };
         match entry.holders.first() {
-            Some(first) if !matches!(entry.kind, Kind::Tcp { .. } | Kind::Unix { .. }) => {
+            Some(first) if !entry.kind.is_socket() => {
                 task::same_description((first.tid, first.fd), (holder.tid, holder.fd))
                     .attempt(|| "compare two descriptors".into())
             }
@@ -399,7 +409,7 @@ impl Descriptors {
         let mut found = None;
         for (id, entry) in self.entries.iter().filter(|(_, entry)| entry.link == link) {
             let same = match (entry.kind, entry.holders.first(), file) {
-                (Kind::Tcp { .. } | Kind::Unix { .. }, ..) => true,
+                (kind, ..) if kind.is_socket() => true,
                 (.., Some(file)) => entry.is(file),
                 (_, Some(first), _) => task::same_description((first.tid, first.fd), (holder.tid, holder.fd))
                     .attempt(|| "compare two descriptors".into())?,
@@ -451,6 +461,29 @@ impl Descriptors {
         let flags = entry.seen.map(|seen| seen.flags);
         let only_flags = matches!(kind, Kind::Device | Kind::Output(_) | Kind::Pipe { .. });
         if only_flags && flags.is_some() && flags == entry.flags && entry.last.is_some() {
+            return Ok(());
+        }
+        if kind.is_told_by_numbers() {
+            let numbers = entry.seen.and_then(|seen| seen.socket);
+            let numbers = numbers.ok_or_else(|| {
+                at.refuse(
+                    "a socket that this kernel does not list",
+                    "run it on a kernel with BPF and its type information",
+                )
+            })?;
+            // Equal length of a queue is not equal content.
+            let quiet = numbers.waiting == 0 && numbers.more[0] == 0;
+            if quiet && entry.numbers == Some(numbers) && flags == entry.flags && entry.last.is_some() {
+                return Ok(());
+            }
+            let known = entry.numbers.and(entry.last.as_ref());
+            let object = self.capturer.capture_numbered(kind, &at, &numbers, known)?;
+            let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
+            (entry.numbers, entry.flags) = (Some(numbers), flags);
+            if entry.last.as_ref() != Some(&object) {
+                changed.push((id, object.clone()));
+                entry.last = Some(object);
+            }
             return Ok(());
         }
         let fingerprint = self.capturer.fingerprint(kind, &at)?;

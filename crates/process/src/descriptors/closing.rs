@@ -70,14 +70,17 @@ impl Descriptors {
 
     fn settle_strays(&mut self, processes: &BTreeMap<Pid, Process>) {
         let mut open: HashMap<Tid, Vec<OpenFile>> = HashMap::new();
-        // A descriptor can be on its way between two processes, in no table: only over a socket that is not TCP.
+        // A descriptor can be on its way between two processes, in no table: only over a unix socket.
         let mut may_travel = false;
         for process in processes.values() {
             // One that cannot be listed may hold anything. It is ending, or the kernel lists nothing: the next checkpoint
             // finds what nobody holds.
             let listed = if process.headless { Ok(None) } else { self.list(process) };
             let Ok(Some(files)) = listed else { return self.give_up_strays() };
-            may_travel |= files.iter().any(|file| file.is_socket && file.tcp.is_none());
+            may_travel |= files.iter().any(|file| {
+                let local = file.socket.is_none_or(|numbers| i32::from(numbers.family) == libc::AF_UNIX);
+                file.is_socket && file.tcp.is_none() && local
+            });
             open.insert(process.host, files);
         }
         if may_travel {

@@ -21,10 +21,13 @@ use nix::sys::stat::FileStat;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::datagram::{self, Datagram};
 use super::device::{self, Device};
 use super::epoll::{self, Epoll};
 use super::eventfd::{self, EventFd};
 use super::file::{self, Directory, FileHashes, FileKey, OpenFile};
+use super::netlink::{self, Netlink};
+use super::packet::{self, Packet};
 use super::pipe::{self, Pipe, PipeEnd};
 use super::signalfd::{self, SignalFd};
 use super::tcp::{Buffers, Connection, State, TcpSocket};
@@ -32,6 +35,7 @@ use super::timerfd::{self, TimerFd};
 use super::unix::{self, UnixSocket};
 use crate::checkpoint::{ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
+use crate::sys::bpf::files::SocketNumbers;
 use crate::sys::descriptor as sys;
 use crate::sys::proc::{self, info_field};
 use crate::sys::ptrace::Tid;
@@ -55,6 +59,9 @@ pub enum Object {
     Device(Device),
     Unix(Box<UnixSocket>),
     Output(Output),
+    Datagram(Box<Datagram>),
+    Netlink(Box<Netlink>),
+    Packet(Box<Packet>),
 }
 
 /// A TCP socket, and what belongs to its description and not to TCP.
@@ -238,6 +245,13 @@ pub enum Kind {
     Unix {
         inode: u64,
     },
+    /// Of IP, by type and protocol.
+    Datagram {
+        kind: i32,
+        protocol: i32,
+    },
+    Netlink,
+    Packet,
     /// An end. What is in the pipe is captured by [`Capturer::capture_pipe`], once for all ends.
     Pipe {
         inode: u64,
@@ -253,6 +267,26 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// A socket: its link is its own, and nobody else's.
+    pub fn is_socket(self) -> bool {
+        matches!(self, Kind::Tcp { .. } | Kind::Unix { .. }) || self.is_told_by_numbers()
+    }
+
+    /// A socket of which the kernel's list of open files says whether it has changed.
+    pub fn is_told_by_numbers(self) -> bool {
+        matches!(self, Kind::Datagram { .. } | Kind::Netlink | Kind::Packet)
+    }
+
+    /// What keeps it from being captured for a moment: what it is, and what ends it.
+    pub fn passing(self, numbers: &SocketNumbers) -> Option<(&'static str, &'static str)> {
+        match self {
+            Kind::Datagram { kind, protocol } => datagram::passing(kind, protocol, numbers),
+            Kind::Netlink => netlink::passing(numbers),
+            Kind::Packet => packet::passing(numbers),
+            _ => None,
+        }
+    }
+
     /// From what the link in `/proc/PID/fd` says. What cannot be kept is refused by its name (R3).
     pub fn identify(link: &str, at: &At<'_>, surroundings: &Surroundings) -> Result<Self> {
         let numbered = |prefix: &str| {
@@ -306,17 +340,13 @@ impl Kind {
         match (domain, kind, protocol) {
             (libc::AF_UNIX, ..) => Ok(Kind::Unix { inode }),
             (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => Ok(Kind::Tcp { inode }),
-            (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, _) => Err(
-                at.refuse("a UDP socket", "let the program use TCP, or protect it with the level `restart`")
-            ),
-            (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => {
-                Err(at.refuse("a raw IP socket", "let the program do without it"))
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM | libc::SOCK_RAW, _)
+                if protocol != IPPROTO_UDPLITE && protocol != libc::IPPROTO_SCTP =>
+            {
+                Ok(Kind::Datagram { kind, protocol })
             }
-            (libc::AF_NETLINK, ..) => Err(at.refuse(
-                "a netlink socket",
-                "programs open one to watch interfaces; most have an option against it, or close it soon",
-            )),
-            (libc::AF_PACKET, ..) => Err(at.refuse("a packet socket", "let the program do without it")),
+            (libc::AF_NETLINK, ..) => Ok(Kind::Netlink),
+            (libc::AF_PACKET, ..) => Ok(Kind::Packet),
             _ => Err(at.refuse(
                 format!("a socket of family {domain}, type {kind}, protocol {protocol}"),
                 "let the program use TCP or unix sockets",
@@ -324,6 +354,9 @@ impl Kind {
         }
     }
 }
+
+/// `include/uapi/linux/in.h`; gone since Linux 6.18.
+const IPPROTO_UDPLITE: i32 = 136;
 
 /// How the links of descriptors that cannot be kept begin, what to call them and what to do about it.
 const REFUSED: &[(&str, &str, &str)] = &[
@@ -385,6 +418,7 @@ pub struct Capturer {
     hashes: FileHashes,
     copier: pipe::Copier,
     sockets: unix::Survey,
+    queues: datagram::Queues,
 }
 
 impl Capturer {
@@ -394,6 +428,7 @@ impl Capturer {
             hashes: FileHashes::new(),
             copier: pipe::Copier::new(),
             sockets: unix::Survey::new(),
+            queues: datagram::Queues::default(),
         }
     }
 
@@ -410,6 +445,7 @@ impl Capturer {
     pub fn fingerprint(&self, kind: Kind, at: &At<'_>) -> Result<Option<u64>> {
         let mut seen = match kind {
             Kind::Tcp { .. } | Kind::Unix { .. } | Kind::TimerFd => return Ok(None),
+            kind if kind.is_told_by_numbers() => return Ok(None),
             _ => at.info()?,
         };
         if matches!(kind, Kind::File | Kind::Directory) {
@@ -447,6 +483,9 @@ impl Capturer {
             Kind::Tcp { .. } => {
                 return Err(Error::Mismatch("a TCP socket is not captured with the others".to_owned()));
             }
+            Kind::Datagram { .. } | Kind::Netlink | Kind::Packet => {
+                return Err(Error::Mismatch("a socket is not captured without its numbers".to_owned()));
+            }
             Kind::Unix { inode } => Object::Unix(Box::new(unix::capture(
                 inode,
                 at,
@@ -469,6 +508,42 @@ impl Capturer {
                 }
                 Object::Output(Output { stream, flags })
             }
+        })
+    }
+
+    /// A socket that is [told by numbers](Kind::is_told_by_numbers). `known` is what it was at its last capture, if
+    /// no `setsockopt` was noticed since: its settings are as they were.
+    pub fn capture_numbered(
+        &mut self,
+        kind: Kind,
+        at: &At<'_>,
+        numbers: &SocketNumbers,
+        known: Option<&Object>,
+    ) -> Result<Object> {
+        let flags = at.status_flags(&at.info()?)?;
+        Ok(match kind {
+            Kind::Datagram { .. } => {
+                let known = known.and_then(|object| match object {
+                    Object::Datagram(known) => Some(&**known),
+                    _ => None,
+                });
+                Object::Datagram(Box::new(datagram::capture(at, numbers, flags, known, &mut self.queues)?))
+            }
+            Kind::Netlink => {
+                let known = known.and_then(|object| match object {
+                    Object::Netlink(known) => Some(&**known),
+                    _ => None,
+                });
+                Object::Netlink(Box::new(netlink::capture(at, flags, known)?))
+            }
+            Kind::Packet => {
+                let known = known.and_then(|object| match object {
+                    Object::Packet(known) => Some(&**known),
+                    _ => None,
+                });
+                Object::Packet(Box::new(packet::capture(at, flags, known)?))
+            }
+            _ => return Err(Error::Mismatch("a descriptor is no socket".to_owned())),
         })
     }
 
@@ -558,6 +633,9 @@ impl<'a> BuildContext<'a> {
                 // Builds its peer along with it where the two can only be made together.
                 Object::Unix(object) => unix::build(id, object, self)?,
                 Object::Output(object) => self.build_output(object)?,
+                Object::Datagram(object) => datagram::build(object)?,
+                Object::Netlink(object) => netlink::build(object)?,
+                Object::Packet(object) => packet::build(object)?,
             };
             self.built.insert(id, fd);
         }

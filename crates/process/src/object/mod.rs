@@ -1,17 +1,21 @@
 //! One module per kind of kernel object: its checkpoint type, its `capture` and its `restore` side by side.
 
+pub mod datagram;
 pub mod descriptor;
 pub mod device;
 pub mod epoll;
 pub mod eventfd;
 pub mod file;
 pub mod memory;
+pub mod netlink;
+pub mod packet;
 pub mod pipe;
 pub mod scratch;
 mod scratch_apply;
 pub mod shared;
 pub mod signal;
 pub mod signalfd;
+mod sockopt;
 pub mod tcp;
 pub mod tcp_request;
 pub mod timerfd;

@@ -1,6 +1,7 @@
 //! The operating system behind narrow, typed functions. Nothing above this module has `unsafe`.
 
 pub mod bpf;
+pub mod datagram;
 pub mod descriptor;
 pub mod pagemap;
 pub mod proc;

@@ -53,6 +53,19 @@ impl Layout<'_> {
         self.functions.get(name).copied()
     }
 
+    /// How many bits of its first byte come before a member of a structure: not 0 for some bit fields.
+    pub fn shift(&self, structure: &str, member: &str) -> Result<Option<u32>, BtfError> {
+        let Some(at) = self.structures.get(structure).copied() else { return Ok(None) };
+        let info = word(&self.btf.bytes, at + 4)?;
+        for index in 0..(info & 0xffff) as usize {
+            let record = at + 12 + 12 * index;
+            if self.btf.is_named(word(&self.btf.bytes, record)? as usize, member) {
+                return Ok(Some(word(&self.btf.bytes, record + 8)? & 7));
+            }
+        }
+        Ok(None)
+    }
+
     /// The offset in bytes of a member, itself perhaps a member of members: `__sk_common.skc_state`. What lies in structures
     /// without a name is found by its own.
     pub fn offset(&self, structure: &str, path: &str) -> Result<Option<u32>, BtfError> {

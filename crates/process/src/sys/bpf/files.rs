@@ -24,6 +24,8 @@ pub struct OpenFile {
     pub flags: i32,
     pub is_socket: bool,
     pub tcp: Option<TcpNumbers>,
+    /// Of a socket that is not TCP.
+    pub socket: Option<SocketNumbers>,
 }
 
 impl OpenFile {
@@ -63,6 +65,63 @@ pub struct TcpNumbers {
     pub waiting: u32,
 }
 
+/// What the kernel knows of a socket of another kind (`struct sock`, include/net/sock.h, and what begins with it).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SocketNumbers {
+    pub family: u16,
+    pub state: u8,
+    pub shutdown: u8,
+    /// `SOCK_BINDADDR_LOCK`, `SOCK_BINDPORT_LOCK` and which buffer sizes were set.
+    pub user_locks: u8,
+    pub error: u32,
+    pub errors_queued: u32,
+    /// Messages waiting, and the memory that they take.
+    pub waiting: u32,
+    pub memory: u32,
+    /// Of UDP: what its reader has taken aside, and whether a message is being put together (`MSG_MORE`, `UDP_CORK`). Of
+    /// netlink: whether a dump is under way. Of a packet socket: its memberships, rings and fanout group. Addresses of all.
+    pub more: [u32; 14],
+}
+
+impl SocketNumbers {
+    /// Datagrams waiting in a UDP socket.
+    pub fn datagrams(&self) -> u32 {
+        self.waiting.wrapping_add(self.more[0])
+    }
+
+    pub fn corked(&self) -> bool {
+        self.more[1] != 0
+    }
+
+    pub fn multicast_interface(&self) -> u32 {
+        self.more[2]
+    }
+
+    /// Of IP: the peer's address, in the order of the network.
+    pub fn remote_addresses(&self) -> ([u8; 4], [u8; 16]) {
+        let mut six = [0; 16];
+        for (bytes, word) in six.chunks_exact_mut(4).zip(&self.more[6..10]) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        (self.more[3].to_ne_bytes(), six)
+    }
+
+    /// A netlink socket is in the middle of a dump.
+    pub fn dumping(&self) -> bool {
+        self.more[0] & 0xff != 0
+    }
+
+    /// A packet socket has memberships (promiscuous mode …).
+    pub fn has_memberships(&self) -> bool {
+        self.more[0] != 0 || self.more[1] != 0
+    }
+
+    /// A packet socket has rings in shared memory, or is in a fanout group.
+    pub fn has_ring_or_fanout(&self) -> bool {
+        self.more[2..8].iter().any(|word| *word != 0)
+    }
+}
+
 /// What the program says of a descriptor: these places, in the machine's byte order.
 mod place {
     pub const FD: usize = 0;
@@ -75,6 +134,8 @@ mod place {
     pub const STATE: usize = 36;
     pub const SHUTDOWN: usize = 37;
     pub const PINGPONG: usize = 38;
+    /// Bits of the byte before that come before what is of interest.
+    pub const SHIFT: usize = 39;
     pub const URGENT: usize = 40;
     /// From here on 32 bits each, in the order of [`super::WORDS`].
     pub const WORDS: usize = 44;
@@ -84,6 +145,9 @@ mod place {
 /// What stands at `place::KIND`; 0 is anything else.
 const SOCKET: u32 = 1;
 const TCP_SOCKET: u32 = 2;
+const OTHER_SOCKET: u32 = 3;
+/// `sk_userlocks` has four bits (include/net/sock.h), of a byte that it shares with others on older kernels.
+const USER_LOCKS: u8 = 0xf;
 
 /// Members of `tcp_sock` that are copied as they are.
 const WORDS: [&str; 19] = [
@@ -190,6 +254,17 @@ fn parse(record: &[u8]) -> OpenFile {
         backlog: number(17),
         waiting: number(18),
     });
+    let socket = (word(place::KIND) == OTHER_SOCKET).then(|| SocketNumbers {
+        family: u16::from_ne_bytes(bytes(record, place::URGENT)),
+        state: record[place::STATE],
+        shutdown: record[place::SHUTDOWN],
+        user_locks: (record[place::PINGPONG] >> (record[place::SHIFT] & 7)) & USER_LOCKS,
+        error: number(0),
+        errors_queued: number(1),
+        waiting: number(2),
+        memory: number(3),
+        more: std::array::from_fn(|index| number(4 + index)),
+    });
     OpenFile {
         fd: word(place::FD) as i32,
         file: double(place::FILE),
@@ -198,6 +273,7 @@ fn parse(record: &[u8]) -> OpenFile {
         flags: word(place::FLAGS) as i32,
         is_socket: word(place::KIND) != 0,
         tcp,
+        socket,
     }
 }
 
@@ -220,9 +296,10 @@ fn describe(draft: &mut Draft<'_>) -> Result<(), Unavailable> {
     draft.program.move_register(R9, R0);
     draft.fetch(R8, 8, R9, draft.member("socket", "sk")?);
     draft.program.jump_if(R8, If::Equal, 0, write);
+    let other = draft.program.label();
     for (path, wanted) in [("sk_protocol", libc::IPPROTO_TCP), ("sk_type", libc::SOCK_STREAM)] {
         draft.fetch(R1, 2, R8, draft.member("sock", path)?);
-        draft.program.jump_if(R1, If::NotEqual, wanted, write);
+        draft.program.jump_if(R1, If::NotEqual, wanted, other);
     }
     draft.program.store_immediate(Width::Word, R10, draft.at(place::KIND), TCP_SOCKET as i32);
     draft.copy(draft.at(place::STATE), 1, R8, draft.member("sock", "__sk_common.skc_state")?);
@@ -232,7 +309,115 @@ fn describe(draft: &mut Draft<'_>) -> Result<(), Unavailable> {
     for (index, path) in WORDS.into_iter().enumerate() {
         draft.copy(draft.at(place::WORDS + 4 * index), 4, R8, draft.member("tcp_sock", path)?);
     }
+    draft.program.jump(write);
+    draft.program.place(other);
+    // A kernel that lacks one of these has sockets that are refused, not a list that is not to be had.
+    if let Ok(members) = Others::of(draft) {
+        members.describe(draft);
+    }
     Ok(())
+}
+
+/// Offsets of what is told of sockets that are not TCP.
+struct Others {
+    family: i32,
+    kind: i32,
+    protocol: i32,
+    locks: i32,
+    locks_shift: u32,
+    state: i32,
+    shutdown: i32,
+    words: [i32; 4],
+    /// Place of the first word, size, and offset, by family.
+    internet: Vec<(usize, i32, i32)>,
+    udp: Vec<(usize, i32, i32)>,
+    netlink: Vec<(usize, i32, i32)>,
+    packet: Vec<(usize, i32, i32)>,
+}
+
+impl Others {
+    fn of(draft: &Draft<'_>) -> Result<Self, Unavailable> {
+        let sock = |path| draft.member("sock", path);
+        Ok(Self {
+            family: sock("__sk_common.skc_family")?,
+            kind: sock("sk_type")?,
+            protocol: sock("sk_protocol")?,
+            locks: sock("sk_userlocks")?,
+            locks_shift: draft.shift("sock", "sk_userlocks")?,
+            state: sock("__sk_common.skc_state")?,
+            shutdown: sock("sk_shutdown")?,
+            words: [
+                sock("sk_err")?,
+                sock("sk_error_queue.qlen")?,
+                sock("sk_receive_queue.qlen")?,
+                sock("sk_backlog.rmem_alloc")?,
+            ],
+            internet: vec![
+                (6, 4, draft.member("inet_sock", "mc_index")?),
+                (7, 4, sock("__sk_common.skc_daddr")?),
+                (8, 4, sock("__sk_common.skc_rcv_saddr")?),
+                (9, 4, sock("__sk_common.skc_portpair")?),
+                (10, 16, sock("__sk_common.skc_v6_daddr")?),
+                (14, 16, sock("__sk_common.skc_v6_rcv_saddr")?),
+            ],
+            udp: vec![
+                (4, 4, draft.member("udp_sock", "reader_queue.qlen")?),
+                (5, 4, draft.member("udp_sock", "pending")?),
+            ],
+            netlink: vec![
+                (4, 1, draft.member("netlink_sock", "cb_running")?),
+                (5, 4, draft.member("netlink_sock", "portid")?),
+                (6, 4, draft.member("netlink_sock", "dst_portid")?),
+                (7, 4, draft.member("netlink_sock", "dst_group")?),
+                (8, 4, draft.member("netlink_sock", "subscriptions")?),
+            ],
+            packet: vec![
+                (4, 8, draft.member("packet_sock", "mclist")?),
+                (6, 8, draft.member("packet_sock", "rx_ring.pg_vec")?),
+                (8, 8, draft.member("packet_sock", "tx_ring.pg_vec")?),
+                (10, 8, draft.member("packet_sock", "fanout")?),
+                (12, 4, draft.member("packet_sock", "ifindex")?),
+                (13, 2, draft.member("packet_sock", "num")?),
+            ],
+        })
+    }
+
+    fn describe(&self, draft: &mut Draft<'_>) {
+        let write = draft.write;
+        draft.program.store_immediate(Width::Word, R10, draft.at(place::KIND), OTHER_SOCKET as i32);
+        draft.copy(draft.at(place::STATE), 1, R8, self.state);
+        draft.copy(draft.at(place::SHUTDOWN), 1, R8, self.shutdown);
+        draft.copy(draft.at(place::PINGPONG), 1, R8, self.locks);
+        draft.program.store_immediate(Width::Byte, R10, draft.at(place::SHIFT), self.locks_shift as i32);
+        draft.copy(draft.at(place::URGENT), 2, R8, self.family);
+        for (index, offset) in self.words.into_iter().enumerate() {
+            draft.copy(draft.at(place::WORDS + 4 * index), 4, R8, offset);
+        }
+        draft.fetch(R9, 2, R8, self.family);
+        for (family, members) in [(libc::AF_NETLINK, &self.netlink), (libc::AF_PACKET, &self.packet)] {
+            let next = draft.program.label();
+            draft.program.jump_if(R9, If::NotEqual, family, next);
+            copy_all(draft, members);
+            draft.program.jump(write);
+            draft.program.place(next);
+        }
+        let internet = draft.program.label();
+        draft.program.jump_if(R9, If::Equal, libc::AF_INET, internet);
+        draft.program.jump_if(R9, If::NotEqual, libc::AF_INET6, write);
+        draft.program.place(internet);
+        copy_all(draft, &self.internet);
+        draft.fetch(R1, 2, R8, self.protocol);
+        draft.program.jump_if(R1, If::NotEqual, libc::IPPROTO_UDP, write);
+        draft.fetch(R1, 2, R8, self.kind);
+        draft.program.jump_if(R1, If::NotEqual, libc::SOCK_DGRAM, write);
+        copy_all(draft, &self.udp);
+    }
+}
+
+fn copy_all(draft: &mut Draft<'_>, members: &[(usize, i32, i32)]) {
+    for (word, size, offset) in members {
+        draft.copy(draft.at(place::WORDS + 4 * word), *size, R8, *offset);
+    }
 }
 
 #[cfg(test)]
@@ -281,6 +466,22 @@ mod tests {
     }
 
     #[test]
+    fn datagrams_are_counted() {
+        let receiver = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let sender = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let before = of(&own_files(), &receiver).socket.expect("a socket");
+        for length in [0, 5, 1000] {
+            sender.send_to(&vec![7; length], receiver.local_addr().expect("address")).expect("send");
+        }
+        let after = of(&own_files(), &receiver).socket.expect("a socket");
+        assert_eq!((before.datagrams(), after.datagrams()), (0, 3));
+        assert!(after.memory > before.memory && !after.corked());
+        assert_eq!(i32::from(after.family), libc::AF_INET);
+        // SOCK_BINDADDR_LOCK alone: the port was chosen by the kernel.
+        assert_eq!(after.user_locks & 0xc, 4);
+    }
+
+    #[test]
     fn duplicates_are_the_same_description_and_others_are_not() {
         let one = std::fs::File::open("/dev/null").expect("open");
         let (duplicate, other) =
@@ -293,6 +494,7 @@ mod tests {
         let (unix, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
         let seen = of(&own_files(), &unix);
         assert!(seen.is_socket && seen.tcp.is_none());
+        assert_eq!(seen.socket.map(|numbers| numbers.family), Some(libc::AF_UNIX as u16));
         assert_eq!(of(&files, &one).flags & libc::O_ACCMODE, libc::O_RDONLY);
     }
 

@@ -72,6 +72,12 @@ impl Draft<'_> {
         offset.map(|offset| offset as i32).ok_or_else(|| Unavailable::Missing(format!("{structure}.{path}")))
     }
 
+    /// How many bits of its byte come before a bit field.
+    pub fn shift(&self, structure: &str, member: &str) -> Result<u32, Unavailable> {
+        let shift = self.layout.shift(structure, member)?;
+        shift.ok_or_else(|| Unavailable::Missing(format!("{structure}.{member}")))
+    }
+
     /// Where a place of the record is on the stack.
     pub fn at(&self, place: usize) -> i16 {
         self.record + place as i16
