@@ -23,6 +23,19 @@ const EVERYTHING: Range = Range { start: PAGE_SIZE, end: USER_END };
 /// not exist would make it.
 const SPARSE: u64 = 64;
 
+/// Of a mapping of so many pages it is asked whether there is little in it.
+const LARGE: u64 = 1024;
+/// Little is less than one page of so many.
+const FEW: u64 = 4;
+
+/// A mapping with little in it, so that only pages that exist are asked about.
+#[derive(Debug, Clone, Copy)]
+struct Sparse {
+    range: Range,
+    /// Pages written since it was last counted what is in it.
+    written: u64,
+}
+
 /// Bytes of pages, in buffers as they were copied: kept apart so that nothing is copied twice while the workload is
 /// stopped.
 #[derive(Debug, Default)]
@@ -105,6 +118,8 @@ pub struct Space {
     registered: bool,
     /// The kernel's count of changes of the mappings at which `text` was read and all was registered.
     mappings_at: Option<u32>,
+    /// In the order of addresses.
+    sparse: Vec<Sparse>,
     /// Mappings that cannot be tracked and need not be, because they can never be written: as long as `text` says the same.
     unwritable: Vec<Range>,
 }
@@ -118,6 +133,7 @@ pub struct Unborn {
     extra: Vec<Range>,
     whole: bool,
     layout: Vec<Mapping>,
+    sparse: Vec<Sparse>,
     scratch: Arc<[String]>,
 }
 
@@ -126,6 +142,7 @@ impl Unborn {
         let mut space = Space::new(host, self.tracker, proc::open_memory(host)?, self.scratch)?;
         // Inherited: what of it is gone by the next checkpoint may have been written before.
         space.layout = self.layout;
+        space.sparse = self.sparse;
         space.fresh = self.fresh;
         space.dropped = self.dropped;
         space.extra = self.extra;
@@ -158,6 +175,7 @@ impl Space {
             whole: false,
             registered: false,
             mappings_at: None,
+            sparse: Vec::new(),
             unwritable: Vec::new(),
         })
     }
@@ -174,6 +192,7 @@ impl Space {
             extra: normalise(extra),
             whole: self.whole || !self.backlog.is_empty(),
             layout: self.layout.iter().filter(|mapping| mapping.shared_object().is_some()).cloned().collect(),
+            sparse: self.sparse.clone(),
             scratch: self.scratch.clone(),
         }
     }
@@ -228,7 +247,7 @@ impl Space {
         let mut written = intersect(&self.extra, &shared);
         written.extend(intersect(&normalise(self.fresh.clone()), &shared));
         for range in &shared {
-            written.extend(pagemap::take_written(&self.pagemap, *range).attempt(what)?);
+            written.extend(pagemap::take_written_sparse(&self.pagemap, *range).attempt(what)?);
         }
         // Kept for a capture as well: the process may live on.
         self.extra.extend(written.iter().copied());
@@ -263,13 +282,13 @@ impl Space {
     ///
     /// Reserved addresses are left out while nothing is in them: registered, they would have page tables, gigabytes for the
     /// terabytes that some runtimes reserve, and every scan would walk these. They may have been written and closed again
-    /// meanwhile, so each time it is asked what is in them.
-    fn track_new(&mut self, lines: &[proc::MapsLine]) -> io::Result<Vec<Range>> {
+    /// meanwhile, so each time it is asked what is in them, if the process stands still and not `live`.
+    fn track_new(&mut self, lines: &[proc::MapsLine], live: bool) -> io::Result<Vec<Range>> {
         self.registered = true;
         let mut unwritable = Vec::new();
         for range in pagemap::unregistered(&self.pagemap, EVERYTHING)? {
             for part in subtract(&subtract(&[range], &[WORKSPACE]), &self.unwritable) {
-                self.track_part(part, lines, &mut unwritable)?;
+                self.track_part(part, lines, live, &mut unwritable)?;
             }
         }
         Ok(unwritable)
@@ -279,18 +298,27 @@ impl Space {
         &mut self,
         within: Range,
         lines: &[proc::MapsLine],
+        live: bool,
         unwritable: &mut Vec<Range>,
     ) -> io::Result<()> {
         // Neighbours in one call.
         let mut wanted: Vec<Range> = Vec::new();
         for line in lines.iter().filter(|line| line.end > within.start && line.start < within.end) {
             let Some(part) = Range::new(line.start, line.end).intersect(&within) else { continue };
-            if is_reserved(line) && pagemap::populated(&self.pagemap, part)?.is_empty() {
+            // While the process runs, what was reserved a moment ago may be something else by now.
+            if is_reserved(line) && (live || pagemap::populated(&self.pagemap, part)?.is_empty()) {
                 continue;
             }
             match wanted.last_mut() {
                 Some(last) if last.end == part.start => last.end = part.end,
                 _ => wanted.push(part),
+            }
+        }
+        for line in lines.iter().filter(|line| line.end > within.start && line.start < within.end) {
+            if let Some(part) = Range::new(line.start, line.end).intersect(&within)
+                && wanted.iter().any(|range| range.intersect(&part).is_some())
+            {
+                self.judge(part)?;
             }
         }
         for part in wanted {
@@ -314,6 +342,46 @@ impl Space {
         Ok(())
     }
 
+    /// Whether there is little in a new mapping.
+    fn judge(&mut self, part: Range) -> io::Result<()> {
+        self.sparse.retain(|sparse| sparse.range.intersect(&part).is_none());
+        if part.pages() >= LARGE && self.pages_in(part)? < part.pages() / FEW {
+            let at = self.sparse.partition_point(|sparse| sparse.range.start < part.start);
+            self.sparse.insert(at, Sparse { range: part, written: 0 });
+        }
+        Ok(())
+    }
+
+    fn pages_in(&self, range: Range) -> io::Result<u64> {
+        Ok(pagemap::populated(&self.pagemap, range)?.iter().map(Range::pages).sum())
+    }
+
+    /// What was written since the last call, protected again.
+    fn take_written(&mut self) -> io::Result<Vec<Range>> {
+        let mut written = Vec::new();
+        let mut from = EVERYTHING.start;
+        for sparse in &mut self.sparse {
+            written.extend(pagemap::take_written(&self.pagemap, Range::new(from, sparse.range.start))?);
+            let here = pagemap::take_written_sparse(&self.pagemap, sparse.range)?;
+            sparse.written += here.iter().map(Range::pages).sum::<u64>();
+            written.extend(here);
+            from = sparse.range.end;
+        }
+        written.extend(pagemap::take_written(&self.pagemap, Range::new(from, EVERYTHING.end))?);
+        // Counted again when enough has been written for it to have filled.
+        let mut at = 0;
+        while let Some(sparse) = self.sparse.get(at).copied() {
+            if sparse.written < sparse.range.pages() / FEW {
+                at += 1;
+            } else if self.pages_in(sparse.range)? < sparse.range.pages() / FEW {
+                self.sparse[at].written = 0;
+            } else {
+                self.sparse.remove(at);
+            }
+        }
+        Ok(written)
+    }
+
     /// One round while the process runs: what it has written so far is protected again and copied.
     pub fn live_round(&mut self, pid: Pid) -> Result<()> {
         let what = || format!("copy the memory of process {pid} as it runs");
@@ -323,8 +391,8 @@ impl Space {
         let lines = parse(&text).attempt(what)?;
         let layout = memory::interpret(pid, &lines, &self.scratch)?.mappings;
         // What is left out now may be another mapping the next moment: all is looked at again when the process stands still.
-        self.track_new(&lines).attempt(what)?;
-        let written = pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
+        self.track_new(&lines, true).attempt(what)?;
+        let written = self.take_written().attempt(what)?;
         let content = self.content_of(&written, &layout, false).attempt(what)?;
         self.void.clear();
         let mut data = Vec::new();
@@ -365,9 +433,7 @@ impl Space {
             let readable = mapping.protection & libc::PROT_READ as u32 != 0;
             for range in ranges[at..].iter().take_while(|range| range.start < mapping.range.end) {
                 let Some(part) = range.intersect(&mapping.range) else { continue };
-                if of_file {
-                    content.extend(pagemap::populated_privately(&self.pagemap, part)?);
-                } else if !readable || part.pages() > SPARSE || always {
+                if of_file || !readable || part.pages() > SPARSE || always {
                     content.extend(pagemap::populated(&self.pagemap, part)?);
                 } else {
                     content.push(part);
@@ -393,7 +459,7 @@ impl Space {
             self.unwritable.clear();
         }
         let fresh = self.fresh.len();
-        let unwritable = self.track_new(&lines).attempt(what)?;
+        let unwritable = self.track_new(&lines, false).attempt(what)?;
         // Registering is a change itself, even where it fails, and an odd count is one that goes on.
         let settled = fresh == self.fresh.len() && unwritable.is_empty();
         self.mappings_at = mappings.filter(|count| settled && count.is_multiple_of(2));
@@ -410,6 +476,9 @@ impl Space {
             }
         }
         self.suspect_what_is_gone(&layout.mappings);
+        self.sparse.retain(|sparse| {
+            layout.mappings.iter().any(|mapping| mapping.range.intersect(&sparse.range).is_some())
+        });
         self.layout = layout.mappings;
         self.objects = layout.objects;
         self.text = text;
@@ -420,7 +489,7 @@ impl Space {
     pub fn capture(&mut self, pid: Pid, mappings: Option<u32>, data: &mut PageData) -> Result<MemoryDelta> {
         let what = || format!("copy the memory of process {pid}");
         let layout = self.follow_mappings(pid, mappings)?;
-        let mut written = pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
+        let mut written = self.take_written().attempt(what)?;
         let void = normalise(std::mem::take(&mut self.void));
         let mut fresh = normalise(std::mem::take(&mut self.fresh));
         written.append(&mut self.extra);
@@ -518,7 +587,7 @@ impl Space {
         let mut unused = PageData::default();
         self.follow_mappings(pid, None)?;
         self.text.clear();
-        pagemap::take_written(&self.pagemap, EVERYTHING).attempt(what)?;
+        self.take_written().attempt(what)?;
         let mut delta = self.capture(pid, None, &mut unused)?;
         debug_assert!(unused.is_empty());
         delta.runs.clear();

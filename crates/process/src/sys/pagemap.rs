@@ -142,6 +142,14 @@ pub fn take_written(pagemap: &File, within: Range) -> io::Result<Vec<Range>> {
     Ok(scan(pagemap, within, query)?.into_iter().map(|(range, _)| range).collect())
 }
 
+/// As [`take_written`], but only pages that exist. The other marks every page that does not, for which the kernel makes page
+/// tables: too many where little is in much. Slower for each page that exists.
+pub fn take_written_sparse(pagemap: &File, within: Range) -> io::Result<Vec<Range>> {
+    let query =
+        Query { protect: true, all_of: IS_WRITTEN, any_of: IS_PRESENT | IS_SWAPPED, ..Query::default() };
+    Ok(merge(scan(pagemap, within, query)?.into_iter().map(|(range, _)| range)))
+}
+
 /// Ranges whose mapping is not registered for tracking: whole mappings are skipped by their flag, so the cost is
 /// that of a walk over the mappings and not over the pages.
 pub fn unregistered(pagemap: &File, within: Range) -> io::Result<Vec<Range>> {
@@ -149,21 +157,9 @@ pub fn unregistered(pagemap: &File, within: Range) -> io::Result<Vec<Range>> {
     Ok(merge(scan(pagemap, within, query)?.into_iter().map(|(range, _)| range)))
 }
 
-/// Pages of a range that hold something of their own: present or swapped, and not a clean page of a file.
+/// Pages of a range that hold something of their own: present or swapped, and not a clean page of a file. The tracker leaves
+/// marks for pages that do not exist, which look like swapped ones; they are none.
 pub fn populated(pagemap: &File, within: Range) -> io::Result<Vec<Range>> {
-    let query = Query {
-        inverted: IS_FILE | IS_PFNZERO,
-        all_of: IS_FILE | IS_PFNZERO,
-        any_of: IS_PRESENT | IS_SWAPPED,
-        returned: 0,
-        ..Query::default()
-    };
-    Ok(merge(scan(pagemap, within, query)?.into_iter().map(|(range, _)| range)))
-}
-
-/// As [`populated`], in a private mapping of a file, where the tracker leaves marks for pages that do not exist. A mark looks
-/// like a swapped page, and reading it would read the file.
-pub fn populated_privately(pagemap: &File, within: Range) -> io::Result<Vec<Range>> {
     /// `SWP_PTE_MARKER` of include/linux/swap.h: the last of the types that fit into the five bits in which
     /// `/proc/PID/pagemap` says them (`Documentation/admin-guide/mm/pagemap.rst`).
     const MARK: u64 = 31;
