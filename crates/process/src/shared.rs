@@ -25,7 +25,7 @@ use crate::space::{PageData, Space};
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::ptrace::Tid;
 use crate::sys::shared::{self as sys, Segment};
-use crate::sys::{proc, task};
+use crate::sys::task;
 use crate::tree::Process;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -107,8 +107,17 @@ pub struct SharedObjects {
 #[derive(Debug)]
 struct Found {
     source: Source,
-    path: PathBuf,
+    place: Place,
     process: Pid,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// A mapping of a process, by its number on this host.
+    Mapped(Tid, Range),
+    Path(PathBuf),
+    /// In the list of segments only.
+    Nowhere,
 }
 
 /// What a stop has found out, until it is captured.
@@ -164,7 +173,7 @@ impl SharedObjects {
             for mapped in &space.objects {
                 seen.found.entry(mapped.key).or_insert_with(|| Found {
                     source: mapped.source.clone(),
-                    path: proc::path(process.host, &sys::map_file(mapped.range.start, mapped.range.end)),
+                    place: Place::Mapped(process.host, mapped.range),
                     process: *pid,
                 });
             }
@@ -186,7 +195,7 @@ impl SharedObjects {
     ) -> Result<()> {
         for (key, path, name, process) in descriptors.shared_files() {
             let source = Source::Memfd(name);
-            seen.found.entry(key).or_insert(Found { source, path, process });
+            seen.found.entry(key).or_insert(Found { source, place: Place::Path(path), process });
         }
         let segments = self.list_segments(init, &mut seen)?;
         let gone: Vec<FileKey> =
@@ -225,7 +234,7 @@ impl SharedObjects {
         for segment in &listed {
             seen.found.entry(FileKey::of_segment(segment.id)).or_insert_with(|| Found {
                 source: Source::Segment(segment.id),
-                path: PathBuf::new(),
+                place: Place::Nowhere,
                 process: 1,
             });
         }
@@ -260,6 +269,16 @@ impl SharedObjects {
     }
 }
 
+impl Place {
+    fn open(&self) -> io::Result<File> {
+        match self {
+            Place::Mapped(host, range) => sys::open_mapped(*host, *range),
+            Place::Path(path) => File::open(path),
+            Place::Nowhere => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+        }
+    }
+}
+
 impl Seen {
     /// The files of scratch directories that are mapped, and what was written to them.
     pub fn scratch(&self) -> HashMap<FileKey, Touched> {
@@ -280,15 +299,14 @@ impl Seen {
 impl Tracked {
     fn open(found: &Found, name: Option<&str>, segments: &HashMap<i32, Segment>, init: Tid) -> Result<Self> {
         let attempt = || format!("open the shared memory {:?}", found.source);
-        let none = found.path.as_os_str().is_empty();
         let file = match (&found.source, name) {
             (Source::Scratch(_), Some(_)) => None,
             // Attached by nobody: by us, for a moment.
-            (Source::Segment(id), _) if none => {
+            (Source::Segment(id), _) if matches!(found.place, Place::Nowhere) => {
                 let size = segments.get(id).map_or(0, |segment| segment.size);
                 Some(sys::in_ipc_of(init, || sys::open_segment(*id, size)).attempt(attempt)?)
             }
-            _ => Some(File::open(&found.path).attempt(attempt)?),
+            _ => Some(found.place.open().attempt(attempt)?),
         };
         // What it is is found out at once by whoever asked.
         Ok(Self {

@@ -267,16 +267,11 @@ impl Shell {
                 result => result.attempt(what)?,
             }
         }
-        loop {
-            match ptrace::wait_for(process.host, true).attempt(what)? {
-                Some(Event::Stopped(stop)) => {
-                    let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
-                    match ptrace::resume(process.host, signal) {
-                        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                        result => result.attempt(what)?,
-                    }
-                }
-                Some(_) | None => break,
+        while let Some(Event::Stopped(stop)) = ptrace::wait_for(process.host, true).attempt(what)? {
+            let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+            match ptrace::resume(process.host, signal) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                result => result.attempt(what)?,
             }
         }
         let parent = process.state.as_ref().map_or(1, |_| 1);

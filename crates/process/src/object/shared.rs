@@ -369,7 +369,7 @@ mod tests {
         let mut files = SharedFiles::default();
         let run = Run { address: 4096, pages: 1, zero: false };
         let made = SharedChange { kind, ..change(4196, vec![run]) };
-        files.begin(&[made.clone()], &[], Path::new("/"), &Surroundings::default(), 1).unwrap();
+        files.begin(std::slice::from_ref(&made), &[], Path::new("/"), &Surroundings::default(), 1).unwrap();
         let mut bytes = u64::MAX.to_le_bytes().to_vec();
         bytes.extend([7u8; 4096]);
         let mut rest = &bytes[..];

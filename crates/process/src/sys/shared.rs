@@ -7,12 +7,36 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
 
+use super::pagemap::Range;
+
 /// Largest object: as much as can be mapped at all (`USER_END`, rounded).
 pub const MAX_SIZE: u64 = 1 << 47;
 
 /// `/proc/PID/map_files/START-END`, where the kernel shows the file behind a mapping.
 pub fn map_file(start: u64, end: u64) -> String {
     format!("map_files/{start:x}-{end:x}")
+}
+
+/// The file behind a mapping of another process, for reading. The mapping may have been joined with its neighbours since its
+/// range was read: registering them for tracking takes away what kept them apart.
+pub fn open_mapped(pid: super::ptrace::Tid, range: Range) -> io::Result<File> {
+    match File::open(super::proc::path(pid, &map_file(range.start, range.end))) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => return opened,
+    }
+    for entry in std::fs::read_dir(super::proc::path(pid, "map_files"))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let bounds = name.to_str().and_then(|name| name.split_once('-'));
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        if let Some((start, end)) = bounds.and_then(|(start, end)| Some((number(start)?, number(end)?)))
+            && start <= range.start
+            && range.start < end
+        {
+            return File::open(entry.path());
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::ENOENT))
 }
 
 /// Shared memory without a file, as `mmap(MAP_SHARED | MAP_ANONYMOUS)` makes it, as a file of ours.
