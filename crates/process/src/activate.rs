@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use outlive_fault::{Point, point};
+use tracing::warn;
 
 use crate::calls::{self, Waiting};
 use crate::checkpoint::{Attributes, Clocks, Descriptor, Object, ObjectId, Pid, ProcessState, ThreadState};
@@ -16,10 +17,10 @@ use crate::error::{Attempt, Error, Result};
 use crate::launch::{self, CHANNEL};
 use crate::object::descriptor::ClockOffsets;
 use crate::object::epoll::{self, Epoll};
-use crate::object::memory::Mapping;
+use crate::object::memory::{ADVICE_CALLS, Mapping};
 use crate::object::scratch::Scratch;
 use crate::object::{file, signal};
-use crate::shell::{Shell, ShellProcess, clone_call, run_in, send, wait_stop};
+use crate::shell::{Shell, ShellProcess, clone_call, run_in, run_unchecked, send, wait_stop};
 use crate::sys::pagemap::PAGE_SIZE;
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Tid};
@@ -89,8 +90,17 @@ impl Shell {
             }
             let pidfd = task::pidfd_open(process.host).attempt(|| format!("open process {pid}"))?;
             let parent = parents.get(&pid).copied().unwrap_or(1);
-            processes
-                .insert(pid, Process::restored(process.host, parent, pidfd, state.interval_timers.is_some()));
+            let uses_timers = state.interval_timers.is_some();
+            let mut restored = Process::restored(process.host, parent, pidfd, uses_timers);
+            restored.lock_future = state.attributes.as_ref().map_or(0, |attributes| attributes.lock_future);
+            // The stack grows down without having been told so.
+            let stack = state.attributes.as_ref().map_or(0, |attributes| attributes.layout.stack);
+            let told = |mapping: &Mapping| {
+                let grows = mapping.grows_down && !(mapping.range.start..mapping.range.end).contains(&stack);
+                grows || !mapping.advice.is_empty()
+            };
+            restored.advised = restored.lock_future != 0 || process.layout.iter().any(told);
+            processes.insert(pid, restored);
         }
         // Nothing is mapped or opened for the workload any more.
         self.shared.finish(self.container.init)?;
@@ -156,6 +166,7 @@ impl Shell {
             restore_attributes(&mut batch, attributes, &process.layout);
         }
         run_in(process, &mut batch)?;
+        restore_advice(process, state)?;
 
         let table = state.descriptors.as_deref().unwrap_or_default();
         let channel = clear_of(process, table)?;
@@ -300,6 +311,31 @@ fn restore_set(process: &ShellProcess, fd: i32, own: &OwnedFd, set: &Epoll) -> R
     let loud = epoll::disarm(own.as_fd(), all)?;
     batches(&|batch, done| epoll::quieten(batch, fd, &loud[done..]), loud.len())?;
     batches(&|batch, done| epoll::restore_interests(batch, fd, &all[done..]), all.len())
+}
+
+/// What mappings have been told, and what those to come are. A program works without; it is said if that could not be.
+fn restore_advice(process: &ShellProcess, state: &ProcessState) -> Result<()> {
+    let advise = |batch: &mut Batch| -> Result<()> {
+        let failed = run_unchecked(process, &std::mem::take(batch))?.into_iter().find(|result| *result < 0);
+        if let Some(errno) = failed {
+            let error = std::io::Error::from_raw_os_error(-errno as i32);
+            warn!(process = state.pid, %error, "memory is not locked or advised as it was");
+        }
+        Ok(())
+    };
+    let mut batch = Batch::new();
+    for mapping in process.layout.iter().filter(|mapping| !mapping.advice.is_empty()) {
+        if batch.is_full(ADVICE_CALLS + 1) {
+            advise(&mut batch)?;
+        }
+        mapping.advice.restore(&mut batch, mapping.range);
+    }
+    if let Some(attributes) = &state.attributes
+        && attributes.lock_future != 0
+    {
+        batch.call(libc::SYS_mlockall, &[u64::from(attributes.lock_future)]);
+    }
+    advise(&mut batch)
 }
 
 fn restore_attributes(batch: &mut Batch, attributes: &Attributes, mappings: &[Mapping]) {

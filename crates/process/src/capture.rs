@@ -54,6 +54,9 @@ impl Workload {
             if process.space.is_none() {
                 process.space = Some(adopt_space(process.host, process.pidfd.as_fd(), self.scratch.clone())?);
             }
+            if let Some(space) = &mut process.space {
+                space.advised |= process.advised;
+            }
             process.actions_changed = true;
             process.attributes_changed = true;
         }
@@ -375,6 +378,7 @@ fn capture_attributes(process: &Process) -> Result<Attributes> {
             status.cap_ambient,
         ],
         no_new_privs: status.no_new_privs,
+        lock_future: process.lock_future,
         layout: MemoryLayout {
             code: (field(26), field(27)),
             data: (field(45), field(46)),

@@ -124,6 +124,8 @@ pub struct Attributes {
     /// Inheritable, permitted, effective, bounding, ambient.
     pub capabilities: [u64; 5],
     pub no_new_privs: bool,
+    /// What `mlockall` was told of mappings to come: `MCL_FUTURE`, `MCL_ONFAULT`.
+    pub lock_future: u32,
     /// code, data, stack, argument and environment boundaries, in the order of `struct prctl_mm_map`.
     pub layout: MemoryLayout,
     /// Soft and hard, indexed by resource.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::checkpoint::{MemoryDelta, Pid, Run};
 use crate::error::{Attempt, Result};
 use crate::object::file::FileKey;
-use crate::object::memory::{self, Backing, Mapped, Mapping, intersect, normalise, subtract};
+use crate::object::memory::{self, Advice, Backing, Mapped, Mapping, intersect, normalise, subtract};
 use crate::sys::pagemap::{self, PAGE_SIZE, Range, USER_END};
 use crate::sys::proc;
 use crate::sys::ptrace::Tid;
@@ -120,6 +120,11 @@ pub struct Space {
     mappings_at: Option<u32>,
     /// In the order of addresses.
     sparse: Vec<Sparse>,
+    /// Mappings have been advised, so that more is asked about them when they have changed; and now.
+    pub(crate) advised: bool,
+    advice_changed: bool,
+    /// Told to be empty in a child.
+    wiped: Vec<Range>,
     /// Mappings that cannot be tracked and need not be, because they can never be written: as long as `text` says the same.
     unwritable: Vec<Range>,
 }
@@ -134,6 +139,8 @@ pub struct Unborn {
     whole: bool,
     layout: Vec<Mapping>,
     sparse: Vec<Sparse>,
+    advised: bool,
+    wiped: Vec<Range>,
     scratch: Arc<[String]>,
 }
 
@@ -143,6 +150,8 @@ impl Unborn {
         // Inherited: what of it is gone by the next checkpoint may have been written before.
         space.layout = self.layout;
         space.sparse = self.sparse;
+        space.advised = self.advised;
+        space.wiped = self.wiped;
         space.fresh = self.fresh;
         space.dropped = self.dropped;
         space.extra = self.extra;
@@ -176,6 +185,9 @@ impl Space {
             registered: false,
             mappings_at: None,
             sparse: Vec::new(),
+            advised: false,
+            advice_changed: false,
+            wiped: Vec::new(),
             unwritable: Vec::new(),
         })
     }
@@ -185,14 +197,23 @@ impl Space {
     pub fn fork(&self, tracker: Tracker) -> Unborn {
         let mut extra = self.extra.clone();
         extra.extend(self.live.ranges.iter().map(|(range, _)| *range));
+        let mut fresh = self.fresh.clone();
+        // Empty in the child, unless the advice has been taken back: what is there is copied.
+        let wiped = self.layout.iter().filter(|mapping| mapping.advice.has(Advice::WIPED_ON_FORK));
+        for range in wiped.map(|mapping| mapping.range).chain(self.wiped.iter().copied()) {
+            extra.push(range);
+            fresh.push(range);
+        }
         Unborn {
             tracker,
-            fresh: self.fresh.clone(),
+            fresh,
             dropped: self.dropped.clone(),
             extra: normalise(extra),
             whole: self.whole || !self.backlog.is_empty(),
-            layout: self.layout.iter().filter(|mapping| mapping.shared_object().is_some()).cloned().collect(),
+            layout: self.layout.clone(),
             sparse: self.sparse.clone(),
+            advised: self.advised,
+            wiped: self.wiped.clone(),
             scratch: self.scratch.clone(),
         }
     }
@@ -212,6 +233,13 @@ impl Space {
     /// The object at an address may be written by ways that nobody sees.
     pub fn suspect_at(&mut self, address: u64) {
         self.suspect_in(Range::new(address, address.saturating_add(1)));
+    }
+
+    /// Mappings are about to have other properties; those of `wiped` are to be empty in a child.
+    pub fn advise(&mut self, wiped: Option<Range>) {
+        self.advised = true;
+        self.advice_changed = true;
+        self.wiped.extend(wiped);
     }
 
     /// An object is about to be mapped. It may be gone again before anybody has looked.
@@ -447,7 +475,8 @@ impl Space {
     /// on. `mappings` is the kernel's count of their changes, if known ([`crate::sys::bpf::threads::ThreadSeen`]).
     fn follow_mappings(&mut self, pid: Pid, mappings: Option<u32>) -> Result<Option<Vec<Mapping>>> {
         let what = || format!("read the mappings of process {pid}");
-        if mappings.is_some() && mappings == self.mappings_at {
+        let advised = std::mem::take(&mut self.advice_changed);
+        if mappings.is_some() && mappings == self.mappings_at && !advised {
             return Ok(None);
         }
         let mut text = Vec::new();
@@ -464,7 +493,7 @@ impl Space {
         let settled = fresh == self.fresh.len() && unwritable.is_empty();
         self.mappings_at = mappings.filter(|count| settled && count.is_multiple_of(2));
         self.unwritable.extend(unwritable);
-        if !changed {
+        if !changed && !advised {
             return Ok(None);
         }
         let mut layout = memory::interpret(pid, &lines, &self.scratch)?;
@@ -474,6 +503,11 @@ impl Space {
             {
                 *writable |= !self.unwritable.iter().any(|range| range.intersect(&mapping.range).is_some());
             }
+        }
+        if self.advised {
+            let smaps = proc::path(self.host, "smaps");
+            layout.read_flags(&std::fs::read_to_string(smaps).attempt(what)?);
+            self.wiped.clear();
         }
         self.suspect_what_is_gone(&layout.mappings);
         self.sparse.retain(|sparse| {

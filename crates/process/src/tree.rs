@@ -134,6 +134,10 @@ pub(crate) struct Process {
     pub descriptors: Vec<Row>,
     /// Its first thread has ended, and others go on.
     pub headless: bool,
+    /// Its mappings have been advised, or locked.
+    pub advised: bool,
+    /// What `mlockall` was told of mappings to come.
+    pub lock_future: u32,
     /// Its threads as the kernel lists them; none until asked, or where it cannot.
     pub threads: Option<Threads>,
 }
@@ -191,6 +195,8 @@ impl Process {
             uses_timers,
             descriptors: Vec::new(),
             headless: false,
+            advised: false,
+            lock_future: 0,
             threads: None,
         }
     }
@@ -476,6 +482,7 @@ impl Workload {
                 );
             }
             let pidfd = task::pidfd_open(tid).attempt(|| format!("open process {tid}"))?;
+            let advised = self.processes.get(&parent).is_some_and(|parent| parent.advised);
             let descriptors =
                 self.processes.get(&parent).map(|parent| parent.descriptors.clone()).unwrap_or_default();
             self.processes.insert(
@@ -492,6 +499,8 @@ impl Workload {
                     uses_timers: false,
                     descriptors,
                     headless: false,
+                    advised,
+                    lock_future: 0,
                     threads: None,
                 },
             );
@@ -530,6 +539,8 @@ impl Workload {
             process.attributes_changed = true;
             process.uses_timers = false;
             process.headless = false;
+            process.advised = false;
+            process.lock_future = 0;
         }
         self.refused.remove(&pid);
         self.log.push(TreeEvent::Exec { pid });

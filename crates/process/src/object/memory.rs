@@ -8,8 +8,8 @@ use super::shared::Source;
 use crate::checkpoint::Pid;
 use crate::error::{Error, Result};
 use crate::sys::pagemap::Range;
-use crate::sys::proc::MapsLine;
-use crate::sys::remote::WORKSPACE;
+use crate::sys::proc::{self, MapsLine};
+use crate::sys::remote::{Batch, WORKSPACE};
 use crate::sys::shared;
 
 /// What is behind a mapping.
@@ -44,7 +44,74 @@ pub struct Mapping {
     pub grows_down: bool,
     /// Named `[heap]` by the kernel.
     pub heap: bool,
+    pub advice: Advice,
     pub backing: Backing,
+}
+
+/// What a mapping has been told by `madvise` and `mlock`: a set of the flags below. It is given to the mappings of a copy when
+/// that comes to life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advice(u16);
+
+impl Advice {
+    pub const LOCKED: Self = Self(1);
+    pub const LOCKED_ON_FAULT: Self = Self(1 << 1);
+    pub const WIPED_ON_FORK: Self = Self(1 << 2);
+
+    /// How `/proc/PID/smaps` says each, and the advice that sets it.
+    const NAMES: [(&str, Self, Option<i32>); 8] = [
+        ("lo", Self::LOCKED, None),
+        ("lf", Self::LOCKED_ON_FAULT, None),
+        ("wf", Self::WIPED_ON_FORK, Some(libc::MADV_WIPEONFORK)),
+        ("dc", Self(1 << 3), Some(libc::MADV_DONTFORK)),
+        ("dd", Self(1 << 4), Some(libc::MADV_DONTDUMP)),
+        ("hg", Self(1 << 5), Some(libc::MADV_HUGEPAGE)),
+        ("nh", Self(1 << 6), Some(libc::MADV_NOHUGEPAGE)),
+        ("mg", Self(1 << 7), Some(libc::MADV_MERGEABLE)),
+    ];
+
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    fn read(flags: &[&str]) -> Self {
+        let set = Self::NAMES.iter().filter(|(name, ..)| flags.contains(name));
+        Self(set.fold(0, |set, (_, advice, _)| set | advice.0))
+    }
+
+    /// Gives it to a mapping.
+    pub fn restore(self, batch: &mut Batch, range: Range) {
+        for advice in Self::NAMES.iter().filter(|(_, advice, _)| self.has(*advice)).filter_map(|(.., n)| *n) {
+            batch.call(libc::SYS_madvise, &[range.start, range.len(), advice as u64]);
+        }
+        if self.has(Self::LOCKED) {
+            let flags = if self.has(Self::LOCKED_ON_FAULT) { libc::MLOCK_ONFAULT } else { 0 };
+            batch.call(libc::SYS_mlock2, &[range.start, range.len(), u64::from(flags)]);
+        }
+    }
+}
+
+/// Most calls of [`Advice::restore`].
+pub const ADVICE_CALLS: usize = 8;
+
+impl Layout {
+    /// Fills in what `/proc/PID/smaps` says of the mappings.
+    pub fn read_flags(&mut self, smaps: &str) {
+        let flags = proc::mapping_flags(smaps);
+        for mapping in &mut self.mappings {
+            let found = flags.binary_search_by_key(&mapping.range.start, |(start, _)| *start);
+            if let Some((_, flags)) = found.ok().and_then(|at| flags.get(at))
+                && !mapping.is_kernel()
+            {
+                mapping.advice = Advice::read(flags);
+                mapping.grows_down |= flags.contains(&"gd");
+            }
+        }
+    }
 }
 
 impl Mapping {
@@ -130,6 +197,7 @@ pub fn interpret(pid: Pid, lines: &[MapsLine], scratch: &[String]) -> Result<Lay
             shared: line.shared,
             grows_down: line.path == "[stack]",
             heap: line.path == "[heap]",
+            advice: Advice::default(),
             backing,
         });
     }
@@ -327,6 +395,7 @@ mod tests {
             shared: false,
             grows_down: false,
             heap: false,
+            advice: Advice::default(),
             backing: Backing::Anonymous,
         }
     }

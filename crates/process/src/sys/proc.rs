@@ -51,6 +51,21 @@ fn parse_maps_line(line: &str) -> Option<MapsLine> {
     })
 }
 
+/// The flags of each mapping, by its first address, as `/proc/PID/smaps` says them in two letters each (proc(5), VmFlags).
+pub fn mapping_flags(text: &str) -> Vec<(u64, Vec<&str>)> {
+    let mut found = Vec::new();
+    let mut start = None;
+    for line in text.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            found.extend(start.take().map(|start| (start, flags.split_whitespace().collect())));
+        } else if let Some((first, _)) = line.split_once('-') {
+            // Other lines have a name and a colon before anything else.
+            start = u64::from_str_radix(first, 16).ok().or(start);
+        }
+    }
+    found
+}
+
 /// The kernel writes newlines and backslashes in paths as octal escapes.
 fn unescape(path: &str) -> String {
     path.replace("\\012", "\n").replace("\\134", "\\")
@@ -226,6 +241,13 @@ mod tests {
         assert_eq!(lines[0].offset, 0x1000);
         assert_eq!(lines[1].path, "[vsyscall]");
         assert_eq!(lines[2].path, "");
+    }
+
+    #[test]
+    fn flags_of_mappings_are_found() {
+        let text = "1000-3000 rw-p 00000000 00:00 0 [anon: a-b]\nSize: 8 kB\nVmFlags: rd wr dc \n\
+                    3000-4000 rw-p 00000000 00:00 0 \nVmFlags: rd\n";
+        assert_eq!(mapping_flags(text), [(0x1000, vec!["rd", "wr", "dc"]), (0x3000, vec!["rd"])]);
     }
 
     #[test]

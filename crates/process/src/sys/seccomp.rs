@@ -34,6 +34,8 @@ pub enum Notice {
     Segment = 10,
     /// Another program.
     Exec = 11,
+    /// Mappings are about to have other properties: locked in memory, not inherited by a child, not dumped.
+    Advice = 12,
 }
 
 impl Notice {
@@ -50,6 +52,7 @@ impl Notice {
             Self::SharedMapping,
             Self::Segment,
             Self::Exec,
+            Self::Advice,
         ]
         .into_iter()
         .find(|notice| *notice as u16 == data)
@@ -85,6 +88,11 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_setrlimit, Notice::Attribute),
     (libc::SYS_close, Notice::Close),
     (libc::SYS_shmat, Notice::SharedMapping),
+    (libc::SYS_mlock, Notice::Advice),
+    (libc::SYS_mlock2, Notice::Advice),
+    (libc::SYS_munlock, Notice::Advice),
+    (libc::SYS_mlockall, Notice::Advice),
+    (libc::SYS_munlockall, Notice::Advice),
     (libc::SYS_execve, Notice::Exec),
     (libc::SYS_execveat, Notice::Exec),
     // Refused: kernel state that no other host can be given.
@@ -112,6 +120,14 @@ const HIDDEN: &[(i64, i32)] = &[
     (libc::SYS_perf_event_open, libc::ENOENT),
     (libc::SYS_fanotify_init, libc::ENOSYS),
     (libc::SYS_memfd_secret, libc::ENOSYS),
+    (libc::SYS_process_madvise, libc::ENOSYS),
+    // As on a kernel without NUMA: the nodes of another host are others.
+    (libc::SYS_mbind, libc::ENOSYS),
+    (libc::SYS_set_mempolicy, libc::ENOSYS),
+    (libc::SYS_get_mempolicy, libc::ENOSYS),
+    (libc::SYS_migrate_pages, libc::ENOSYS),
+    (libc::SYS_move_pages, libc::ENOSYS),
+    (libc::SYS_set_mempolicy_home_node, libc::ENOSYS),
     // Changes what is mapped without a new mapping; deprecated, and absent without its configuration.
     (libc::SYS_remap_file_pages, libc::ENOSYS),
     (libc::SYS_pkey_alloc, libc::ENOSPC),
@@ -127,6 +143,10 @@ const ARCHITECTURE: u32 = 4;
 const fn argument(index: u32) -> u32 {
     16 + 8 * index
 }
+/// `asm-generic/mman-common.h`.
+const MADV_KEEPONFORK: u32 = 19;
+const MADV_DONTNEED_LOCKED: u32 = 24;
+const MADV_GUARD_INSTALL: u32 = 102;
 /// `linux/audit.h`.
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// Calls of the x32 interface carry this bit (`asm/unistd.h`).
@@ -168,20 +188,29 @@ pub fn program() -> Vec<sock_filter> {
         load(NUMBER),
         jump(BPF_JSET, X32_BIT, 0, 1),
         errno(libc::ENOSYS),
-        // madvise: only advice that empties pages.
-        jump(BPF_JEQ, libc::SYS_madvise as u32, 0, 6),
+        // madvise: advice that empties pages, and advice that stays with a mapping (from MADV_DONTFORK to MADV_KEEPONFORK).
+        // Guard pages (from MADV_GUARD_INSTALL on) cannot be read back: unknown, as before Linux 6.13.
+        jump(BPF_JEQ, libc::SYS_madvise as u32, 0, 12),
         load(argument(2)),
-        jump(BPF_JEQ, libc::MADV_DONTNEED as u32, 2, 0),
-        jump(BPF_JEQ, libc::MADV_REMOVE as u32, 1, 0),
-        allow,
+        jump(BPF_JEQ, libc::MADV_DONTNEED as u32, 6, 0),
+        jump(BPF_JEQ, libc::MADV_FREE as u32, 5, 0),
+        jump(BPF_JEQ, libc::MADV_REMOVE as u32, 4, 0),
+        jump(BPF_JEQ, MADV_DONTNEED_LOCKED, 3, 0),
+        jump(BPF_JGT, MADV_GUARD_INSTALL - 1, 3, 0),
+        jump(BPF_JGT, MADV_KEEPONFORK, 3, 0),
+        jump(BPF_JGT, libc::MADV_REMOVE as u32, 3, 2),
         trace(Notice::PagesDropped),
-        // Not reached: keeps the distance of the jump above a plain count.
+        errno(libc::EINVAL),
         allow,
+        trace(Notice::Advice),
         // mmap: huge pages are hidden (there are none, as on most machines); files that are mapped shared are noticed.
-        jump(BPF_JEQ, libc::SYS_mmap as u32, 0, 8),
+        // What grows down, or is locked, is not seen in the list of mappings.
+        jump(BPF_JEQ, libc::SYS_mmap as u32, 0, 10),
         load(argument(3)),
         jump(BPF_JSET, libc::MAP_HUGETLB as u32, 0, 1),
         errno(libc::ENOMEM),
+        jump(BPF_JSET, (libc::MAP_GROWSDOWN | libc::MAP_LOCKED) as u32, 0, 1),
+        trace(Notice::Advice),
         jump(BPF_JSET, libc::MAP_ANONYMOUS as u32, 0, 1),
         allow,
         jump(BPF_JSET, libc::MAP_SHARED as u32, 1, 0),
@@ -304,11 +333,24 @@ mod tests {
     }
 
     #[test]
-    fn only_advice_that_empties_pages_is_noticed() {
+    fn advice_that_changes_something_is_noticed() {
         let dontneed = verdict(libc::SYS_madvise, [0, 0, libc::MADV_DONTNEED as u64, 0, 0, 0]);
         assert_eq!(dontneed, libc::SECCOMP_RET_TRACE | Notice::PagesDropped as u32);
-        let hugepage = verdict(libc::SYS_madvise, [0, 0, libc::MADV_HUGEPAGE as u64, 0, 0, 0]);
-        assert_eq!(hugepage, libc::SECCOMP_RET_ALLOW);
+        let advice = |number: u32| verdict(libc::SYS_madvise, [0, 0, u64::from(number), 0, 0, 0]);
+        for number in [libc::MADV_FREE as u32, libc::MADV_REMOVE as u32, MADV_DONTNEED_LOCKED] {
+            assert_eq!(advice(number), dontneed);
+        }
+        for number in libc::MADV_DONTFORK as u32..=MADV_KEEPONFORK {
+            assert_eq!(advice(number), libc::SECCOMP_RET_TRACE | Notice::Advice as u32);
+        }
+        for number in [0, 1, 2, 3, 20, 21, 22, 23, 25] {
+            assert_eq!(advice(number), libc::SECCOMP_RET_ALLOW);
+        }
+        for number in [MADV_GUARD_INSTALL, MADV_GUARD_INSTALL + 1] {
+            assert_eq!(advice(number), libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32);
+        }
+        let locked = [0, 4096, 3, (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_LOCKED) as u64, 0, 0];
+        assert_eq!(verdict(libc::SYS_mmap, locked), libc::SECCOMP_RET_TRACE | Notice::Advice as u32);
         let nodelay =
             verdict(libc::SYS_setsockopt, [3, libc::SOL_TCP as u64, libc::TCP_NODELAY as u64, 0, 0, 0]);
         assert_eq!(nodelay, libc::SECCOMP_RET_TRACE | Notice::SocketOption as u32);

@@ -85,6 +85,34 @@ impl Workload {
                     space.suspect(key);
                 }
             }
+            Notice::Advice => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                process.advised = true;
+                let start = regs.rdi & !(PAGE_SIZE - 1);
+                let end = regs.rdi.saturating_add(regs.rsi).min(USER_END).next_multiple_of(PAGE_SIZE);
+                let wipes = regs.orig_rax == libc::SYS_madvise as u64
+                    && regs.rdx == libc::MADV_WIPEONFORK as u64
+                    && start < end;
+                if let Some(space) = &mut process.space {
+                    space.advise(wipes.then(|| Range::new(start, end)));
+                    if regs.orig_rax == libc::SYS_mmap as u64
+                        && let Some(key) = proc::file_key(process.host, regs.r8 as i32)
+                    {
+                        space.suspect(key);
+                    }
+                }
+                match regs.orig_rax as i64 {
+                    libc::SYS_mlockall if regs.rdi as i32 & libc::MCL_FUTURE != 0 => {
+                        process.lock_future = regs.rdi as u32 & !(libc::MCL_CURRENT as u32);
+                    }
+                    // Nothing is said of mappings to come, so they are not locked (`apply_mlockall_flags`, mm/mlock.c).
+                    libc::SYS_mlockall => process.lock_future = 0,
+                    libc::SYS_munlockall => process.lock_future = 0,
+                    _ => return Ok(()),
+                }
+                process.attributes_changed = true;
+            }
             Notice::Segment => self.shared.segments = true,
             Notice::Exec => {
                 if let Some(space) = &mut process.space {
