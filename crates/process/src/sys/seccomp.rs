@@ -34,6 +34,8 @@ pub enum Notice {
     Segment = 10,
     /// Another program.
     Exec = 11,
+    /// System V objects are used from here on.
+    SystemV = 20,
 }
 
 impl Notice {
@@ -50,6 +52,7 @@ impl Notice {
             Self::SharedMapping,
             Self::Segment,
             Self::Exec,
+            Self::SystemV,
         ]
         .into_iter()
         .find(|notice| *notice as u16 == data)
@@ -97,8 +100,8 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_pivot_root, Notice::Refused),
     (libc::SYS_io_setup, Notice::Refused),
     (libc::SYS_chroot, Notice::Refused),
-    (libc::SYS_semget, Notice::Refused),
-    (libc::SYS_msgget, Notice::Refused),
+    (libc::SYS_semget, Notice::SystemV),
+    (libc::SYS_msgget, Notice::SystemV),
     (libc::SYS_mq_open, Notice::Refused),
 ];
 

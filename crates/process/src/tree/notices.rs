@@ -103,6 +103,8 @@ impl Workload {
                     self.happened.wants_epoch = true;
                 }
             }
+            // What is made is found in the ipc namespace.
+            Notice::SystemV => self.ipc.used = true,
             Notice::Refused => {
                 let regs =
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
@@ -126,8 +128,6 @@ fn call_name(number: u64) -> String {
         (libc::SYS_io_setup, "io_setup (kernel AIO)"),
         (libc::SYS_seccomp, "seccomp (a filter of the program's own)"),
         (libc::SYS_chroot, "chroot"),
-        (libc::SYS_semget, "semget (System V semaphores)"),
-        (libc::SYS_msgget, "msgget (System V message queues)"),
         (libc::SYS_mq_open, "mq_open (POSIX message queues)"),
     ];
     names
