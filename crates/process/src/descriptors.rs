@@ -255,7 +255,11 @@ impl Descriptors {
             self.tables.retain(|host, _| alive.contains(host));
         }
         let tables = processes.iter().map(|(pid, process)| Ok((*pid, self.read_table(*pid, process)?)));
-        tables.collect::<Result<_>>().map_err(|error| match error {
+        let tables = tables.collect::<Result<_>>().and_then(|tables| {
+            self.find_not_accepted(processes)?;
+            Ok(tables)
+        });
+        tables.map_err(|error| match error {
             refused @ Error::Unsupported { .. } => Error::NotNow(Box::new(refused)),
             other => other,
         })
@@ -327,9 +331,15 @@ impl Descriptors {
             if let Some(entry) = self.entries.get_mut(&row.descriptor.object) {
                 entry.holders.push(holder);
                 entry.seen = Some(file);
-                if let Some(numbers) = &file.socket
-                    && let Some((what, advice)) = entry.kind.passing(numbers)
-                {
+                let passing = match (&file.tcp, &file.socket) {
+                    (Some(numbers), _) if numbers.is_sending_urgent() => Some((
+                        "urgent data that was sent and not received yet",
+                        "it is kept as soon as that has arrived",
+                    )),
+                    (_, Some(numbers)) => entry.kind.passing(numbers),
+                    _ => None,
+                };
+                if let Some((what, advice)) = passing {
                     return Err(At { holder, others: &[], pidfd: process.pidfd.as_fd() }.refuse(what, advice));
                 }
             }

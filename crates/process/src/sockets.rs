@@ -51,6 +51,7 @@ impl Silent {
         for (id, restored, socket) in &self.sockets {
             let after = restored.go_live(socket).map_err(|error| unbuilt(*id, &error))?;
             after.iter().try_for_each(&mut deliver)?;
+            restored.finish(socket).map_err(|error| unbuilt(*id, &error))?;
         }
         Ok(())
     }
