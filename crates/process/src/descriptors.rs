@@ -288,6 +288,15 @@ impl Descriptors {
             process.descriptors = rows;
         }
         self.find_orphans();
+        self.capturer.orphans = self
+            .entries
+            .values()
+            .filter(|entry| entry.socket.as_ref().is_some_and(|socket| socket.orphan))
+            .filter_map(|entry| match entry.kind {
+                Kind::Tcp { inode } => Some(inode),
+                _ => None,
+            })
+            .collect();
         let ids: Vec<ObjectId> = self.entries.keys().copied().collect();
         for id in ids {
             self.capture_entry(id, processes, &mut checkpoint.objects)?;
