@@ -56,7 +56,9 @@ pub(super) fn capture(at: &At<'_>, orphans: &HashSet<u64>) -> Result<Epoll> {
         .lines()
         .filter(|line| line.starts_with("tfd:"))
         .map(|line| parse_line(line).ok_or_else(|| at.unreadable("tfd")))
-        .filter(|line| line.as_ref().is_err() || line.as_ref().is_ok_and(|(_, inode)| !orphans.contains(inode)))
+        .filter(|line| {
+            line.as_ref().is_err() || line.as_ref().is_ok_and(|(_, inode)| !orphans.contains(inode))
+        })
         .collect::<Result<Vec<_>>>()?;
     // Usually whoever added the entries; after a fork it may be the other one who still has all the descriptors.
     let mut wrong = None;

@@ -30,6 +30,7 @@ int main(void) {
                 value += i + 1;
                 CHECK(send(fd, &value, 4, MSG_NOSIGNAL) == 4);
             } else {
+                CHECK(epoll_ctl(set, EPOLL_CTL_DEL, fd, 0) == 0);
                 close(fd);
             }
         }
