@@ -113,6 +113,7 @@ impl Shell {
         let mut workload =
             Workload::restored(self.container, processes, threads, self.zombies, offsets, descriptors)?;
         workload.shared.segments = segments;
+        workload.ipc.used = self.ipc.is_some();
         Ok(workload)
     }
 

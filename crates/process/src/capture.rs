@@ -18,7 +18,7 @@ use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
 use crate::sys::remote::{Batch, Remote};
 use crate::sys::{proc, task};
 use crate::tree::waits::{self, Clock};
-use crate::tree::{Known, Process, Running, Thread, Workload, adopt_space};
+use crate::tree::{FIRST, Known, Process, Running, Thread, Workload, adopt_space};
 
 impl Workload {
     /// While the workload runs: protects and copies what it has written so far, so that little is left to copy when it
@@ -62,6 +62,7 @@ impl Workload {
         }
         self.descriptors.begin_whole();
         self.shared.begin_whole();
+        self.ipc.begin_whole();
         self.log = self.tree_as_log();
         let mut unused = PageData::default();
         self.capture_with(true, &mut unused, |process, pid, _, _| match &mut process.space {
@@ -183,6 +184,7 @@ impl Workload {
         self.descriptors.capture(tables, &mut self.processes, &mut checkpoint)?;
         let init = self.container.init;
         self.shared.capture(seen, whole, init, &self.descriptors, &mut checkpoint, pages)?;
+        checkpoint.ipc = self.ipc.capture(self.container.init)?;
         checkpoint.tree = std::mem::take(&mut self.log);
         Ok(checkpoint)
     }
@@ -190,7 +192,14 @@ impl Workload {
     /// Asks the kernel for the threads of every process; gives what it says of those that it lists.
     /// A parked thread for which a signal has come meanwhile, one that it does not let in, is to be stopped after all.
     fn look_at_threads(&mut self) -> Result<HashMap<Pid, HashMap<Pid, ThreadSeen>>> {
-        let Ok(lister) = Lister::shared() else { return Ok(HashMap::new()) };
+        let Ok(lister) = Lister::shared() else {
+            if self.ipc.used {
+                let what = "System V semaphores on a kernel that does not list threads".to_owned();
+                let advice = "run it on a kernel with BPF and its type information";
+                return Err(Error::Unsupported { pid: FIRST, what, advice });
+            }
+            return Ok(HashMap::new());
+        };
         let mut listed = HashMap::new();
         let mut signalled = None;
         for (pid, process) in &mut self.processes {
@@ -202,6 +211,11 @@ impl Workload {
             let Some(threads) = &process.threads else { continue };
             let seen: HashMap<Pid, ThreadSeen> =
                 threads.read().attempt(what)?.into_iter().map(|thread| (thread.inside, thread)).collect();
+            if seen.values().any(|thread| thread.undoes) {
+                let what = "SEM_UNDO of System V semaphores".to_owned();
+                let advice = "let the program use another kind of lock (Apache: `Mutex pthread`)";
+                return Err(Error::Unsupported { pid: *pid, what, advice });
+            }
             for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.process == *pid) {
                 let quiet = || seen.get(&thread.tid).is_some_and(|seen| seen.pending == 0);
                 if thread.running == Running::Parked && !quiet() {

@@ -10,6 +10,7 @@ use crate::object::file::FileKey;
 use crate::object::memory::Mapping;
 use crate::object::shared::SharedChange;
 use crate::object::signal::{PendingSignal, SignalAction, SignalStack};
+use crate::object::sysv;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::ptrace::Rseq;
 
@@ -246,6 +247,8 @@ pub struct Checkpoint {
     pub shared: Vec<SharedChange>,
     /// Those that nobody has any more.
     pub shared_gone: Vec<FileKey>,
+    /// System V semaphores and message queues, all of them, if any changed.
+    pub ipc: Option<sysv::Objects>,
     pub clocks: Clocks,
     /// What the workload wrote to its standard output (1) and error (2) in this epoch.
     pub output: Vec<(u8, Vec<u8>)>,

@@ -255,7 +255,11 @@ impl Descriptors {
             self.tables.retain(|host, _| alive.contains(host));
         }
         let tables = processes.iter().map(|(pid, process)| Ok((*pid, self.read_table(*pid, process)?)));
-        tables.collect::<Result<_>>().map_err(|error| match error {
+        let tables = tables.collect::<Result<_>>().and_then(|tables| {
+            self.find_not_accepted(processes)?;
+            Ok(tables)
+        });
+        tables.map_err(|error| match error {
             refused @ Error::Unsupported { .. } => Error::NotNow(Box::new(refused)),
             other => other,
         })
@@ -284,6 +288,15 @@ impl Descriptors {
             process.descriptors = rows;
         }
         self.find_orphans();
+        self.capturer.orphans = self
+            .entries
+            .values()
+            .filter(|entry| entry.socket.as_ref().is_some_and(|socket| socket.orphan))
+            .filter_map(|entry| match entry.kind {
+                Kind::Tcp { inode } => Some(inode),
+                _ => None,
+            })
+            .collect();
         let ids: Vec<ObjectId> = self.entries.keys().copied().collect();
         for id in ids {
             self.capture_entry(id, processes, &mut checkpoint.objects)?;
@@ -327,9 +340,15 @@ impl Descriptors {
             if let Some(entry) = self.entries.get_mut(&row.descriptor.object) {
                 entry.holders.push(holder);
                 entry.seen = Some(file);
-                if let Some(numbers) = &file.socket
-                    && let Some((what, advice)) = entry.kind.passing(numbers)
-                {
+                let passing = match (&file.tcp, &file.socket) {
+                    (Some(numbers), _) if numbers.is_sending_urgent() => Some((
+                        "urgent data that was sent and not received yet",
+                        "it is kept as soon as that has arrived",
+                    )),
+                    (_, Some(numbers)) => entry.kind.passing(numbers),
+                    _ => None,
+                };
+                if let Some((what, advice)) = passing {
                     return Err(At { holder, others: &[], pidfd: process.pidfd.as_fd() }.refuse(what, advice));
                 }
             }

@@ -25,8 +25,8 @@ use crate::launch::{CHANNEL, Container, Program};
 use crate::object::descriptor::Surroundings;
 use crate::object::file::FileKey;
 use crate::object::memory::{Backing, Mapping, Step, plan};
-use crate::object::scratch;
 use crate::object::shared::{Kind, SharedFiles, for_mapping};
+use crate::object::{scratch, sysv};
 use crate::sys::bpf;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::proc;
@@ -56,6 +56,7 @@ pub struct Shell {
     pub(crate) zombies: HashMap<Pid, Pid>,
     pub(crate) objects: BTreeMap<ObjectId, Object>,
     pub(crate) orphans: Vec<ObjectId>,
+    pub(crate) ipc: Option<sysv::Objects>,
     pub(crate) clocks: Option<(Clocks, Instant)>,
     pub(crate) surroundings: Surroundings,
     pub(crate) outputs: [Option<OwnedFd>; 2],
@@ -91,6 +92,7 @@ impl Shell {
             zombies: HashMap::new(),
             objects: BTreeMap::new(),
             orphans: Vec::new(),
+            ipc: None,
             clocks: None,
             surroundings,
             outputs,
@@ -140,6 +142,7 @@ impl Shell {
             self.objects.insert(id, object.follow(earlier)?);
         }
         self.orphans = checkpoint.orphans;
+        self.ipc = checkpoint.ipc.or(self.ipc.take());
         self.clocks = Some((checkpoint.clocks, Instant::now()));
         self.forget_unused_objects();
         Ok(())

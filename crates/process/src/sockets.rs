@@ -12,6 +12,7 @@ use crate::descriptors::as_socket;
 use crate::error::{Attempt, Error, Result};
 use crate::object::descriptor::BuildContext;
 use crate::object::file::FileHashes;
+use crate::object::sysv;
 use crate::object::tcp::{self, Connection, Injector, PeerAck, RawSegment, Restored, State, TcpSocket};
 use crate::shell::Shell;
 
@@ -50,6 +51,7 @@ impl Silent {
         for (id, restored, socket) in &self.sockets {
             let after = restored.go_live(socket).map_err(|error| unbuilt(*id, &error))?;
             after.iter().try_for_each(&mut deliver)?;
+            restored.finish(socket).map_err(|error| unbuilt(*id, &error))?;
         }
         Ok(())
     }
@@ -133,6 +135,9 @@ impl Shell {
             built.descriptors.insert(id, fd);
             silent.sockets.push((id, restored, socket.clone()));
             point(Point::TakeoverHalfBuilt);
+        }
+        if let Some(objects) = &self.ipc {
+            sysv::restore(self.container.init, objects)?;
         }
         self.build_others(&mut built)?;
         Ok((built, silent))

@@ -28,7 +28,7 @@ use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
 use crate::object::descriptor::Surroundings;
 use crate::object::scratch::Scratch;
 use crate::object::signal::SignalStack;
-use crate::object::tcp;
+use crate::object::{sysv, tcp};
 use crate::shared::SharedObjects;
 use crate::space::{Space, Unborn};
 use crate::sys::bpf::{self, threads::Threads};
@@ -168,6 +168,7 @@ pub struct Workload {
     pub(crate) happened: Happened,
     signals: SignalFd,
     pub(crate) descriptors: Descriptors,
+    pub(crate) ipc: sysv::Watcher,
     pub(crate) zombies: HashMap<Pid, Pid>,
     /// What the workload's clocks are ahead of this host's.
     pub(crate) clock_offsets: Clocks,
@@ -271,6 +272,7 @@ impl Workload {
             happened: Happened::default(),
             signals,
             descriptors,
+            ipc: sysv::Watcher::default(),
             zombies: HashMap::new(),
             clock_offsets: Clocks::default(),
             shared: SharedObjects::default(),

@@ -1,6 +1,7 @@
 //! Connections that the workload closes while they still have something to say (docs/decisions/0007).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -8,10 +9,11 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{Descriptors, Entry, Row, Socket};
 use crate::checkpoint::Pid;
+use crate::error::{Error, Result};
 use crate::object::descriptor::Kind;
 use crate::sys::bpf::files::OpenFile;
 use crate::sys::ptrace::Tid;
-use crate::sys::{descriptor as sys, proc, task, tcp_repair};
+use crate::sys::{datagram, descriptor as sys, proc, task, tcp_repair};
 use crate::tree::Process;
 
 /// What a socket is asked for while the workload runs, to know whether its end needs us.
@@ -42,6 +44,56 @@ impl Stray {
 }
 
 impl Descriptors {
+    /// Refuses connections of the workload to itself that it has not accepted: one end has no descriptor, and no frames
+    /// tell of it as they do of another host's.
+    pub(super) fn find_not_accepted(&self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
+        let numbers = |entry: &Entry| entry.seen.and_then(|seen| seen.tcp);
+        let listening = |entry: &&Entry| numbers(entry).is_some_and(|numbers| numbers.has_not_accepted());
+        if !self.entries.values().any(|entry| !entry.holders.is_empty() && listening(&entry)) {
+            return Ok(());
+        }
+        let mut ends = HashMap::new();
+        let mut ports = HashSet::new();
+        for entry in self.entries.values() {
+            let Kind::Tcp { .. } = entry.kind else { continue };
+            let known = entry.socket.as_ref();
+            let taken = match (known, entry.holders.first()) {
+                (Some(_), _) | (_, None) => None,
+                (None, Some(holder)) => processes
+                    .get(&holder.process)
+                    .and_then(|process| task::take_descriptor(process.pidfd.as_fd(), holder.fd).ok()),
+            };
+            let fd = known.map(|socket| socket.fd.as_fd()).or(taken.as_ref().map(AsFd::as_fd));
+            let Some(fd) = fd else { continue };
+            let address = |of_peer| {
+                let name = datagram::name(fd, of_peer).ok()??;
+                let address = datagram::address_of(&name)?;
+                Some((address.ip().to_canonical(), address.port()))
+            };
+            let Some(local) = address(false) else { continue };
+            if listening(&entry) {
+                ports.insert(local.1);
+            } else if let (Some(remote), Some(holder)) = (address(true), entry.holders.first()) {
+                ends.insert((local, remote), *holder);
+            }
+        }
+        let own: HashSet<IpAddr> = ends.keys().map(|((address, _), _)| *address).collect();
+        let alone = ends.iter().find(|((local, remote), _)| {
+            ports.contains(&remote.1) && own.contains(&remote.0) && !ends.contains_key(&(*remote, *local))
+        });
+        match alone {
+            Some((_, holder)) => Err(Error::Unsupported {
+                pid: holder.process,
+                what: format!(
+                    "a connection of the workload to itself that it has not accepted (descriptor {})",
+                    holder.fd
+                ),
+                advice: "it is kept as soon as it is accepted",
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// A duplicate of a connection that the workload has already closed: kept until all is acknowledged.
     pub(crate) fn adopt_orphan(&mut self, fd: OwnedFd) {
         let inode = nix::sys::stat::fstat(&fd).map_or(0, |stat| stat.st_ino);

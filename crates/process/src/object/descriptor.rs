@@ -419,6 +419,8 @@ pub struct Capturer {
     copier: pipe::Copier,
     sockets: unix::Survey,
     queues: datagram::Queues,
+    /// Inodes of connections that the workload has closed and that are held for it.
+    pub orphans: HashSet<u64>,
 }
 
 impl Capturer {
@@ -429,6 +431,7 @@ impl Capturer {
             copier: pipe::Copier::new(),
             sockets: unix::Survey::new(),
             queues: datagram::Queues::default(),
+            orphans: HashSet::new(),
         }
     }
 
@@ -495,7 +498,7 @@ impl Capturer {
             )?)),
             Kind::Pipe { inode } => Object::PipeEnd(pipe::capture_end(inode, at, objects)?),
             Kind::EventFd => Object::EventFd(eventfd::capture(at)?),
-            Kind::Epoll => Object::Epoll(epoll::capture(at)?),
+            Kind::Epoll => Object::Epoll(epoll::capture(at, &self.orphans)?),
             Kind::TimerFd => Object::TimerFd(timerfd::capture(at, self.surroundings.clocks)?),
             Kind::SignalFd => Object::SignalFd(signalfd::capture(at)?),
             Kind::File => Object::File(Box::new(file::capture(at, &self.surroundings, &mut self.hashes)?)),

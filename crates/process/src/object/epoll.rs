@@ -6,6 +6,7 @@
 //! An edge-triggered entry whose descriptor is ready reports once more after it was restored. That is within what
 //! epoll promises, and no event is lost.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
@@ -46,13 +47,18 @@ impl Interest {
     }
 }
 
-pub(super) fn capture(at: &At<'_>) -> Result<Epoll> {
+/// `orphans` are the inodes of connections that the workload has closed and we hold: without us they would not be watched
+/// any more.
+pub(super) fn capture(at: &At<'_>, orphans: &HashSet<u64>) -> Result<Epoll> {
     let info = at.info()?;
     let flags = at.status_flags(&info)?;
     let watched = info
         .lines()
         .filter(|line| line.starts_with("tfd:"))
         .map(|line| parse_line(line).ok_or_else(|| at.unreadable("tfd")))
+        .filter(|line| {
+            line.as_ref().is_err() || line.as_ref().is_ok_and(|(_, inode)| !orphans.contains(inode))
+        })
         .collect::<Result<Vec<_>>>()?;
     // Usually whoever added the entries; after a fork it may be the other one who still has all the descriptors.
     let mut wrong = None;

@@ -16,6 +16,7 @@ pub mod shared;
 pub mod signal;
 pub mod signalfd;
 mod sockopt;
+pub mod sysv;
 pub mod tcp;
 pub mod tcp_request;
 pub mod timerfd;

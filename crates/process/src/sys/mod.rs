@@ -9,6 +9,7 @@ pub mod ptrace;
 pub mod remote;
 pub mod seccomp;
 pub mod shared;
+pub mod sysv;
 pub mod task;
 pub mod tcp_repair;
 pub mod uffd;

@@ -36,6 +36,8 @@ pub enum Notice {
     Exec = 11,
     /// Mappings are about to have other properties: locked in memory, not inherited by a child, not dumped.
     Advice = 12,
+    /// System V objects are used from here on.
+    SystemV = 20,
 }
 
 impl Notice {
@@ -53,6 +55,7 @@ impl Notice {
             Self::Segment,
             Self::Exec,
             Self::Advice,
+            Self::SystemV,
         ]
         .into_iter()
         .find(|notice| *notice as u16 == data)
@@ -105,8 +108,8 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_pivot_root, Notice::Refused),
     (libc::SYS_io_setup, Notice::Refused),
     (libc::SYS_chroot, Notice::Refused),
-    (libc::SYS_semget, Notice::Refused),
-    (libc::SYS_msgget, Notice::Refused),
+    (libc::SYS_semget, Notice::SystemV),
+    (libc::SYS_msgget, Notice::SystemV),
     (libc::SYS_mq_open, Notice::Refused),
 ];
 

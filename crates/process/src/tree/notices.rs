@@ -123,6 +123,9 @@ impl Workload {
                 let regs =
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
                 self.descriptors.option_changed(process, regs.rdi as i32);
+                if let Some((what, advice)) = unreadable_option(regs.rsi as i32, regs.rdx as i32) {
+                    self.refuse(pid, what, advice);
+                }
             }
             Notice::Close => {
                 let regs =
@@ -131,6 +134,8 @@ impl Workload {
                     self.happened.wants_epoch = true;
                 }
             }
+            // What is made is found in the ipc namespace.
+            Notice::SystemV => self.ipc.used = true,
             Notice::Refused => {
                 let regs =
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
@@ -139,6 +144,29 @@ impl Workload {
             }
         }
         Ok(())
+    }
+}
+
+/// Socket options that the kernel does not tell again (numbers: `include/uapi/asm-generic/socket.h`, `linux/tcp.h`).
+fn unreadable_option(level: i32, name: i32) -> Option<(&'static str, &'static str)> {
+    const SO_ATTACH_REUSEPORT_CBPF: i32 = 51;
+    const SO_ATTACH_REUSEPORT_EBPF: i32 = 52;
+    const TCP_MD5SIG: i32 = 14;
+    const TCP_MD5SIG_EXT: i32 = 32;
+    const TCP_FASTOPEN_KEY: i32 = 33;
+    const TCP_AO_ADD_KEY: i32 = 38;
+    match (level, name) {
+        (libc::SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF | SO_ATTACH_REUSEPORT_EBPF) => Some((
+            "a program that chooses among sockets (SO_ATTACH_REUSEPORT_CBPF)",
+            "switch it off in the program: the kernel then chooses by the sender's address",
+        )),
+        (libc::SOL_TCP, TCP_MD5SIG | TCP_MD5SIG_EXT | TCP_AO_ADD_KEY) => {
+            Some(("signatures of TCP segments (TCP MD5 or TCP-AO keys)", "the keys cannot be read back"))
+        }
+        (libc::SOL_TCP, TCP_FASTOPEN_KEY) => {
+            Some(("keys of TCP Fast Open", "switch Fast Open off in the program"))
+        }
+        _ => None,
     }
 }
 
@@ -154,8 +182,6 @@ fn call_name(number: u64) -> String {
         (libc::SYS_io_setup, "io_setup (kernel AIO)"),
         (libc::SYS_seccomp, "seccomp (a filter of the program's own)"),
         (libc::SYS_chroot, "chroot"),
-        (libc::SYS_semget, "semget (System V semaphores)"),
-        (libc::SYS_msgget, "msgget (System V message queues)"),
         (libc::SYS_mq_open, "mq_open (POSIX message queues)"),
     ];
     names

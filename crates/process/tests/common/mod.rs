@@ -93,9 +93,15 @@ pub fn transfer(checkpoint: &Checkpoint, pages: &PageData) -> (Checkpoint, Vec<u
 /// The whole first copy into a shell.
 pub fn sync(workload: &mut Workload, shell: &mut Shell) {
     SENT.set(Cache::new(1 << 20));
-    freeze(workload);
-    let whole = workload.capture_whole().expect("everything is captured");
-    workload.thaw().expect("it runs on");
+    let whole = loop {
+        freeze(workload);
+        let captured = workload.capture_whole();
+        workload.thaw().expect("it runs on");
+        match captured {
+            Err(Error::NotNow(_)) => run(workload, Duration::from_millis(1)),
+            captured => break captured.expect("everything is captured"),
+        }
+    };
     let (whole, _) = transfer(&whole, &PageData::default());
     shell.apply(whole, &[]).expect("it is applied");
     while let Some((whose, runs, pages)) = workload.copy_backlog(1024) {

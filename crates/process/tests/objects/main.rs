@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,8 @@ fn try_out(object: &ObjectProgram, folder: &Path) -> Result<(), Failed> {
         (program.uid, program.gid) = (user.uid.as_raw(), user.gid.as_raw());
     }
     let (mut read, ends) = output();
-    let mut workload = Workload::launch(&program, network(), &launcher(), ends)?;
+    let mut here = network();
+    let mut workload = Workload::launch(&program, &here, &launcher(), ends)?;
     let mut said = run_until(&mut workload, &mut read, objects::READY);
     if let Status::Refused(word) = &object.status {
         let refusal = refusal(&mut workload).ok_or("it was captured")?;
@@ -62,13 +64,18 @@ fn try_out(object: &ObjectProgram, folder: &Path) -> Result<(), Failed> {
     } else {
         for _ in 0..2 {
             let (next_read, ends) = output();
-            let mut shell = Shell::create(&program, network(), &launcher(), ends)?;
+            let there = network();
+            let mut shell = Shell::create(&program, &there, &launcher(), ends)?;
+            // The one thread is the tracer of both.
+            enter(&here)?;
             first_copy(&mut workload, &mut shell)?;
             for _ in 0..EPOCHS {
                 run(&mut workload, Duration::from_millis(5));
                 epoch(&mut workload, &mut shell);
             }
             said.push_str(&read_all(&mut read));
+            enter(&there)?;
+            here = there;
             workload = fail_over(workload, shell);
             read = next_read;
             run(&mut workload, Duration::from_millis(30));
@@ -85,6 +92,10 @@ fn try_out(object: &ObjectProgram, folder: &Path) -> Result<(), Failed> {
             None => run(&mut workload, Duration::from_millis(5)),
         }
     }
+}
+
+fn enter(network: &OwnedFd) -> Result<(), Failed> {
+    Ok(nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET)?)
 }
 
 /// As [`sync`], but patient with what is refused for the moment.

@@ -84,7 +84,7 @@ pub enum Refused {
     ErrorQueue,
     #[error("TCP_SAVE_SYN")]
     SaveSyn,
-    #[error("a socket filter")]
+    #[error("a socket filter that is not classic BPF")]
     Filter,
     #[error("IP options or extension headers")]
     IpOptions,

@@ -1,7 +1,7 @@
 //! Socket options: read all that a program can have set, set all that differ from a fresh socket's.
 //!
-//! Three properties cannot be read from outside and must be noticed when they are set: BPF programs attached to a
-//! `SO_REUSEPORT` group, keys of `TCP_MD5SIG` on a listener, and `TCP_FASTOPEN_KEY`. `SO_INCOMING_CPU` is left out: the
+//! Three properties cannot be read from outside and are refused when they are set (`tree/notices.rs`): BPF programs attached
+//! to a `SO_REUSEPORT` group, keys of signatures, and `TCP_FASTOPEN_KEY`. `SO_INCOMING_CPU` is left out: the
 //! kernel overwrites it with every segment.
 
 use std::os::fd::BorrowedFd;
@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Attempt, Error, Refused, Result};
+use crate::sys::datagram;
 use crate::sys::tcp_repair::{self as sys, Linger, Repair, Timeout};
 
 /// Whether a socket was made as AF_INET or AF_INET6; the latter can hold IPv4 connections.
@@ -103,6 +104,7 @@ const INTS: &[Int] = &[
 
 pub(super) const NOTSENT_LOWAT: i32 = 25;
 const TCP_FASTOPEN: i32 = 23;
+const SO_LOCK_FILTER: i32 = 44;
 const SO_RCVTIMEO_NEW: i32 = 66;
 const SO_SNDTIMEO_NEW: i32 = 67;
 /// `IPPROTO_MPTCP` (`include/uapi/linux/in.h`).
@@ -144,6 +146,10 @@ pub struct Options {
     peek_offset: i32,
     device: Vec<u8>,
     congestion: Vec<u8>,
+    /// A classic BPF program (`SO_GET_FILTER`), and whether it may be changed.
+    #[serde(with = "serde_bytes")]
+    filter: Vec<u8>,
+    filter_locked: bool,
 }
 
 impl Options {
@@ -188,6 +194,13 @@ impl Options {
             congestion: sys::get_bytes(fd, libc::SOL_TCP, libc::TCP_CONGESTION, &mut name)
                 .attempt("read TCP_CONGESTION")?
                 .to_vec(),
+            filter: match datagram::filter(fd) {
+                Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+                    return Err(Error::Refused(Refused::Filter));
+                }
+                filter => filter.attempt("read SO_GET_FILTER")?,
+            },
+            filter_locked: sys::get::<i32>(fd, socket, SO_LOCK_FILTER).attempt("read SO_LOCK_FILTER")? != 0,
         })
     }
 
@@ -236,6 +249,21 @@ impl Options {
         }
         if self.peek_offset != fresh.peek_offset {
             sys::set(fd, socket, libc::SO_PEEK_OFF, self.peek_offset).attempt("set SO_PEEK_OFF")?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the filter: when the socket is live, since it may keep out what brings it there.
+    pub(super) fn attach_filter(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        if !self.filter.is_empty() {
+            if !self.filter.len().is_multiple_of(datagram::FILTER_INSTRUCTION) {
+                return Err(Error::Malformed("its filter is cut off"));
+            }
+            datagram::attach_filter(fd, libc::SO_ATTACH_FILTER, &self.filter)
+                .attempt("set SO_ATTACH_FILTER")?;
+        }
+        if self.filter_locked {
+            sys::set(fd, libc::SOL_SOCKET, SO_LOCK_FILTER, 1).attempt("set SO_LOCK_FILTER")?;
         }
         Ok(())
     }
@@ -325,10 +353,6 @@ fn refuse(fd: BorrowedFd<'_>, family: Family) -> Result<()> {
         .is_empty()
     {
         return Err(Error::Refused(Refused::UpperLayer));
-    }
-    // A classic filter has a length; of another kind, reading is refused.
-    if !matches!(sys::get_length(fd, libc::SOL_SOCKET, libc::SO_GET_FILTER), Ok(0)) {
-        return Err(Error::Refused(Refused::Filter));
     }
     if !sys::get_bytes(fd, libc::SOL_IP, libc::IP_OPTIONS, &mut buffer).attempt("read IP_OPTIONS")?.is_empty()
     {

@@ -167,6 +167,11 @@ impl Builder {
 }
 
 impl Restored {
+    /// What must not stand in the way of going live: the last to be called.
+    pub fn finish(&self, checkpoint: &TcpSocket) -> Result<()> {
+        checkpoint.options.attach_filter(self.fd.as_fd())
+    }
+
     /// Lets the socket speak. `checkpoint` is the one it was built from. Returns segments to inject now.
     ///
     /// Fails with [`Error::NotInjected`], having changed nothing, if `inject` has not arrived.

@@ -63,7 +63,24 @@ pub struct TcpNumbers {
     /// Of a listener.
     pub backlog: u32,
     pub waiting: u32,
+    /// Behind the last urgent byte that was sent, or what is acknowledged (`tcp_urg_mode`, include/net/tcp.h).
+    pub snd_up: u32,
 }
+
+impl TcpNumbers {
+    /// An urgent byte was sent and is not acknowledged: in the queue it looks like any other.
+    pub fn is_sending_urgent(&self) -> bool {
+        let ahead = self.snd_up.wrapping_sub(self.snd_una);
+        ahead != 0 && ahead <= self.write_seq.wrapping_sub(self.snd_una)
+    }
+
+    pub fn has_not_accepted(&self) -> bool {
+        self.state == TCP_LISTEN && self.waiting > 0
+    }
+}
+
+/// `include/net/tcp_states.h`.
+const TCP_LISTEN: u8 = 10;
 
 /// What the kernel knows of a socket of another kind (`struct sock`, include/net/sock.h, and what begins with it).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -139,7 +156,7 @@ mod place {
     pub const URGENT: usize = 40;
     /// From here on 32 bits each, in the order of [`super::WORDS`].
     pub const WORDS: usize = 44;
-    pub const SIZE: usize = 120;
+    pub const SIZE: usize = 128;
 }
 
 /// What stands at `place::KIND`; 0 is anything else.
@@ -150,7 +167,7 @@ const OTHER_SOCKET: u32 = 3;
 const USER_LOCKS: u8 = 0xf;
 
 /// Members of `tcp_sock` that are copied as they are.
-const WORDS: [&str; 19] = [
+const WORDS: [&str; 20] = [
     "inet_conn.icsk_inet.sk.sk_err",
     "inet_conn.icsk_inet.sk.sk_error_queue.qlen",
     "snd_una",
@@ -170,6 +187,7 @@ const WORDS: [&str; 19] = [
     "tsoffset",
     "inet_conn.icsk_inet.sk.sk_max_ack_backlog",
     "inet_conn.icsk_inet.sk.sk_ack_backlog",
+    "snd_up",
 ];
 const _: () = assert!(place::WORDS + 4 * WORDS.len() <= place::SIZE && place::SIZE.is_multiple_of(8));
 
@@ -253,6 +271,7 @@ fn parse(record: &[u8]) -> OpenFile {
         timestamp_offset: number(16),
         backlog: number(17),
         waiting: number(18),
+        snd_up: number(19),
     });
     let socket = (word(place::KIND) == OTHER_SOCKET).then(|| SocketNumbers {
         family: u16::from_ne_bytes(bytes(record, place::URGENT)),

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::OnceLock;
 
 use super::BpfError;
-use super::asm::{If, Register::*};
+use super::asm::{If, Register::*, Width};
 use super::iterator::{Draft, Iterator, Link, Plan, Unavailable};
 use crate::sys::ptrace::Tid;
 
@@ -24,6 +24,8 @@ pub struct ThreadSeen {
     pub restart: [u64; 4],
     /// Its name, padded with zeros.
     pub name: [u8; 16],
+    /// Has used a System V semaphore with `SEM_UNDO`: at its end the kernel takes operations back.
+    pub undoes: bool,
 }
 
 /// What the program says of a thread: these places, in the machine's byte order.
@@ -33,7 +35,8 @@ mod place {
     pub const PENDING: usize = 8;
     pub const RESTART: usize = 16;
     pub const NAME: usize = 48;
-    pub const SIZE: usize = 64;
+    pub const UNDOES: usize = 64;
+    pub const SIZE: usize = 72;
 }
 
 const PLAN: Plan =
@@ -90,6 +93,7 @@ impl Threads {
                 mappings: word(place::MAPPINGS),
                 restart: [0, 8, 16, 24].map(|offset| long(place::RESTART + offset)),
                 name: record[place::NAME..].first_chunk::<16>().copied().unwrap_or_default(),
+                undoes: word(place::UNDOES) != 0,
             });
         })?;
         Ok(found)
@@ -111,6 +115,16 @@ fn describe(draft: &mut Draft<'_>) -> Result<(), Unavailable> {
     let restart = draft.member("task_struct", "restart_block")? + RESTART_WORDS;
     draft.copy(draft.at(place::RESTART), 32, R7, restart);
     draft.copy(draft.at(place::NAME), 16, R7, draft.member("task_struct", "comm")?);
+    // A list that is empty points to itself (`struct list_head`).
+    let entries = draft.member("sem_undo_list", "list_proc")?;
+    let nothing = draft.program.label();
+    draft.fetch(R8, 8, R7, draft.member("task_struct", "sysvsem.undo_list")?);
+    draft.program.jump_if(R8, If::Equal, 0, nothing);
+    draft.program.add(R8, entries);
+    draft.fetch(R9, 8, R8, 0);
+    draft.program.jump_if_register(R8, If::Equal, R9, nothing);
+    draft.program.store_immediate(Width::Word, R10, draft.at(place::UNDOES), 1);
+    draft.program.place(nothing);
     draft.fetch(R8, 8, R7, draft.member("task_struct", "mm")?);
     draft.program.jump_if(R8, If::Equal, 0, write);
     draft.copy(draft.at(place::MAPPINGS), 4, R8, draft.member("mm_struct", "mm_lock_seq.sequence")?);
