@@ -21,11 +21,12 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::calls::Waiting;
-use crate::checkpoint::{Clocks, Pid, ThreadState, TreeEvent};
+use crate::checkpoint::{Clocks, Pid, ProcessState, ThreadState, TreeEvent};
 use crate::descriptors::{Descriptors, Row};
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
 use crate::object::descriptor::Surroundings;
+use crate::object::posix_timer::PosixTimer;
 use crate::object::scratch::Scratch;
 use crate::object::signal::SignalStack;
 use crate::object::tcp;
@@ -130,6 +131,13 @@ pub(crate) struct Process {
     pub actions_changed: bool,
     pub attributes_changed: bool,
     pub uses_timers: bool,
+    /// POSIX timers as last captured; `None` until one is made.
+    pub posix_timers: Option<Vec<PosixTimer>>,
+    /// When a signal of one of them was last received, and when they were captured, by the workload's monotonic clock.
+    pub timer_signals: HashMap<i32, i64>,
+    pub timers_captured: i64,
+    /// Threads that have since made timers of their own processor time.
+    pub timer_makers: Vec<Pid>,
     /// The descriptor table as last captured.
     pub descriptors: Vec<Row>,
     /// Its first thread has ended, and others go on.
@@ -178,7 +186,8 @@ pub struct Workload {
 pub const FIRST: Pid = 2;
 
 impl Process {
-    pub(crate) fn restored(host: Tid, parent: Pid, pidfd: OwnedFd, uses_timers: bool) -> Self {
+    pub(crate) fn restored(host: Tid, parent: Pid, pidfd: OwnedFd, state: &ProcessState) -> Self {
+        let posix_timers = (!state.posix_timers.is_empty()).then(|| state.posix_timers.clone());
         Self {
             host,
             parent,
@@ -188,7 +197,11 @@ impl Process {
             pidfd,
             actions_changed: true,
             attributes_changed: true,
-            uses_timers,
+            uses_timers: state.interval_timers.is_some(),
+            posix_timers,
+            timer_signals: HashMap::new(),
+            timers_captured: 0,
+            timer_makers: Vec::new(),
             descriptors: Vec::new(),
             headless: false,
             threads: None,
@@ -397,9 +410,10 @@ impl Workload {
             }
             Stop::Signal(signal) if freezing => {
                 thread.running = Running::Signalled(signal);
-                return Ok(());
+                return self.note_timer_signal(pid, tid);
             }
             Stop::Signal(signal) => {
+                self.note_timer_signal(pid, tid)?;
                 self.look_at_call(tid, Some(signal))?;
                 return self.go(tid, signal);
             }
@@ -490,6 +504,10 @@ impl Workload {
                     actions_changed: true,
                     attributes_changed: true,
                     uses_timers: false,
+                    posix_timers: None,
+                    timer_signals: HashMap::new(),
+                    timers_captured: 0,
+                    timer_makers: Vec::new(),
                     descriptors,
                     headless: false,
                     threads: None,
@@ -529,6 +547,9 @@ impl Workload {
             process.actions_changed = true;
             process.attributes_changed = true;
             process.uses_timers = false;
+            process.posix_timers = None;
+            process.timer_makers.clear();
+            process.timer_signals.clear();
             process.headless = false;
         }
         self.refused.remove(&pid);

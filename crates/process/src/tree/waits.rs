@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use super::{Workload, ignore_gone};
 use crate::calls::{self, Caller};
+use crate::checkpoint::Pid;
 use crate::error::{Attempt, Result};
+use crate::object::posix_timer;
+use crate::object::signal::PendingSignal;
 use crate::sys::ptrace::{self, Registers, Tid};
 use crate::sys::task;
 use crate::tree::{Process, Running, Thread};
@@ -35,6 +38,23 @@ impl Workload {
             if self.threads.get(&tid).is_some_and(|thread| thread.running == Running::Yes) {
                 ignore_gone(ptrace::interrupt(tid)).attempt(|| format!("stop thread {tid}"))?;
             }
+        }
+        Ok(())
+    }
+
+    /// A thread is about to receive a signal, which may be a timer's: what has expired until now is counted in it.
+    pub(super) fn note_timer_signal(&mut self, pid: Pid, tid: Tid) -> Result<()> {
+        let now = self.now();
+        let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
+        if process.posix_timers.is_none() {
+            return Ok(());
+        }
+        if let Ok(info) = ptrace::signal_info(tid)
+            && let Some(timer) = posix_timer::timer_of(&PendingSignal::new(&info))
+            && (process.timer_signals.len() < posix_timer::MAX_TIMERS
+                || process.timer_signals.contains_key(&timer))
+        {
+            process.timer_signals.insert(timer, now);
         }
         Ok(())
     }
