@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use outlive_fault::{Point, point};
 
-use crate::calls::{self, Waiting};
+use crate::calls::Waiting;
 use crate::checkpoint::{Attributes, Clocks, Descriptor, Object, ObjectId, Pid, ProcessState, ThreadState};
 use crate::descriptors::Descriptors;
 use crate::error::{Attempt, Error, Result};
@@ -178,9 +178,8 @@ impl Shell {
         let hosts = clone_threads(process, state)?;
         point(Point::TakeoverHalfActivated);
         restore_posix_timers(process, state, &hosts)?;
-        let passed = self.passed();
         for (thread, host) in state.threads.iter().zip(&hosts) {
-            restore_thread(process, state, thread, *host, passed)?;
+            restore_thread(process, state, thread, *host)?;
         }
         Ok(hosts)
     }
@@ -428,7 +427,6 @@ fn restore_thread(
     state: &ProcessState,
     thread: &ThreadState,
     host: Tid,
-    passed: i64,
 ) -> Result<()> {
     let what = || format!("restore thread {} of process {}", thread.tid, state.pid);
     let mut batch = Batch::new();
@@ -486,7 +484,6 @@ fn restore_thread(
     })();
     remote.end().attempt(what)?;
     result.attempt(what)?;
-    calls::age(&registers, &process.memory, passed).attempt(what)?;
     ptrace::set_xstate(host, &thread.xstate).attempt(what)?;
     ptrace::set_registers(host, &registers).attempt(what)?;
     ptrace::set_signal_mask(host, thread.mask).attempt(what)

@@ -170,10 +170,12 @@ impl Workload {
                 for thread in &threads {
                     waiting.extend(thread.pending.iter().skip(usize::from(thread.delivering)).cloned());
                 }
-                let timers = capture_posix_timers(process, *pid, &proc, &waiting, self.clock_offsets)?;
+                let timers = capture_posix_timers(process, *pid, &proc, &waiting)?;
                 process.timer_makers.clear();
-                process.timer_signals.retain(|id, _| timers.iter().any(|timer| timer.id == *id));
-                process.timers_captured = clocks.monotonic;
+                let apart = clocks.boottime - clocks.monotonic;
+                let cadence_of =
+                    |timer: &PosixTimer| Some((timer.id, posix_timer::Cadence::restored(timer, apart)?));
+                process.cadences = timers.iter().filter_map(cadence_of).collect();
                 process.posix_timers = Some(timers);
             }
             let memory = memory(process, *pid, mappings, pages)?;
@@ -352,7 +354,6 @@ fn capture_posix_timers(
     pid: Pid,
     proc: &Path,
     waiting: &[PendingSignal],
-    ahead: Clocks,
 ) -> Result<Vec<PosixTimer>> {
     let Some(before) = &process.posix_timers else { return Ok(Vec::new()) };
     let what = || format!("read the timers of process {pid}");
@@ -360,15 +361,8 @@ fn capture_posix_timers(
     if text.is_empty() {
         return Ok(Vec::new());
     }
-    let shadow = posix_timer::Shadow {
-        before,
-        looked: process.timers_captured,
-        received: &process.timer_signals,
-        waiting,
-        makers: &process.timer_makers,
-        monotonic_ahead: ahead.monotonic,
-        boottime_ahead: ahead.boottime,
-    };
+    let shadow =
+        posix_timer::Shadow { before, cadences: &process.cadences, waiting, makers: &process.timer_makers };
     with_leader(process, |remote| posix_timer::capture(remote, &text, &shadow))
 }
 

@@ -26,7 +26,7 @@ use crate::descriptors::{Descriptors, Row};
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
 use crate::object::descriptor::Surroundings;
-use crate::object::posix_timer::PosixTimer;
+use crate::object::posix_timer::{Cadence, PosixTimer};
 use crate::object::scratch::Scratch;
 use crate::object::signal::SignalStack;
 use crate::object::tcp;
@@ -133,9 +133,8 @@ pub(crate) struct Process {
     pub uses_timers: bool,
     /// POSIX timers as last captured; `None` until one is made.
     pub posix_timers: Option<Vec<PosixTimer>>,
-    /// When a signal of one of them was last received, and when they were captured, by the workload's monotonic clock.
-    pub timer_signals: HashMap<i32, i64>,
-    pub timers_captured: i64,
+    /// Of periodic ones, how far they have been received.
+    pub cadences: HashMap<i32, Cadence>,
     /// Threads that have since made timers of their own processor time.
     pub timer_makers: Vec<Pid>,
     /// The descriptor table as last captured.
@@ -187,6 +186,9 @@ pub const FIRST: Pid = 2;
 
 impl Process {
     pub(crate) fn restored(host: Tid, parent: Pid, pidfd: OwnedFd, state: &ProcessState) -> Self {
+        let apart = task::clock(libc::CLOCK_BOOTTIME) - task::clock(libc::CLOCK_MONOTONIC);
+        let cadence_of = |timer: &PosixTimer| Some((timer.id, Cadence::restored(timer, apart)?));
+        let cadences = state.posix_timers.iter().filter_map(cadence_of).collect();
         let posix_timers = (!state.posix_timers.is_empty()).then(|| state.posix_timers.clone());
         Self {
             host,
@@ -199,8 +201,7 @@ impl Process {
             attributes_changed: true,
             uses_timers: state.interval_timers.is_some(),
             posix_timers,
-            timer_signals: HashMap::new(),
-            timers_captured: 0,
+            cadences,
             timer_makers: Vec::new(),
             descriptors: Vec::new(),
             headless: false,
@@ -410,10 +411,11 @@ impl Workload {
             }
             Stop::Signal(signal) if freezing => {
                 thread.running = Running::Signalled(signal);
-                return self.note_timer_signal(pid, tid);
+                self.note_timer_signal(pid, tid);
+                return Ok(());
             }
             Stop::Signal(signal) => {
-                self.note_timer_signal(pid, tid)?;
+                self.note_timer_signal(pid, tid);
                 self.look_at_call(tid, Some(signal))?;
                 return self.go(tid, signal);
             }
@@ -505,8 +507,7 @@ impl Workload {
                     attributes_changed: true,
                     uses_timers: false,
                     posix_timers: None,
-                    timer_signals: HashMap::new(),
-                    timers_captured: 0,
+                    cadences: HashMap::new(),
                     timer_makers: Vec::new(),
                     descriptors,
                     headless: false,
@@ -549,7 +550,7 @@ impl Workload {
             process.uses_timers = false;
             process.posix_timers = None;
             process.timer_makers.clear();
-            process.timer_signals.clear();
+            process.cadences.clear();
             process.headless = false;
         }
         self.refused.remove(&pid);

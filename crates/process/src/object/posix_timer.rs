@@ -62,8 +62,32 @@ pub struct PosixTimer {
     pub interval: u64,
     /// Its signal waits; `expiry` is the one that sent it, so that all since then are counted when it is received.
     pub waits: bool,
-    /// Up to here, by the monotonic clock, all expirations have been received.
-    pub served: i64,
+}
+
+/// How far the expirations of a periodic timer have been received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cadence {
+    /// The first that has not been, by the workload's monotonic clock.
+    pub next: i64,
+    pub interval: u64,
+}
+
+impl Cadence {
+    /// A signal was received that stands for this one and `overrun` more.
+    pub fn received(&mut self, overrun: i32) {
+        let periods = i64::from(overrun.max(0)) + 1;
+        self.next =
+            self.next.saturating_add(periods.saturating_mul(self.interval.min(i64::MAX as u64) as i64));
+    }
+
+    pub fn restored(timer: &PosixTimer, clocks_apart: i64) -> Option<Self> {
+        let next = match timer.expiry {
+            Expiry::Monotonic(at) => at,
+            Expiry::Boottime(at) => at - clocks_apart,
+            Expiry::Disarmed | Expiry::Left(_) => return None,
+        };
+        Some(Self { next, interval: timer.interval })
+    }
 }
 
 /// What `/proc/PID/timers` says of one.
@@ -84,7 +108,6 @@ fn parse(text: &str) -> Option<Vec<PosixTimer>> {
                 expiry: Expiry::Disarmed,
                 interval: 0,
                 waits: false,
-                served: 0,
             });
             continue;
         }
@@ -118,17 +141,11 @@ fn parse(text: &str) -> Option<Vec<PosixTimer>> {
 pub struct Shadow<'a> {
     /// As they were last.
     pub before: &'a [PosixTimer],
-    /// When that was, by the monotonic clock.
-    pub looked: i64,
     /// Signals that wait, for the process or one of its threads.
     pub waiting: &'a [PendingSignal],
-    /// When a signal of a timer was last received, by the monotonic clock.
-    pub received: &'a HashMap<i32, i64>,
+    pub cadences: &'a HashMap<i32, Cadence>,
     /// Who has made timers that count the maker's own time since they were last looked at.
     pub makers: &'a [Pid],
-    /// What the workload's clocks are ahead of this host's.
-    pub monotonic_ahead: i64,
-    pub boottime_ahead: i64,
 }
 
 /// `text` is `/proc/PID/timers` as the workload sees it. An error that is no failure of the system says what cannot be captured.
@@ -143,9 +160,12 @@ pub fn capture(remote: &mut Remote<'_>, text: &str, shadow: &Shadow<'_>) -> io::
     for (index, timer) in timers.iter().enumerate() {
         batch.call(libc::SYS_timer_gettime, &[timer.id as u64, room + SPEC_SIZE * index as u64]);
     }
+    // By the workload's own clocks, at once: what is left is counted from here.
+    let clocks = batch.bytes(&[0u8; 32]);
+    batch.call(libc::SYS_clock_gettime, &[libc::CLOCK_MONOTONIC as u64, clocks]);
+    batch.call(libc::SYS_clock_gettime, &[libc::CLOCK_BOOTTIME as u64, clocks + 16]);
     remote.run_all(&mut batch)?;
-    let monotonic = task::clock(libc::CLOCK_MONOTONIC) + shadow.monotonic_ahead;
-    let boottime = task::clock(libc::CLOCK_BOOTTIME) + shadow.boottime_ahead;
+    let (monotonic, boottime) = (time_at(remote, clocks)?, time_at(remote, clocks + 16)?);
     let bytes = remote.read(room, SPEC_SIZE as usize * timers.len())?;
     for (timer, spec) in timers.iter_mut().zip(bytes.chunks_exact(SPEC_SIZE as usize)) {
         let word =
@@ -162,24 +182,18 @@ pub fn capture(remote: &mut Remote<'_>, text: &str, shadow: &Shadow<'_>) -> io::
         };
         let before = shadow.before.iter().find(|before| before.id == timer.id && before.clock == timer.clock);
         let waits = interval > 0 && shadow.waiting.iter().any(|signal| timer_of(signal) == Some(timer.id));
-        timer.served = match before {
-            Some(before) if waits && before.waits => before.served,
-            Some(before) if waits => before.served.max(shadow.looked),
-            None if waits => shadow.received.get(&timer.id).copied().unwrap_or(monotonic),
-            _ => monotonic,
-        };
-        timer.served = timer.served.max(shadow.received.get(&timer.id).copied().unwrap_or(i64::MIN));
-        if waits {
-            let behind = boottime - monotonic;
-            timer.expiry = match timer.expiry {
-                Expiry::Monotonic(next) => Expiry::Monotonic(first_after(timer.served, next, interval)),
+        let behind = boottime - monotonic;
+        if waits && let Some(cadence) = shadow.cadences.get(&timer.id) {
+            let first = match timer.expiry {
+                Expiry::Monotonic(next) => unreceived(cadence.next, next, interval).map(Expiry::Monotonic),
                 Expiry::Boottime(next) => {
-                    Expiry::Boottime(first_after(timer.served + behind, next, interval))
+                    unreceived(cadence.next.saturating_add(behind), next, interval).map(Expiry::Boottime)
                 }
                 // Of processor time the next is the first that counts.
-                other => other,
+                Expiry::Disarmed | Expiry::Left(_) => None,
             };
-            timer.waits = matches!(timer.expiry, Expiry::Monotonic(_) | Expiry::Boottime(_));
+            timer.waits = first.is_some();
+            timer.expiry = first.unwrap_or(timer.expiry);
         }
         if is_of_caller(timer.clock) {
             timer.maker = match (before, shadow.makers) {
@@ -199,7 +213,7 @@ pub fn capture(remote: &mut Remote<'_>, text: &str, shadow: &Shadow<'_>) -> io::
 
 /// When a timer that is just being set expires first, by the workload's monotonic clock; `ahead`: what its monotonic clock and the
 /// one that counts while suspended are ahead of this host's.
-pub fn first_expiry(clock: i32, flags: i32, spec: &[u8; 32], ahead: (i64, i64)) -> i64 {
+pub fn first_expiry(clock: i32, flags: i32, spec: &[u8; 32], ahead: (i64, i64)) -> Cadence {
     let word = |at: usize| {
         spec[at..at + 8].iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte)) as i64
     };
@@ -211,20 +225,27 @@ pub fn first_expiry(clock: i32, flags: i32, spec: &[u8; 32], ahead: (i64, i64)) 
         libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM => task::clock(libc::CLOCK_REALTIME),
         _ => now,
     };
-    now.saturating_add(value.saturating_sub(passed))
+    let interval = word(0).saturating_mul(1_000_000_000).saturating_add(word(8));
+    Cadence { next: now.saturating_add(value.saturating_sub(passed)), interval: interval.max(0) as u64 }
 }
 
-/// The first expiration after `served` of a timer that expires next at `next`, and has every `interval` before.
-fn first_after(served: i64, next: i64, interval: u64) -> i64 {
-    let since = next.saturating_sub(served);
-    if since <= 0 { next } else { next - (since - 1) / interval.max(1) as i64 * interval as i64 }
+/// Which of the expirations before `next` is the one that was expected at about `first`. `None` if that is none.
+fn unreceived(first: i64, next: i64, interval: u64) -> Option<i64> {
+    let interval = i64::try_from(interval).ok().filter(|interval| *interval > 0)?;
+    let periods = (next.saturating_sub(first).saturating_add(interval / 2)) / interval;
+    (periods > 0).then(|| next - periods * interval)
 }
 
 /// The timer that has sent a signal (`siginfo_t` in `sigaction(2)`: code at 8, id at 16).
 pub fn timer_of(signal: &PendingSignal) -> Option<i32> {
+    received_from(signal).map(|(id, _)| id)
+}
+
+/// And how many more expirations it stands for, once it is received (at 20).
+pub fn received_from(signal: &PendingSignal) -> Option<(i32, i32)> {
     let info = signal.info();
     let word = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
-    (word(8) == libc::SI_TIMER).then(|| word(16))
+    (word(8) == libc::SI_TIMER).then(|| (word(16), word(20)))
 }
 
 /// How a kernel gives a timer the id that it had.
@@ -302,6 +323,11 @@ fn workload_clock(remote: &mut Remote<'_>, clock: i32) -> io::Result<i64> {
     let at = batch.bytes(&[0u8; 16]);
     batch.call(libc::SYS_clock_gettime, &[clock as u64, at]);
     remote.run_all(&mut batch)?;
+    time_at(remote, at)
+}
+
+/// A `timespec` that a call has written.
+fn time_at(remote: &Remote<'_>, at: u64) -> io::Result<i64> {
     let raw = remote.read(at, 16)?;
     let word =
         |at: usize| raw[at..at + 8].iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte)) as i64;
@@ -392,10 +418,14 @@ mod tests {
 
     #[test]
     fn the_expiration_that_sent_a_waiting_signal_is_found() {
-        assert_eq!(first_after(0, 100, 30), 10);
-        assert_eq!(first_after(10, 100, 30), 40);
-        assert_eq!(first_after(99, 100, 30), 100);
-        assert_eq!(first_after(100, 100, 30), 100);
+        assert_eq!(unreceived(10, 100, 30), Some(10));
+        assert_eq!(unreceived(12, 100, 30), Some(10));
+        assert_eq!(unreceived(100, 100, 30), None);
+        assert_eq!(unreceived(130, 100, 30), None);
+        assert_eq!(unreceived(0, 100, 0), None);
+        let mut cadence = Cadence { next: 10, interval: 30 };
+        cadence.received(1);
+        assert_eq!(cadence.next, 70);
     }
 
     #[test]

@@ -62,13 +62,13 @@ impl Workload {
                         let ahead = (self.clock_offsets.monotonic, self.clock_offsets.boottime);
                         if let Some(space) = &process.space
                             && space.memory.read_exact_at(&mut spec, regs.rdx).is_ok()
-                            && process.timer_signals.len() < posix_timer::MAX_TIMERS
+                            && process.cadences.len() < posix_timer::MAX_TIMERS
                         {
                             let id = regs.rdi as i32;
                             let clock = process.posix_timers.iter().flatten().find(|timer| timer.id == id);
                             let clock = clock.map_or(libc::CLOCK_MONOTONIC, |timer| timer.clock);
                             let first = posix_timer::first_expiry(clock, regs.rsi as i32, &spec, ahead);
-                            process.timer_signals.insert(id, first - 1);
+                            process.cadences.insert(id, first);
                         }
                     }
                     _ => process.uses_timers = true,

@@ -11,7 +11,7 @@ use crate::error::{Attempt, Result};
 use crate::object::posix_timer;
 use crate::object::signal::PendingSignal;
 use crate::sys::ptrace::{self, Registers, Tid};
-use crate::sys::task;
+use crate::sys::{proc, task};
 use crate::tree::{Process, Running, Thread};
 
 impl Workload {
@@ -42,21 +42,18 @@ impl Workload {
         Ok(())
     }
 
-    /// A thread is about to receive a signal, which may be a timer's: what has expired until now is counted in it.
-    pub(super) fn note_timer_signal(&mut self, pid: Pid, tid: Tid) -> Result<()> {
-        let now = self.now();
-        let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
-        if process.posix_timers.is_none() {
-            return Ok(());
-        }
+    /// A thread is about to receive a signal, which may be a timer's.
+    pub(super) fn note_timer_signal(&mut self, pid: Pid, tid: Tid) {
+        let Some(process) = self.processes.get_mut(&pid).filter(|process| !process.cadences.is_empty())
+        else {
+            return;
+        };
         if let Ok(info) = ptrace::signal_info(tid)
-            && let Some(timer) = posix_timer::timer_of(&PendingSignal::new(&info))
-            && (process.timer_signals.len() < posix_timer::MAX_TIMERS
-                || process.timer_signals.contains_key(&timer))
+            && let Some((timer, overrun)) = posix_timer::received_from(&PendingSignal::new(&info))
+            && let Some(cadence) = process.cadences.get_mut(&timer)
         {
-            process.timer_signals.insert(timer, now);
+            cadence.received(overrun);
         }
-        Ok(())
     }
 
     /// Of a thread that is about to go on: makes ready again the call that its stop has interrupted.
@@ -101,9 +98,14 @@ pub(crate) fn look(
 ) -> io::Result<Registers> {
     let regs = ptrace::registers(tid)?;
     let signal = if signalled { Some(ptrace::signal_info(tid)?) } else { None };
+    // Until it is protected again nothing of a restored process's memory is open.
+    let opened = match &process.space {
+        Some(_) => None,
+        None => proc::open_memory(tid).ok(),
+    };
     let caller = Caller {
         tid,
-        memory: process.space.as_ref().map(|space| &space.memory),
+        memory: process.space.as_ref().map(|space| &space.memory).or(opened.as_ref()),
         process: process.pidfd.as_fd(),
         now: clock.now,
         ahead: clock.ahead,

@@ -22,7 +22,7 @@ int main(void) {
     usleep(200000);
     int signals = timer_signals;
     sigprocmask(SIG_UNBLOCK, &set, 0);
-    CHECK_EQUAL(timer_signals, signals + 1);
+    CHECK(timer_signals > signals);
     timer_check_count(from, 0.003);
     PASS();
 }
