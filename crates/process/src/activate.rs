@@ -10,15 +10,16 @@ use std::os::unix::fs::FileExt;
 use outlive_fault::{Point, point};
 use tracing::warn;
 
-use crate::calls::{self, Waiting};
+use crate::calls::Waiting;
 use crate::checkpoint::{Attributes, Clocks, Descriptor, Object, ObjectId, Pid, ProcessState, ThreadState};
 use crate::descriptors::Descriptors;
 use crate::error::{Attempt, Error, Result};
-use crate::launch::{self, CHANNEL};
-use crate::object::descriptor::ClockOffsets;
+use crate::launch::CHANNEL;
 use crate::object::epoll::{self, Epoll};
 use crate::object::memory::{ADVICE_CALLS, Mapping};
+use crate::object::posix_timer::{self, Expiry, Ids, PosixTimer};
 use crate::object::scratch::Scratch;
+use crate::object::signal::PendingSignal;
 use crate::object::{file, signal};
 use crate::shell::{Shell, ShellProcess, clone_call, run_in, run_unchecked, send, wait_stop};
 use crate::sys::pagemap::PAGE_SIZE;
@@ -44,14 +45,15 @@ pub struct Built {
 
 impl Shell {
     /// What the workload's clocks will be ahead of this host's: they go on from the last epoch, and err forward only.
-    fn clock_offsets(&self) -> Clocks {
+    pub(crate) fn clock_offsets(&self) -> Clocks {
         let Some((then, received)) = self.clocks else { return Clocks::default() };
-        let passed = received.elapsed().as_nanos() as i64;
-        let here = launch::host_clocks();
-        Clocks {
-            monotonic: then.monotonic + passed - here.monotonic,
-            boottime: then.boottime + passed - here.boottime,
-        }
+        // The same however often it is asked: timers are set by it.
+        Clocks { monotonic: then.monotonic - received.monotonic, boottime: then.boottime - received.boottime }
+    }
+
+    /// How long ago the last epoch was, in nanoseconds.
+    fn passed(&self) -> i64 {
+        self.clocks.map_or(0, |(_, received)| task::clock(libc::CLOCK_MONOTONIC) - received.monotonic)
     }
 
     /// Turns the shell into the workload, every thread of it stopped ([`Workload::thaw`] lets them run).
@@ -90,8 +92,7 @@ impl Shell {
             }
             let pidfd = task::pidfd_open(process.host).attempt(|| format!("open process {pid}"))?;
             let parent = parents.get(&pid).copied().unwrap_or(1);
-            let uses_timers = state.interval_timers.is_some();
-            let mut restored = Process::restored(process.host, parent, pidfd, uses_timers);
+            let mut restored = Process::restored(process.host, parent, pidfd, state);
             restored.lock_future = state.attributes.as_ref().map_or(0, |attributes| attributes.lock_future);
             // The stack grows down without having been told so.
             let stack = state.attributes.as_ref().map_or(0, |attributes| attributes.layout.stack);
@@ -107,7 +108,6 @@ impl Shell {
         let segments = self.shared.has_segments();
         // Init was stopped since it was made; it reaps what it inherits.
         ptrace::resume(self.container.init, 0).attempt(|| "resume init".into())?;
-        self.surroundings.clocks = ClockOffsets { monotonic: offsets.monotonic, boottime: offsets.boottime };
         let mut descriptors = Descriptors::new(self.surroundings, scratch);
         orphans.into_iter().for_each(|fd| descriptors.adopt_orphan(fd));
         let mut workload =
@@ -179,7 +179,7 @@ impl Shell {
         run_in(process, &mut batch)?;
         let mut batch = Batch::new();
         if let Some(timers) = &state.interval_timers {
-            restore_timers(&mut batch, timers);
+            posix_timer::restore_intervals(&mut batch, timers, self.passed());
         }
         batch.call(libc::SYS_close, &[channel]);
         install_filter(&mut batch);
@@ -189,9 +189,9 @@ impl Shell {
 
         let hosts = clone_threads(process, state)?;
         point(Point::TakeoverHalfActivated);
-        let passed = self.clocks.map_or(0, |(_, received)| received.elapsed().as_nanos() as i64);
+        restore_posix_timers(process, state, &hosts)?;
         for (thread, host) in state.threads.iter().zip(&hosts) {
-            restore_thread(process, state, thread, *host, passed)?;
+            restore_thread(process, state, thread, *host)?;
         }
         Ok(hosts)
     }
@@ -383,17 +383,36 @@ fn restore_attributes(batch: &mut Batch, attributes: &Attributes, mappings: &[Ma
     }
 }
 
-fn restore_timers(batch: &mut Batch, timers: &[(u64, u64); 3]) {
-    for (which, (left, interval)) in timers.iter().enumerate() {
-        if *left == 0 {
-            continue;
-        }
-        let parts = |micros: u64| [micros / 1_000_000, micros % 1_000_000];
-        let bytes: Vec<u8> =
-            [parts(*interval), parts(*left)].concat().into_iter().flat_map(u64::to_ne_bytes).collect();
-        let at = batch.bytes(&bytes);
-        batch.call(libc::SYS_setitimer, &[which as u64, at, 0]);
+/// Timers that name threads, or count their time, come after these.
+fn restore_posix_timers(process: &ShellProcess, state: &ProcessState, hosts: &[Tid]) -> Result<()> {
+    if state.posix_timers.is_empty() {
+        return Ok(());
     }
+    let what = || format!("make the timers of process {}", state.pid);
+    let host_of = |tid: Pid| {
+        let mut all = state.threads.iter().zip(hosts);
+        all.find(|(thread, _)| thread.tid == tid).map(|(_, host)| *host)
+    };
+    let with = |host: Tid, work: &mut dyn FnMut(&mut Remote<'_>) -> std::io::Result<()>| -> Result<()> {
+        let mut remote = Remote::begin(host, &process.memory).attempt(what)?;
+        let result = work(&mut remote);
+        remote.end().attempt(what)?;
+        result.attempt(what)
+    };
+    let mut ids = Ids::Sought;
+    with(process.host, &mut |remote| posix_timer::prepare(remote).map(|found| ids = found))?;
+    for timer in &state.posix_timers {
+        // One whose maker is gone never expires; the leader's own would.
+        let maker = timer.maker.map(host_of);
+        let silent = PosixTimer { expiry: Expiry::Disarmed, ..timer.clone() };
+        let (host, timer) = match maker {
+            None => (process.host, timer),
+            Some(Some(host)) => (host, timer),
+            Some(None) => (process.host, &silent),
+        };
+        with(host, &mut |remote| posix_timer::restore(remote, timer, ids))?;
+    }
+    with(process.host, &mut |remote| posix_timer::finish(remote))
 }
 
 /// The shell's processes were forked from init, which has no filter.
@@ -445,7 +464,6 @@ fn restore_thread(
     state: &ProcessState,
     thread: &ThreadState,
     host: Tid,
-    passed: i64,
 ) -> Result<()> {
     let what = || format!("restore thread {} of process {}", thread.tid, state.pid);
     let mut batch = Batch::new();
@@ -467,6 +485,11 @@ fn restore_thread(
             &[rseq.address, u64::from(rseq.size), u64::from(rseq.flags), u64::from(rseq.signature)],
         );
     }
+    // By its timer, which counts what has been missed meanwhile.
+    let is_sent_again = |signal: &PendingSignal| {
+        let timer = posix_timer::timer_of(signal);
+        state.posix_timers.iter().any(|known| known.waits && Some(known.id) == timer)
+    };
     let mut remote = Remote::begin(host, &process.memory).attempt(what)?;
     let result = (|| {
         remote.run_all(&mut batch)?;
@@ -476,12 +499,15 @@ fn restore_thread(
             let set = batch.bytes(&(1u64 << (libc::SIGCHLD - 1)).to_ne_bytes());
             let now = batch.bytes(&[0u8; 16]);
             batch.call(libc::SYS_rt_sigtimedwait, &[set, 0, now, 8]);
-            for signal in &state.pending {
+            for signal in state.pending.iter().filter(|signal| !is_sent_again(signal)) {
                 let info = batch.bytes(&signal.info());
                 batch.call(libc::SYS_rt_sigqueueinfo, &[state.pid as u64, signal.number() as u64, info]);
             }
         }
-        for signal in &thread.pending {
+        for (index, signal) in thread.pending.iter().enumerate() {
+            if is_sent_again(signal) && (index > 0 || !thread.delivering) {
+                continue;
+            }
             let info = batch.bytes(&signal.info());
             let ids = [state.pid as u64, thread.tid as u64];
             batch.call(libc::SYS_rt_tgsigqueueinfo, &[ids[0], ids[1], signal.number() as u64, info]);
@@ -495,7 +521,6 @@ fn restore_thread(
     })();
     remote.end().attempt(what)?;
     result.attempt(what)?;
-    calls::age(&registers, &process.memory, passed).attempt(what)?;
     ptrace::set_xstate(host, &thread.xstate).attempt(what)?;
     ptrace::set_registers(host, &registers).attempt(what)?;
     ptrace::set_signal_mask(host, thread.mask).attempt(what)

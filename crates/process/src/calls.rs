@@ -2,7 +2,8 @@
 //!
 //! The program must not feel a stop, nor a failover. A call goes on in one of these ways:
 //!
-//! - The kernel makes it again (`ERESTARTSYS` and its like), here and, with the same registers, on the backup.
+//! - The kernel makes it again (`ERESTARTSYS` and its like), here and, with the same registers, on the backup. Of `select` and
+//!   its like it writes what is left to the program's memory, and does not count how long the stop was: the tracer ends them.
 //! - The kernel goes on with the exact rest (`restart_syscall`). It keeps that to itself, so on the backup the call is made again
 //!   with its whole limit, and the tracer ends it when the limit is over.
 //! - It returns EINTR however it was interrupted (`signal(7)`). It is made again on both sides, and the tracer ends it.
@@ -82,6 +83,13 @@ pub(crate) fn look(
     let number = regs.orig_rax;
     let result = regs.rax as i64;
     let unchanged = Seen { registers: *regs, waiting: None, changed: false };
+    if let Some(before) = before.filter(|before| before.is_about_to(regs)) {
+        // Stopped again, when all was ready for making the call.
+        let mut again = *regs;
+        (again.rax, again.orig_rax, again.rip) = (ERESTARTNOHAND as u64, before.number, before.instruction);
+        again.eflags |= MARK;
+        return Ok(Seen { registers: again, waiting: Some(before), changed: false });
+    }
     if (number as i64) < 0 {
         return Ok(unchanged);
     }
@@ -90,6 +98,9 @@ pub(crate) fn look(
         ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => match before {
             // Stopped again before it has made the call.
             Some(before) if before.is(regs) => before,
+            _ if result == ERESTARTNOHAND && keeps_rest_in_memory(number) && signal.is_none() => {
+                Waiting::begin(regs, caller, true)?
+            }
             _ => return Ok(unchanged),
         },
         ERESTART_RESTARTBLOCK => match before {
@@ -115,15 +126,16 @@ pub(crate) fn look(
     (again.rax, again.orig_rax) = (ERESTARTNOHAND as u64, waiting.number);
     again.eflags |= MARK;
     let interrupts = result == EINTR;
+    let changed = interrupts || waiting.ours && regs.eflags & MARK != MARK && result == ERESTARTNOHAND;
     if waiting.ours && signal.is_none() && waiting.deadline.is_some_and(|deadline| deadline <= caller.now) {
-        clear_results(&again, caller)?;
+        clear_results(&again, caller, !interrupts)?;
         (again.rax, again.orig_rax) = (answer(waiting.number) as u64, u64::MAX);
         return Ok(Seen { registers: again, waiting: None, changed: true });
     }
     if waiting.ours && result == ERESTART_RESTARTBLOCK {
         correct_rest(&again, &waiting, caller)?;
     }
-    Ok(Seen { registers: again, waiting: Some(waiting), changed: interrupts })
+    Ok(Seen { registers: again, waiting: Some(waiting), changed })
 }
 
 /// Whether a thread with these registers will make a call again, and which.
@@ -262,6 +274,13 @@ impl Waiting {
         Some(Self { number, stack: regs.rsp, instruction: regs.rip, deadline, ours: true })
     }
 
+    /// Stands before the call, which is to be made again or (`restart_syscall`) to go on.
+    fn is_about_to(&self, regs: &Registers) -> bool {
+        let here = (regs.rsp, regs.rip.wrapping_add(2)) == (self.stack, self.instruction);
+        let goes_on = regs.rax == libc::SYS_restart_syscall as u64;
+        here && (goes_on || regs.rax == self.number && regs.eflags & MARK == MARK)
+    }
+
     fn is(&self, regs: &Registers) -> bool {
         let here = (regs.orig_rax, regs.rsp, regs.rip);
         here == (self.number, self.stack, self.instruction) && regs.eflags & MARK == MARK
@@ -309,9 +328,20 @@ impl Caller<'_> {
     }
 }
 
-/// A call that is over writes that nothing has happened.
-fn clear_results(regs: &Registers, caller: &Caller<'_>) -> io::Result<()> {
+/// Calls of which the kernel writes what is left to the program's memory, if it may.
+fn keeps_rest_in_memory(number: u64) -> bool {
+    [libc::SYS_select, libc::SYS_pselect6, libc::SYS_ppoll].into_iter().any(|call| call as u64 == number)
+}
+
+/// A call that is over writes that nothing has happened and, `rest`, that no time is left.
+fn clear_results(regs: &Registers, caller: &Caller<'_>, rest: bool) -> io::Result<()> {
     let Some(memory) = caller.memory else { return Ok(()) };
+    if rest
+        && keeps_rest_in_memory(regs.orig_rax)
+        && let Limit::Timespec(at) | Limit::Timeval(at) = limit_of(regs)
+    {
+        memory.write_all_at(&[0; 16], at)?;
+    }
     match regs.orig_rax as i64 {
         libc::SYS_poll | libc::SYS_ppoll => {
             // struct pollfd: descriptor, events, what happened.
@@ -350,34 +380,6 @@ fn timespec(nanos: i64) -> [u8; 16] {
     raw[..8].copy_from_slice(&(nanos / 1_000_000_000).to_ne_bytes());
     raw[8..].copy_from_slice(&(nanos % 1_000_000_000).to_ne_bytes());
     raw
-}
-
-/// Of `select` and its like the kernel writes what is left to the program's own memory whenever they are interrupted. Before
-/// one of them is made again on another host, `passed` nanoseconds later, that is taken off as well.
-pub(crate) fn age(regs: &Registers, memory: &File, passed: i64) -> io::Result<()> {
-    let (at, unit) = match repeats(regs).map(|number| number as i64) {
-        Some(libc::SYS_select) => (regs.r8, 1000),
-        Some(libc::SYS_pselect6) => (regs.r8, 1),
-        Some(libc::SYS_ppoll) => (regs.rdx, 1),
-        _ => return Ok(()),
-    };
-    let mut raw = [0u8; 16];
-    if at == 0 || memory.read_exact_at(&mut raw, at).is_err() {
-        return Ok(());
-    }
-    let word = |at: usize| raw[at..at + 8].iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
-    let (seconds, parts) = (word(0) as i64, word(8) as i64);
-    let Some(left) =
-        parts.checked_mul(unit).and_then(|parts| seconds.checked_mul(1_000_000_000)?.checked_add(parts))
-    else {
-        return Ok(());
-    };
-    let left = left.saturating_sub(passed.max(0)).max(0);
-    let mut raw = timespec(left);
-    if unit != 1 {
-        raw[8..].copy_from_slice(&(left % 1_000_000_000 / unit).to_ne_bytes());
-    }
-    memory.write_all_at(&raw, at)
 }
 
 /// Whether a signal does nothing to its receiver. A traced thread is interrupted by it all the same.
@@ -464,6 +466,18 @@ mod tests {
         let second = seen_at(2000 * MS, &again, first.waiting, None);
         assert_eq!(repeats(&second.registers), Some(libc::SYS_poll as u64));
         assert_eq!(second.waiting.unwrap().deadline, Some(4500 * MS));
+    }
+
+    #[test]
+    fn a_call_that_is_about_to_go_on_is_still_the_same() {
+        let mut regs = stopped_in(libc::SYS_nanosleep, ERESTART_RESTARTBLOCK);
+        let first = seen_at(0, &regs, None, None);
+        (regs.rax, regs.rip) = (libc::SYS_restart_syscall as u64, 0x1000);
+        let second = seen_at(MS, &regs, first.waiting, None);
+        assert_eq!(second.waiting, first.waiting);
+        assert!(!second.changed);
+        assert_eq!(repeats(&second.registers), Some(libc::SYS_nanosleep as u64));
+        assert_eq!(second.registers.rip, 0x1002);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use crate::calls;
 use crate::checkpoint::{
@@ -11,11 +12,12 @@ use crate::checkpoint::{
 };
 use crate::error::{Attempt, Error, Result};
 use crate::object::memory::Mapping;
+use crate::object::posix_timer::{self, PosixTimer};
 use crate::object::signal::{self, PendingSignal};
 use crate::space::PageData;
 use crate::sys::bpf::threads::{Lister, ThreadSeen};
 use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
-use crate::sys::remote::{Batch, Remote};
+use crate::sys::remote::Remote;
 use crate::sys::{proc, task};
 use crate::tree::waits::{self, Clock};
 use crate::tree::{FIRST, Known, Process, Running, Thread, Workload, adopt_space};
@@ -127,6 +129,7 @@ impl Workload {
         let clock = Clock { now: clocks.monotonic, ahead: self.clock_offsets.monotonic };
         let mut checkpoint = Checkpoint { clocks, ..Checkpoint::default() };
         self.note_reaped();
+        let proc = proc::path(self.container.init, "root/proc");
         for (pid, process) in &mut self.processes {
             // Calls that are injected change no memory of the program's; the pages are looked at afterwards all the same.
             let (mut threads, mut same_threads) = (Vec::new(), Vec::new());
@@ -161,7 +164,24 @@ impl Workload {
                     threads.push(state);
                 }
             }
-            let interval_timers = if process.uses_timers { Some(capture_timers(process)?) } else { None };
+            let interval_timers = if process.uses_timers {
+                Some(with_leader(process, posix_timer::capture_intervals)?)
+            } else {
+                None
+            };
+            if process.posix_timers.is_some() {
+                let mut waiting = pending.clone();
+                for thread in &threads {
+                    waiting.extend(thread.pending.iter().skip(usize::from(thread.delivering)).cloned());
+                }
+                let timers = capture_posix_timers(process, *pid, &proc, &waiting)?;
+                process.timer_makers.clear();
+                let apart = clocks.boottime - clocks.monotonic;
+                let cadence_of =
+                    |timer: &PosixTimer| Some((timer.id, posix_timer::Cadence::restored(timer, apart)?));
+                process.cadences = timers.iter().filter_map(cadence_of).collect();
+                process.posix_timers = Some(timers);
+            }
             let memory = memory(process, *pid, mappings, pages)?;
             let attributes =
                 if process.attributes_changed { Some(capture_attributes(process)?) } else { None };
@@ -177,6 +197,7 @@ impl Workload {
                 attributes,
                 descriptors: None,
                 interval_timers,
+                posix_timers: process.posix_timers.clone().unwrap_or_default(),
             });
         }
         let seen = self.shared.look(&mut self.processes);
@@ -314,6 +335,7 @@ fn capture_thread(
         xstate: ptrace::xstate(tid).attempt(what)?,
         mask: ptrace::signal_mask(tid).attempt(what)?,
         pending,
+        delivering: signalled,
         stack,
         rseq: ptrace::rseq(tid).attempt(what)?,
         robust_list: ptrace::robust_list(tid).attempt(what)?,
@@ -343,21 +365,22 @@ fn capture_actions(process: &Process) -> Result<Vec<signal::SignalAction>> {
     with_leader(process, signal::capture_actions)
 }
 
-/// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: (left, interval) in microseconds.
-fn capture_timers(process: &Process) -> Result<[(u64, u64); 3]> {
-    with_leader(process, |remote| {
-        let mut batch = Batch::new();
-        let room = batch.bytes(&[0u8; 96]);
-        for which in 0..3u64 {
-            batch.call(libc::SYS_getitimer, &[which, room + 32 * which]);
-        }
-        remote.run_all(&mut batch)?;
-        let bytes = remote.read(room, 96)?;
-        let word =
-            |at: usize| bytes[at..at + 8].iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
-        let micros = |at: usize| word(at) * 1_000_000 + word(at + 8);
-        Ok([0, 32, 64].map(|at| (micros(at + 16), micros(at))))
-    })
+/// `proc` is the workload's own `/proc`.
+fn capture_posix_timers(
+    process: &Process,
+    pid: Pid,
+    proc: &Path,
+    waiting: &[PendingSignal],
+) -> Result<Vec<PosixTimer>> {
+    let Some(before) = &process.posix_timers else { return Ok(Vec::new()) };
+    let what = || format!("read the timers of process {pid}");
+    let text = std::fs::read_to_string(proc.join(pid.to_string()).join("timers")).attempt(what)?;
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let shadow =
+        posix_timer::Shadow { before, cadences: &process.cadences, waiting, makers: &process.timer_makers };
+    with_leader(process, |remote| posix_timer::capture(remote, &text, &shadow))
 }
 
 fn capture_attributes(process: &Process) -> Result<Attributes> {
@@ -373,10 +396,7 @@ fn capture_attributes(process: &Process) -> Result<Attributes> {
     // proc_pid_stat(5), fields counted from 1.
     let start_brk = field(47);
     let brk = layout.iter().filter(|mapping: &&Mapping| mapping.heap).map(|mapping| mapping.range.end).max();
-    let limits = (0..16)
-        .map(|resource| limit(host, resource))
-        .collect::<io::Result<Vec<(u64, u64)>>>()
-        .attempt(what)?;
+    let limits = proc::limits(host).attempt(what)?;
     Ok(Attributes {
         executable: link("exe")?,
         cwd: link("cwd")?,
@@ -404,10 +424,6 @@ fn capture_attributes(process: &Process) -> Result<Attributes> {
         },
         limits,
     })
-}
-
-fn limit(host: Tid, resource: u32) -> io::Result<(u64, u64)> {
-    task::resource_limit(host, resource)
 }
 
 /// `user_regs_struct` is 27 words in a fixed order (`arch/x86/include/asm/user_64.h`).

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::object::Object;
 use crate::object::file::FileKey;
 use crate::object::memory::Mapping;
+use crate::object::posix_timer::PosixTimer;
 use crate::object::shared::SharedChange;
 use crate::object::signal::{PendingSignal, SignalAction, SignalStack};
 use crate::object::sysv;
@@ -103,6 +104,8 @@ pub struct ThreadState {
     pub xstate: Vec<u8>,
     pub mask: u64,
     pub pending: Vec<PendingSignal>,
+    /// The first of them was just being delivered.
+    pub delivering: bool,
     pub stack: SignalStack,
     pub rseq: Option<Rseq>,
     /// Head and length of the robust futex list.
@@ -168,6 +171,7 @@ pub struct ProcessState {
     pub descriptors: Option<Vec<Descriptor>>,
     /// ITIMER_REAL, VIRTUAL, PROF: time left and interval in microseconds.
     pub interval_timers: Option<[(u64, u64); 3]>,
+    pub posix_timers: Vec<PosixTimer>,
 }
 
 /// The clocks that must never go backwards, in nanoseconds as the workload sees them.

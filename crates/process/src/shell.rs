@@ -11,7 +11,6 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use outlive_fault::{Point, point};
@@ -21,8 +20,8 @@ use crate::checkpoint::{
 };
 use crate::delta;
 use crate::error::{Attempt, Error, Result};
-use crate::launch::{CHANNEL, Container, Program};
-use crate::object::descriptor::Surroundings;
+use crate::launch::{self, CHANNEL, Container, Program};
+use crate::object::descriptor::{ClockOffsets, Surroundings};
 use crate::object::file::FileKey;
 use crate::object::memory::{Backing, Mapping, Step, plan};
 use crate::object::shared::{Kind, SharedFiles, for_mapping};
@@ -57,7 +56,8 @@ pub struct Shell {
     pub(crate) objects: BTreeMap<ObjectId, Object>,
     pub(crate) orphans: Vec<ObjectId>,
     pub(crate) ipc: Option<sysv::Objects>,
-    pub(crate) clocks: Option<(Clocks, Instant)>,
+    /// Of the last epoch, and of this host when it was applied.
+    pub(crate) clocks: Option<(Clocks, Clocks)>,
     pub(crate) surroundings: Surroundings,
     pub(crate) outputs: [Option<OwnedFd>; 2],
     pub(crate) shared: SharedFiles,
@@ -143,7 +143,10 @@ impl Shell {
         }
         self.orphans = checkpoint.orphans;
         self.ipc = checkpoint.ipc.or(self.ipc.take());
-        self.clocks = Some((checkpoint.clocks, Instant::now()));
+        self.clocks = Some((checkpoint.clocks, launch::host_clocks()));
+        // Objects are built by them.
+        let ahead = self.clock_offsets();
+        self.surroundings.clocks = ClockOffsets { monotonic: ahead.monotonic, boottime: ahead.boottime };
         self.forget_unused_objects();
         Ok(())
     }
@@ -347,6 +350,7 @@ impl Shell {
                 known.attributes = state.attributes.or(known.attributes.take());
                 known.descriptors = state.descriptors.or(known.descriptors.take());
                 known.interval_timers = state.interval_timers;
+                known.posix_timers = state.posix_timers;
             }
         }
         Ok(())

@@ -21,11 +21,12 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::calls::Waiting;
-use crate::checkpoint::{Clocks, Pid, ThreadState, TreeEvent};
+use crate::checkpoint::{Clocks, Pid, ProcessState, ThreadState, TreeEvent};
 use crate::descriptors::{Descriptors, Row};
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
 use crate::object::descriptor::Surroundings;
+use crate::object::posix_timer::{Cadence, PosixTimer};
 use crate::object::scratch::Scratch;
 use crate::object::signal::SignalStack;
 use crate::object::{sysv, tcp};
@@ -130,6 +131,12 @@ pub(crate) struct Process {
     pub actions_changed: bool,
     pub attributes_changed: bool,
     pub uses_timers: bool,
+    /// POSIX timers as last captured; `None` until one is made.
+    pub posix_timers: Option<Vec<PosixTimer>>,
+    /// Of periodic ones, how far they have been received.
+    pub cadences: HashMap<i32, Cadence>,
+    /// Threads that have since made timers of their own processor time.
+    pub timer_makers: Vec<Pid>,
     /// The descriptor table as last captured.
     pub descriptors: Vec<Row>,
     /// Its first thread has ended, and others go on.
@@ -183,7 +190,11 @@ pub struct Workload {
 pub const FIRST: Pid = 2;
 
 impl Process {
-    pub(crate) fn restored(host: Tid, parent: Pid, pidfd: OwnedFd, uses_timers: bool) -> Self {
+    pub(crate) fn restored(host: Tid, parent: Pid, pidfd: OwnedFd, state: &ProcessState) -> Self {
+        let apart = task::clock(libc::CLOCK_BOOTTIME) - task::clock(libc::CLOCK_MONOTONIC);
+        let cadence_of = |timer: &PosixTimer| Some((timer.id, Cadence::restored(timer, apart)?));
+        let cadences = state.posix_timers.iter().filter_map(cadence_of).collect();
+        let posix_timers = (!state.posix_timers.is_empty()).then(|| state.posix_timers.clone());
         Self {
             host,
             parent,
@@ -193,7 +204,10 @@ impl Process {
             pidfd,
             actions_changed: true,
             attributes_changed: true,
-            uses_timers,
+            uses_timers: state.interval_timers.is_some(),
+            posix_timers,
+            cadences,
+            timer_makers: Vec::new(),
             descriptors: Vec::new(),
             headless: false,
             advised: false,
@@ -405,9 +419,11 @@ impl Workload {
             }
             Stop::Signal(signal) if freezing => {
                 thread.running = Running::Signalled(signal);
+                self.note_timer_signal(pid, tid);
                 return Ok(());
             }
             Stop::Signal(signal) => {
+                self.note_timer_signal(pid, tid);
                 self.look_at_call(tid, Some(signal))?;
                 return self.go(tid, signal);
             }
@@ -499,6 +515,9 @@ impl Workload {
                     actions_changed: true,
                     attributes_changed: true,
                     uses_timers: false,
+                    posix_timers: None,
+                    cadences: HashMap::new(),
+                    timer_makers: Vec::new(),
                     descriptors,
                     headless: false,
                     advised,
@@ -540,6 +559,9 @@ impl Workload {
             process.actions_changed = true;
             process.attributes_changed = true;
             process.uses_timers = false;
+            process.posix_timers = None;
+            process.timer_makers.clear();
+            process.cadences.clear();
             process.headless = false;
             process.advised = false;
             process.lock_future = 0;

@@ -10,6 +10,7 @@ pub mod memory;
 pub mod netlink;
 pub mod packet;
 pub mod pipe;
+pub mod posix_timer;
 pub mod scratch;
 mod scratch_apply;
 pub mod shared;

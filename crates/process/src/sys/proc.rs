@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use super::ptrace::Tid;
 use crate::object::file::FileKey;
 
+/// Names of limits are padded to this width (`proc_pid_limits`, fs/proc/base.c).
+const LIMITS_AT: usize = 26;
+
 /// One line of `/proc/PID/maps`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapsLine {
@@ -187,6 +190,21 @@ pub fn stat_fields(tid: Tid) -> io::Result<Vec<u64>> {
         .collect())
 }
 
+/// Soft and hard limits of a process, in the order of their numbers (`RLIMIT_CPU` to `RLIMIT_RTTIME`): that of
+/// proc_pid_limits(5). `prlimit(2)` would need CAP_SYS_RESOURCE for a process of another user.
+pub fn limits(tid: Tid) -> io::Result<Vec<(u64, u64)>> {
+    let text = fs::read_to_string(path(tid, "limits"))?;
+    let limit = |word: Option<&str>| match word {
+        Some("unlimited") => Ok(libc::RLIM_INFINITY),
+        word => word.and_then(|word| word.parse().ok()).ok_or(io::ErrorKind::InvalidData),
+    };
+    let limits = text.lines().skip(1).map(|line| {
+        let mut words = line.get(LIMITS_AT..).unwrap_or_default().split_whitespace();
+        Ok((limit(words.next())?, limit(words.next())?))
+    });
+    limits.collect::<Result<_, io::ErrorKind>>().map_err(Into::into)
+}
+
 /// Open descriptors of a process: number and what the link says (`socket:[42]`, `/path`, `anon_inode:[eventpoll]`).
 pub fn descriptors(tid: Tid) -> io::Result<Vec<(i32, String)>> {
     let dir = path(tid, "fd");
@@ -254,6 +272,18 @@ mod tests {
     fn malformed_maps_are_refused() {
         assert_eq!(parse_maps("nonsense"), None);
         assert_eq!(parse_maps("1000-2000 rw 0 0:0 0"), None);
+    }
+
+    #[test]
+    fn limits_are_those_that_the_kernel_tells_the_process_itself() {
+        let limits = limits(std::process::id() as Tid).unwrap();
+        assert_eq!(limits.len(), libc::RLIMIT_RTTIME as usize + 1);
+        for resource in
+            [nix::sys::resource::Resource::RLIMIT_NOFILE, nix::sys::resource::Resource::RLIMIT_STACK]
+        {
+            let told = nix::sys::resource::getrlimit(resource).unwrap();
+            assert_eq!(limits[resource as usize], told);
+        }
     }
 
     #[test]

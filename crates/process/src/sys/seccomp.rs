@@ -70,7 +70,6 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_alarm, Notice::Timer),
     (libc::SYS_timer_create, Notice::Timer),
     (libc::SYS_timer_settime, Notice::Timer),
-    (libc::SYS_timer_delete, Notice::Timer),
     (libc::SYS_setsockopt, Notice::SocketOption),
     (libc::SYS_prctl, Notice::Attribute),
     (libc::SYS_set_tid_address, Notice::Attribute),

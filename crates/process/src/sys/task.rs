@@ -107,15 +107,6 @@ pub fn copy_memory(pid: Tid, ranges: &[Range], into: &mut Vec<u8>) -> io::Result
     Ok(copied)
 }
 
-/// Soft and hard limit of a resource of another process.
-pub fn resource_limit(pid: Tid, resource: u32) -> io::Result<(u64, u64)> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is live and exclusively borrowed; nothing is set.
-    let result = unsafe { libc::prlimit(pid, resource, std::ptr::null(), &raw mut limit) };
-    check(libc::c_long::from(result))?;
-    Ok((limit.rlim_cur, limit.rlim_max))
-}
-
 /// Makes the calling thread a real-time one: as a normal task the tracer is preempted by the threads it resumes.
 pub fn become_realtime(priority: i32) -> io::Result<()> {
     let param = libc::sched_param { sched_priority: priority };

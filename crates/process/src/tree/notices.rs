@@ -1,9 +1,12 @@
 //! What the filter of system calls announces (`sys/seccomp.rs`), each before the call is made.
 
+use std::os::unix::fs::FileExt;
+
 use super::Workload;
 use crate::checkpoint::{Pid, TreeEvent};
 use crate::error::{Attempt, Result};
 use crate::object::file::FileKey;
+use crate::object::posix_timer;
 use crate::sys::pagemap::{PAGE_SIZE, Range, USER_END};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Tid};
@@ -42,11 +45,33 @@ impl Workload {
                 }
             }
             Notice::Timer => {
-                process.uses_timers = true;
                 let regs =
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
-                if regs.orig_rax == libc::SYS_timer_create as u64 {
-                    self.refuse(pid, "POSIX timers (timer_create)", "use timerfd or setitimer");
+                match regs.orig_rax as i64 {
+                    libc::SYS_timer_create => {
+                        process.posix_timers.get_or_insert_default();
+                        if regs.rdi as i32 == libc::CLOCK_THREAD_CPUTIME_ID
+                            && let Some(thread) = self.threads.get(&tid)
+                            && !process.timer_makers.contains(&thread.tid)
+                        {
+                            process.timer_makers.push(thread.tid);
+                        }
+                    }
+                    libc::SYS_timer_settime => {
+                        let mut spec = [0u8; 32];
+                        let ahead = (self.clock_offsets.monotonic, self.clock_offsets.boottime);
+                        if let Some(space) = &process.space
+                            && space.memory.read_exact_at(&mut spec, regs.rdx).is_ok()
+                            && process.cadences.len() < posix_timer::MAX_TIMERS
+                        {
+                            let id = regs.rdi as i32;
+                            let clock = process.posix_timers.iter().flatten().find(|timer| timer.id == id);
+                            let clock = clock.map_or(libc::CLOCK_MONOTONIC, |timer| timer.clock);
+                            let first = posix_timer::first_expiry(clock, regs.rsi as i32, &spec, ahead);
+                            process.cadences.insert(id, first);
+                        }
+                    }
+                    _ => process.uses_timers = true,
                 }
             }
             Notice::PagesDropped => {

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use super::{Workload, ignore_gone};
 use crate::calls::{self, Caller};
+use crate::checkpoint::Pid;
 use crate::error::{Attempt, Result};
+use crate::object::posix_timer;
+use crate::object::signal::PendingSignal;
 use crate::sys::ptrace::{self, Registers, Tid};
-use crate::sys::task;
+use crate::sys::{proc, task};
 use crate::tree::{Process, Running, Thread};
 
 impl Workload {
@@ -37,6 +40,20 @@ impl Workload {
             }
         }
         Ok(())
+    }
+
+    /// A thread is about to receive a signal, which may be a timer's.
+    pub(super) fn note_timer_signal(&mut self, pid: Pid, tid: Tid) {
+        let Some(process) = self.processes.get_mut(&pid).filter(|process| !process.cadences.is_empty())
+        else {
+            return;
+        };
+        if let Ok(info) = ptrace::signal_info(tid)
+            && let Some((timer, overrun)) = posix_timer::received_from(&PendingSignal::new(&info))
+            && let Some(cadence) = process.cadences.get_mut(&timer)
+        {
+            cadence.received(overrun);
+        }
     }
 
     /// Of a thread that is about to go on: makes ready again the call that its stop has interrupted.
@@ -81,9 +98,14 @@ pub(crate) fn look(
 ) -> io::Result<Registers> {
     let regs = ptrace::registers(tid)?;
     let signal = if signalled { Some(ptrace::signal_info(tid)?) } else { None };
+    // Until it is protected again nothing of a restored process's memory is open.
+    let opened = match &process.space {
+        Some(_) => None,
+        None => proc::open_memory(tid).ok(),
+    };
     let caller = Caller {
         tid,
-        memory: process.space.as_ref().map(|space| &space.memory),
+        memory: process.space.as_ref().map(|space| &space.memory).or(opened.as_ref()),
         process: process.pidfd.as_fd(),
         now: clock.now,
         ahead: clock.ahead,
