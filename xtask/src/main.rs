@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod failover;
 mod setup;
+mod supported;
 mod test;
 mod tidy;
 
@@ -33,6 +34,8 @@ enum Task {
         #[command(subcommand)]
         what: bench::What,
     },
+    /// Write what the object programs say of themselves to docs/supported.md
+    Supported,
     /// Check what the compiler does not: boundaries of crates, panics, unsafe, sizes, decisions
     Tidy,
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test => test::run().map(|()| true),
         Task::Bench { what } => bench::run(&what),
+        Task::Supported => supported::run().map(|()| true),
         Task::Tidy => tidy::run().map(|()| true),
     };
     match outcome {

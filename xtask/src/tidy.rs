@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::root;
+use crate::{root, supported};
 
 /// Checks everything and names all that is wrong, not only the first.
 pub fn run() -> Result<()> {
@@ -16,6 +16,7 @@ pub fn run() -> Result<()> {
     let mut findings = Vec::new();
     rules::boundaries(&root, &mut findings)?;
     rules::decisions(&root, &mut findings)?;
+    supported::check(&root, &mut findings)?;
     let mut files = Vec::new();
     for path in rust_files(&root)? {
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

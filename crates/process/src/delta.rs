@@ -250,6 +250,7 @@ mod tests {
             attributes: None,
             descriptors: None,
             interval_timers: None,
+            posix_timers: Vec::new(),
         };
         Checkpoint { processes: vec![state], ..Checkpoint::default() }
     }
