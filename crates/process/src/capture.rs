@@ -11,6 +11,7 @@ use crate::checkpoint::{
     ThreadState, TreeEvent, Whose,
 };
 use crate::error::{Attempt, Error, Result};
+use crate::object::file::MEMFD;
 use crate::object::memory::Mapping;
 use crate::object::posix_timer::{self, PosixTimer};
 use crate::object::signal::{self, PendingSignal};
@@ -184,7 +185,7 @@ impl Workload {
             }
             let memory = memory(process, *pid, mappings, pages)?;
             let attributes =
-                if process.attributes_changed { Some(capture_attributes(process)?) } else { None };
+                if process.attributes_changed { Some(capture_attributes(*pid, process)?) } else { None };
             process.actions_changed = false;
             process.attributes_changed = false;
             checkpoint.processes.push(ProcessState {
@@ -383,13 +384,21 @@ fn capture_posix_timers(
     with_leader(process, |remote| posix_timer::capture(remote, &text, &shadow))
 }
 
-fn capture_attributes(process: &Process) -> Result<Attributes> {
+fn capture_attributes(pid: Pid, process: &Process) -> Result<Attributes> {
     let what = || format!("read the attributes of process {}", process.host);
     let host = process.host;
     let status = proc::status(host).attempt(what)?;
     let link = |name: &str| -> Result<String> {
         Ok(std::fs::read_link(proc::path(host, name)).attempt(what)?.to_string_lossy().into_owned())
     };
+    let executable = link("exe")?;
+    if executable.starts_with(MEMFD) {
+        return Err(Error::Unsupported {
+            pid,
+            what: format!("a program that is run from a memfd ({executable})"),
+            advice: "run it from a file that every node has",
+        });
+    }
     let stat = proc::stat_fields(host).attempt(what)?;
     let field = |number: usize| stat.get(number - 1).copied().unwrap_or(0);
     let layout = process.space.as_ref().map(|space| space.layout.as_slice()).unwrap_or_default();
@@ -398,7 +407,7 @@ fn capture_attributes(process: &Process) -> Result<Attributes> {
     let brk = layout.iter().filter(|mapping: &&Mapping| mapping.heap).map(|mapping| mapping.range.end).max();
     let limits = proc::limits(host).attempt(what)?;
     Ok(Attributes {
-        executable: link("exe")?,
+        executable,
         cwd: link("cwd")?,
         umask: status.umask,
         uids: status.uids,

@@ -109,6 +109,8 @@ struct Found {
     source: Source,
     place: Place,
     process: Pid,
+    /// A process runs its code.
+    code: bool,
 }
 
 #[derive(Debug)]
@@ -171,11 +173,13 @@ impl SharedObjects {
             let Some(space) = &mut process.space else { continue };
             self.take_from(space);
             for mapped in &space.objects {
-                seen.found.entry(mapped.key).or_insert_with(|| Found {
+                let found = seen.found.entry(mapped.key).or_insert_with(|| Found {
                     source: mapped.source.clone(),
                     place: Place::Mapped(process.host, mapped.range),
                     process: *pid,
+                    code: false,
                 });
+                found.code |= mapped.code;
             }
         }
         seen.touched = std::mem::take(&mut self.touched);
@@ -195,7 +199,7 @@ impl SharedObjects {
     ) -> Result<()> {
         for (key, path, name, process) in descriptors.shared_files() {
             let source = Source::Memfd(name);
-            seen.found.entry(key).or_insert(Found { source, place: Place::Path(path), process });
+            seen.found.entry(key).or_insert(Found { source, place: Place::Path(path), process, code: false });
         }
         let segments = self.list_segments(init, &mut seen)?;
         let gone: Vec<FileKey> =
@@ -206,6 +210,13 @@ impl SharedObjects {
         checkpoint.shared_gone = gone;
         for (key, found) in &seen.found {
             let name = descriptors.name_of(*key);
+            if let (Source::Scratch(path), None, true) = (&found.source, name, found.code) {
+                return Err(Error::Unsupported {
+                    pid: found.process,
+                    what: format!("code of {path}, a file without a name"),
+                    advice: "let it stay where it is while it is running",
+                });
+            }
             let tracked = match self.objects.remove(key) {
                 // It has lost its name, or got one back.
                 Some(tracked) if matches!(tracked.kind, Kind::Named { .. }) != name.is_some() => None,
@@ -236,6 +247,7 @@ impl SharedObjects {
                 source: Source::Segment(segment.id),
                 place: Place::Nowhere,
                 process: 1,
+                code: false,
             });
         }
         Ok(listed.into_iter().map(|segment| (segment.id, segment)).collect())

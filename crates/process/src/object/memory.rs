@@ -162,6 +162,8 @@ pub struct Mapped {
     pub key: FileKey,
     pub source: Source,
     pub range: Range,
+    /// Code of the process's own, as the loader maps it.
+    pub code: bool,
 }
 
 /// What an address space has mapped.
@@ -183,7 +185,8 @@ pub fn interpret(pid: Pid, lines: &[MapsLine], scratch: &[String]) -> Result<Lay
         }
         let backing = match object_of(line, scratch) {
             Some((key, source)) => {
-                layout.objects.push(Mapped { key, source, range });
+                let code = line.execute && !line.shared;
+                layout.objects.push(Mapped { key, source, range, code });
                 Backing::Object { key, offset: line.offset, writable: line.shared && line.write }
             }
             None => plain_backing(pid, line)?,
