@@ -19,7 +19,7 @@ use crate::object::descriptor::ClockOffsets;
 use crate::object::epoll::{self, Epoll};
 use crate::object::memory::{ADVICE_CALLS, Mapping};
 use crate::object::scratch::Scratch;
-use crate::object::{file, signal};
+use crate::object::{file, inotify, signal};
 use crate::shell::{Shell, ShellProcess, clone_call, run_in, run_unchecked, send, wait_stop};
 use crate::sys::pagemap::PAGE_SIZE;
 use crate::sys::proc;
@@ -105,6 +105,7 @@ impl Shell {
         // Nothing is mapped or opened for the workload any more.
         self.shared.finish(self.container.init)?;
         let segments = self.shared.has_segments();
+        self.restore_watches(built)?;
         // Init was stopped since it was made; it reaps what it inherits.
         ptrace::resume(self.container.init, 0).attempt(|| "resume init".into())?;
         self.surroundings.clocks = ClockOffsets { monotonic: offsets.monotonic, boottime: offsets.boottime };
@@ -115,6 +116,16 @@ impl Shell {
         workload.shared.segments = segments;
         workload.ipc.used = self.ipc.is_some();
         Ok(workload)
+    }
+
+    /// Last of all: what was done until here is not for the workload to see.
+    fn restore_watches(&self, built: &Built) -> Result<()> {
+        for (id, object) in &self.objects {
+            if let (Object::Inotify(object), Some(instance)) = (object, built.descriptors.get(id)) {
+                inotify::restore(instance.as_fd(), object, &self.root())?;
+            }
+        }
+        Ok(())
     }
 
     fn parents(&self) -> HashMap<Pid, Pid> {
@@ -277,6 +288,7 @@ impl Shell {
                 .get(&object)
                 .ok_or_else(|| Error::Mismatch(format!("epoll set {} was not built", object.0)))?;
             restore_set(process, fd, own, set)?;
+            epoll::restore_elsewhere(own.as_fd(), set, |id| built.descriptors.get(&id).map(AsFd::as_fd))?;
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use crate::object::descriptor::{
     At, Capturer, Holder, Inode, Kind, StatusFlags, Surroundings, Tcp, TcpProgress,
 };
 use crate::object::file::{FileKey, MEMFD};
+use crate::object::inotify;
 use crate::object::scratch::{Scratch, Touched};
 use crate::object::tcp::{self, Injector, RawSegment, State, TcpSocket};
 use crate::sys::bpf::files::{Lister, OpenFile, SocketNumbers, Table, TcpNumbers};
@@ -257,12 +258,39 @@ impl Descriptors {
         let tables = processes.iter().map(|(pid, process)| Ok((*pid, self.read_table(*pid, process)?)));
         let tables = tables.collect::<Result<_>>().and_then(|tables| {
             self.find_not_accepted(processes)?;
+            self.look_ahead(processes)?;
             Ok(tables)
         });
         tables.map_err(|error| match error {
             refused @ Error::Unsupported { .. } => Error::NotNow(Box::new(refused)),
             other => other,
         })
+    }
+
+    /// What may be there for a moment only.
+    fn look_ahead(&self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
+        self.each_inotify(processes, |at, _| inotify::check(at))
+    }
+
+    fn discard_own_events(&self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
+        self.each_inotify(processes, |at, entry| match &entry.last {
+            Some(Object::Inotify(object)) => inotify::discard(at, object),
+            _ => Ok(()),
+        })
+    }
+
+    fn each_inotify(
+        &self,
+        processes: &BTreeMap<Pid, Process>,
+        mut each: impl FnMut(&At<'_>, &Entry) -> Result<()>,
+    ) -> Result<()> {
+        for entry in self.entries.values().filter(|entry| entry.kind == Kind::Inotify) {
+            let Some((holder, others)) = entry.holders.split_first() else { continue };
+            let Some(process) = processes.get(&holder.process) else { continue };
+            let file = entry.seen.map(|seen| seen.file);
+            each(&At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file }, entry)?;
+        }
+        Ok(())
     }
 
     /// Fills in descriptors, objects, orphans and files of a checkpoint.
@@ -309,6 +337,7 @@ impl Descriptors {
             .map(|(id, _)| *id)
             .collect();
         checkpoint.files = self.scratch.scan()?;
+        self.discard_own_events(processes)?;
         // The frames are held like all others, and belong to this epoch.
         self.send_unframed();
         Ok(())
@@ -349,7 +378,8 @@ impl Descriptors {
                     _ => None,
                 };
                 if let Some((what, advice)) = passing {
-                    return Err(At { holder, others: &[], pidfd: process.pidfd.as_fd() }.refuse(what, advice));
+                    let (pidfd, others) = (process.pidfd.as_fd(), &[]);
+                    return Err(At { holder, others, pidfd, file: Some(file.file) }.refuse(what, advice));
                 }
             }
             rows.push(row);
@@ -446,7 +476,12 @@ impl Descriptors {
         let object = match found {
             Some(id) => id,
             None => {
-                let at = At { holder, others: &[], pidfd: process.pidfd.as_fd() };
+                let at = At {
+                    holder,
+                    others: &[],
+                    pidfd: process.pidfd.as_fd(),
+                    file: file.map(|file| file.file),
+                };
                 if link.starts_with("/proc/") {
                     return Err(at.refuse(
                         format!("the open file {link}"),
@@ -476,7 +511,8 @@ impl Descriptors {
         let holders = entry.holders.clone();
         let Some((holder, others)) = holders.split_first() else { return Ok(()) };
         let Some(process) = processes.get(&holder.process) else { return Ok(()) };
-        let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd() };
+        let file = entry.seen.map(|seen| seen.file);
+        let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file };
         let flags = entry.seen.map(|seen| seen.flags);
         let only_flags = matches!(kind, Kind::Device | Kind::Output(_) | Kind::Pipe { .. });
         if only_flags && flags.is_some() && flags == entry.flags && entry.last.is_some() {
@@ -509,7 +545,7 @@ impl Descriptors {
         if fingerprint.is_some() && fingerprint == entry.fingerprint && entry.last.is_some() {
             return Ok(());
         }
-        if let Kind::Pipe { inode } = kind
+        if let Kind::Pipe { inode } | Kind::Fifo { inode } = kind
             && !self.pipes.contains_key(&inode)
         {
             let content = ObjectId(self.next);
@@ -524,11 +560,21 @@ impl Descriptors {
                 _ => None,
             })
             .collect();
+        let everything: Vec<(ObjectId, Holder)> = match kind {
+            Kind::Epoll => {
+                let held = self.entries.iter().filter_map(|(id, entry)| Some((*id, *entry.holders.first()?)));
+                held.collect()
+            }
+            _ => Vec::new(),
+        };
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
         let pipes = &self.pipes;
         let objects = |inode: Inode| match inode {
             Inode::Pipe(inode) => pipes.get(&inode).map(|(id, _)| *id),
             Inode::Socket(inode) => sockets.get(&inode).copied(),
+            Inode::Watched(target) => {
+                everything.iter().find(|(_, holder)| target.is((holder.tid, holder.fd))).map(|(id, _)| *id)
+            }
         };
         let object = self.capturer.capture(kind, &at, &objects)?;
         if entry.last.as_ref().is_none_or(|last| !object.same_as(last)) {
@@ -623,7 +669,7 @@ impl Descriptors {
     ) -> Result<()> {
         let mut ends: HashMap<u64, Vec<Holder>> = HashMap::new();
         for entry in self.entries.values() {
-            if let Kind::Pipe { inode } = entry.kind {
+            if let Kind::Pipe { inode } | Kind::Fifo { inode } = entry.kind {
                 // A reading end first: what nobody can read any more does not matter.
                 let reads = matches!(&entry.last, Some(Object::PipeEnd(end)) if end.flags.reads());
                 let list = ends.entry(inode).or_default();
@@ -635,7 +681,7 @@ impl Descriptors {
         for (inode, holders) in ends {
             let Some((holder, others)) = holders.split_first() else { continue };
             let Some(process) = processes.get(&holder.process) else { continue };
-            let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd() };
+            let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file: None };
             let content = Object::Pipe(self.capturer.capture_pipe(&at)?);
             if let Some((id, last)) = self.pipes.get_mut(&inode)
                 && last.as_ref() != Some(&content)

@@ -33,7 +33,7 @@ use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
 use crate::sys::remote::{Batch, Remote, WORKSPACE};
 use crate::sys::task;
-use crate::tree;
+use crate::tree::{self, Zombie};
 
 /// Zero runs up to this many pages are written, longer ones given back to the kernel.
 const WRITE_ZEROS: u32 = 16;
@@ -53,7 +53,7 @@ pub struct Shell {
     pub(crate) container: Container,
     pub(crate) init_memory: File,
     pub(crate) processes: BTreeMap<Pid, ShellProcess>,
-    pub(crate) zombies: HashMap<Pid, Pid>,
+    pub(crate) zombies: HashMap<Pid, Zombie>,
     pub(crate) objects: BTreeMap<ObjectId, Object>,
     pub(crate) orphans: Vec<ObjectId>,
     pub(crate) ipc: Option<sysv::Objects>,
@@ -248,6 +248,8 @@ impl Shell {
             .remove(&pid)
             .ok_or_else(|| Error::Mismatch(format!("process {pid} ends but is not in the shell")))?;
         let what = || format!("end process {pid} in the shell");
+        let above = proc::status(process.host).and_then(|status| proc::status(status.parent));
+        let parent = above.ok().and_then(|parent| parent.namespaced.last().copied()).unwrap_or(1);
         let signal = status & 0x7f;
         if signal == 0 {
             let mut regs = ptrace::registers(process.host).attempt(what)?;
@@ -277,8 +279,7 @@ impl Shell {
                 result => result.attempt(what)?,
             }
         }
-        let parent = process.state.as_ref().map_or(1, |_| 1);
-        self.zombies.insert(pid, parent);
+        self.zombies.insert(pid, Zombie { parent, status });
         Ok(())
     }
 

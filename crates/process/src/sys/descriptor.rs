@@ -86,9 +86,9 @@ pub fn attribute_names(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     Ok(names)
 }
 
-/// Whether descriptor `target` of a process is, under that number, the very file that its epoll instance `epoll`
-/// watches (`kcmp(2)`, KCMP_EPOLL_TFD).
-pub fn is_epoll_target(pid: Tid, epoll: i32, target: i32) -> io::Result<bool> {
+/// Whether a descriptor is the very file that an epoll instance watches by a number, the one after `nth` others of that
+/// number (`kcmp(2)`, KCMP_EPOLL_TFD).
+pub fn is_epoll_target(of: (Tid, i32), epoll: (Tid, i32), number: i32, nth: u32) -> io::Result<bool> {
     const KCMP_EPOLL_TFD: libc::c_int = 7;
     #[repr(C)]
     struct Slot {
@@ -96,9 +96,10 @@ pub fn is_epoll_target(pid: Tid, epoll: i32, target: i32) -> io::Result<bool> {
         target: u32,
         which: u32,
     }
-    let slot = Slot { epoll: epoll as u32, target: target as u32, which: 0 };
+    let slot = Slot { epoll: epoll.1 as u32, target: number as u32, which: nth };
     // SAFETY: the kernel reads one `struct kcmp_epoll_slot`, which `Slot` mirrors, live for the duration of the call.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, target, &raw const slot) };
+    let order =
+        unsafe { libc::syscall(libc::SYS_kcmp, of.0, epoll.0, KCMP_EPOLL_TFD, of.1, &raw const slot) };
     match order {
         0 => Ok(true),
         1.. => Ok(false),
@@ -151,6 +152,36 @@ pub fn signal_descriptor(mask: u64) -> io::Result<OwnedFd> {
 pub fn epoll_create() -> io::Result<OwnedFd> {
     // SAFETY: the argument is a number.
     adopt(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })
+}
+
+/// Adds entries by number, file, events and data, where the number need not be the file's here: by a thread with a
+/// descriptor table of its own, which ends with it.
+pub fn epoll_add_as(epoll: BorrowedFd<'_>, entries: &[(i32, BorrowedFd<'_>, u32, u64)]) -> io::Result<()> {
+    let work = || -> io::Result<()> {
+        // Out of the way of every number that is used below.
+        let above =
+            entries.iter().map(|(number, file, ..)| (*number).max(file.as_raw_fd())).max().unwrap_or(0);
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)?;
+        let duplicate = |fd: libc::c_int| {
+            // SAFETY: both arguments are numbers; the descriptor ends with this thread's table.
+            check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, above + 1) })
+        };
+        let epoll = duplicate(epoll.as_raw_fd())?;
+        let files = entries.iter().map(|(_, file, ..)| duplicate(file.as_raw_fd()));
+        let files = files.collect::<io::Result<Vec<_>>>()?;
+        for ((number, _, events, data), file) in entries.iter().zip(files) {
+            // SAFETY: all are numbers, of this thread's own table.
+            check(unsafe { libc::dup2(file, *number) })?;
+            let mut event = libc::epoll_event { events: *events, u64: *data };
+            // SAFETY: the event is live for the call.
+            check(unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, *number, &raw mut event) })?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(work);
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that works for epoll died")))
+    })
 }
 
 /// Takes up to `room` events that are ready now; gives their `data`.

@@ -106,7 +106,6 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_mount, Notice::Refused),
     (libc::SYS_umount2, Notice::Refused),
     (libc::SYS_pivot_root, Notice::Refused),
-    (libc::SYS_io_setup, Notice::Refused),
     (libc::SYS_chroot, Notice::Refused),
     (libc::SYS_semget, Notice::SystemV),
     (libc::SYS_msgget, Notice::SystemV),
@@ -135,6 +134,8 @@ const HIDDEN: &[(i64, i32)] = &[
     (libc::SYS_remap_file_pages, libc::ENOSYS),
     (libc::SYS_pkey_alloc, libc::ENOSPC),
     (libc::SYS_landlock_create_ruleset, libc::ENOSYS),
+    // Kernel AIO: programs make a context first, and do without if they cannot.
+    (libc::SYS_io_setup, libc::ENOSYS),
     (libc::SYS_keyctl, libc::ENOSYS),
     (libc::SYS_add_key, libc::ENOSYS),
     (libc::SYS_request_key, libc::ENOSYS),

@@ -179,7 +179,6 @@ fn call_name(number: u64) -> String {
         (libc::SYS_mount, "mount"),
         (libc::SYS_umount2, "umount2"),
         (libc::SYS_pivot_root, "pivot_root"),
-        (libc::SYS_io_setup, "io_setup (kernel AIO)"),
         (libc::SYS_seccomp, "seccomp (a filter of the program's own)"),
         (libc::SYS_chroot, "chroot"),
         (libc::SYS_mq_open, "mq_open (POSIX message queues)"),
