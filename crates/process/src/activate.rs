@@ -3,7 +3,7 @@
 //! Order matters. Clocks come before threads (a time namespace can be entered only by a process with one thread),
 //! descriptors before epoll's interests, everything that needs a privilege before the user is changed, and registers last.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
@@ -19,7 +19,7 @@ use crate::object::descriptor::ClockOffsets;
 use crate::object::epoll::{self, Epoll};
 use crate::object::memory::{ADVICE_CALLS, Mapping};
 use crate::object::scratch::Scratch;
-use crate::object::{file, inotify, signal};
+use crate::object::{file, inotify, signal, signal_owner};
 use crate::shell::{Shell, ShellProcess, clone_call, run_in, run_unchecked, send, wait_stop};
 use crate::sys::pagemap::PAGE_SIZE;
 use crate::sys::proc;
@@ -61,6 +61,7 @@ impl Shell {
         let scratch = Scratch::new(self.root(), self.surroundings.scratch.clone());
         let clocks = self.make_clocks(offsets)?;
         let mut threads = HashMap::new();
+        let mut signalled = HashSet::new();
         let pids: Vec<Pid> = self.processes.keys().copied().collect();
         let parents = self.parents();
         let mut processes = BTreeMap::new();
@@ -70,7 +71,7 @@ impl Shell {
                 .state
                 .as_ref()
                 .ok_or_else(|| Error::Mismatch(format!("process {pid} was never in a checkpoint")))?;
-            let hosts = self.revive(&process, state, &clocks, built)?;
+            let hosts = self.revive(&process, state, &clocks, built, &mut signalled)?;
             for (thread, host) in state.threads.iter().zip(&hosts) {
                 let known = Some(Known {
                     stack: thread.stack,
@@ -116,6 +117,25 @@ impl Shell {
         workload.shared.segments = segments;
         workload.ipc.used = self.ipc.is_some();
         Ok(workload)
+    }
+
+    /// By the first process, of all, that has the description.
+    fn restore_signal_owners(
+        &self,
+        process: &ShellProcess,
+        table: &[Descriptor],
+        done: &mut HashSet<ObjectId>,
+    ) -> Result<()> {
+        let mut batch = Batch::new();
+        for (id, owner) in &self.signal_owners {
+            if let Some(row) = table.iter().find(|row| row.object == *id).filter(|_| done.insert(*id)) {
+                if batch.is_full(3) {
+                    run_in(process, &mut std::mem::take(&mut batch))?;
+                }
+                signal_owner::restore(&mut batch, row.fd, owner);
+            }
+        }
+        run_in(process, &mut batch).map(drop)
     }
 
     /// Last of all: what was done until here is not for the workload to see.
@@ -167,6 +187,7 @@ impl Shell {
         state: &ProcessState,
         clocks: &OwnedFd,
         built: &Built,
+        signalled: &mut HashSet<ObjectId>,
     ) -> Result<Vec<Tid>> {
         let received = send(process, &self.container.channel, CHANNEL as u64, &[clocks.as_raw_fd()])?;
         let mut batch = Batch::new();
@@ -200,6 +221,7 @@ impl Shell {
 
         let hosts = clone_threads(process, state)?;
         point(Point::TakeoverHalfActivated);
+        self.restore_signal_owners(process, table, signalled)?;
         let passed = self.clocks.map_or(0, |(_, received)| received.elapsed().as_nanos() as i64);
         for (thread, host) in state.threads.iter().zip(&hosts) {
             restore_thread(process, state, thread, *host, passed)?;

@@ -23,6 +23,7 @@ use crate::object::descriptor::{
 use crate::object::file::{FileKey, MEMFD};
 use crate::object::inotify;
 use crate::object::scratch::{Scratch, Touched};
+use crate::object::signal_owner::{self, SignalOwner};
 use crate::object::tcp::{self, Injector, RawSegment, State, TcpSocket};
 use crate::sys::bpf::files::{Lister, OpenFile, SocketNumbers, Table, TcpNumbers};
 use crate::sys::ptrace::Tid;
@@ -35,6 +36,9 @@ const CLOSE_ON_EXEC: i32 = libc::O_CLOEXEC;
 /// `net.ipv4.tcp_pingpong_thresh`, and its default (`tcp_sk_init`, net/ipv4/tcp_ipv4.c).
 const PINGPONG_SYSCTL: &str = "/proc/sys/net/ipv4/tcp_pingpong_thresh";
 const PINGPONG_THRESHOLD: u8 = 1;
+
+/// More calls than this in one epoch, and all descriptors are asked.
+const MAX_OWNERS_CHANGED: usize = 1024;
 
 /// A row of a table as it was last captured, with the link by which it is recognised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +131,10 @@ pub struct Descriptors {
     look_again: Instant,
     /// By host process id, where the kernel lists open files; empty where it does not.
     tables: HashMap<Tid, Table>,
+    /// Those that signal somebody.
+    owners: BTreeMap<ObjectId, SignalOwner>,
+    /// Descriptors of which it has been set since, by the host's process id and number; none means that all are asked.
+    owners_changed: Option<Vec<(Tid, i32)>>,
     next: u64,
     pingpong_threshold: u8,
     /// Segments that the kernel believes it has sent, because of a capture.
@@ -155,6 +163,8 @@ impl Descriptors {
             settle_at: Instant::now(),
             look_again: Instant::now(),
             tables: HashMap::new(),
+            owners: BTreeMap::new(),
+            owners_changed: None,
             next: 1,
             pingpong_threshold: PINGPONG_THRESHOLD,
             unframed: Vec::new(),
@@ -201,6 +211,8 @@ impl Descriptors {
         let orphans = old.into_values().filter_map(|entry| entry.socket).filter(|socket| socket.orphan);
         orphans.for_each(|socket| self.adopt_orphan(socket.fd));
         self.pipes.clear();
+        self.owners.clear();
+        self.owners_changed = None;
         self.scratch.forget();
     }
 
@@ -228,6 +240,56 @@ impl Descriptors {
             let key = file.deleted.as_ref()?.key;
             Some((key, proc::path(holder.tid, &format!("fd/{}", holder.fd)), name, holder.process))
         })
+    }
+
+    /// Whom a description signals is about to change.
+    pub(crate) fn owner_changed(&mut self, process: &Process, fd: i32) {
+        match &mut self.owners_changed {
+            Some(list) if list.len() < MAX_OWNERS_CHANGED => list.push((process.host, fd)),
+            all => *all = None,
+        }
+    }
+
+    /// Asks those again of which it may have changed; all, if something was closed meanwhile that had changed.
+    fn capture_owners(
+        &mut self,
+        processes: &BTreeMap<Pid, Process>,
+    ) -> Result<Option<Vec<(ObjectId, SignalOwner)>>> {
+        if self.owners_changed.as_ref().is_some_and(Vec::is_empty) && self.owners.is_empty() {
+            return Ok(None);
+        }
+        let of = |(host, fd): &(Tid, i32)| {
+            let is = |holder: &Holder| (holder.tid, holder.fd) == (*host, *fd);
+            self.entries.iter().find(|(_, entry)| entry.holders.iter().any(is)).map(|(id, _)| *id)
+        };
+        let changed =
+            self.owners_changed.as_ref().and_then(|list| list.iter().map(of).collect::<Option<HashSet<_>>>());
+        let mut owners = BTreeMap::new();
+        for (id, entry) in &self.entries {
+            let known = self.owners.get(id);
+            let ask =
+                changed.as_ref().is_none_or(|ids| ids.contains(id)) || known.is_some_and(SignalOwner::is_on);
+            let Some(holder) = entry.holders.first() else { continue };
+            let Some(process) = processes.get(&holder.process) else { continue };
+            let owner = match known {
+                known if !ask => known.copied(),
+                _ => {
+                    let duplicate = task::take_descriptor(process.pidfd.as_fd(), holder.fd)
+                        .attempt(|| format!("take a duplicate of descriptor {}", holder.fd))?;
+                    // What is open by name only has no owner, and cannot be asked.
+                    let path_only = entry.seen.is_some_and(|seen| seen.flags & libc::O_PATH != 0);
+                    let hosts = processes.values().map(|process| process.host);
+                    if path_only { None } else { Some(signal_owner::capture(duplicate.as_fd(), hosts)?) }
+                }
+            };
+            if let Some(owner) = owner.filter(|owner| !owner.is_nobody()) {
+                owners.insert(*id, owner);
+            }
+        }
+        self.owners_changed = Some(Vec::new());
+        let new = owners != self.owners;
+        self.owners = owners;
+        Ok(new.then(|| self.owners.iter().map(|(id, owner)| (*id, *owner)).collect()))
     }
 
     /// A socket option is about to change.
@@ -336,6 +398,7 @@ impl Descriptors {
             .filter(|(_, entry)| entry.socket.as_ref().is_some_and(|socket| socket.orphan))
             .map(|(id, _)| *id)
             .collect();
+        checkpoint.signal_owners = self.capture_owners(processes)?;
         checkpoint.files = self.scratch.scan()?;
         self.discard_own_events(processes)?;
         // The frames are held like all others, and belong to this epoch.

@@ -26,6 +26,7 @@ use crate::object::descriptor::Surroundings;
 use crate::object::file::FileKey;
 use crate::object::memory::{Backing, Mapping, Step, plan};
 use crate::object::shared::{Kind, SharedFiles, for_mapping};
+use crate::object::signal_owner::SignalOwner;
 use crate::object::{scratch, sysv};
 use crate::sys::bpf;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
@@ -57,6 +58,7 @@ pub struct Shell {
     pub(crate) objects: BTreeMap<ObjectId, Object>,
     pub(crate) orphans: Vec<ObjectId>,
     pub(crate) ipc: Option<sysv::Objects>,
+    pub(crate) signal_owners: Vec<(ObjectId, SignalOwner)>,
     pub(crate) clocks: Option<(Clocks, Instant)>,
     pub(crate) surroundings: Surroundings,
     pub(crate) outputs: [Option<OwnedFd>; 2],
@@ -93,6 +95,7 @@ impl Shell {
             objects: BTreeMap::new(),
             orphans: Vec::new(),
             ipc: None,
+            signal_owners: Vec::new(),
             clocks: None,
             surroundings,
             outputs,
@@ -143,6 +146,9 @@ impl Shell {
         }
         self.orphans = checkpoint.orphans;
         self.ipc = checkpoint.ipc.or(self.ipc.take());
+        if let Some(owners) = checkpoint.signal_owners {
+            self.signal_owners = owners;
+        }
         self.clocks = Some((checkpoint.clocks, Instant::now()));
         self.forget_unused_objects();
         Ok(())

@@ -208,11 +208,6 @@ impl At<'_> {
     pub fn status_flags(&self, info: &str) -> Result<StatusFlags> {
         let flags = info_field(info, "flags").and_then(|text| i32::from_str_radix(text, 8).ok());
         let flags = flags.ok_or_else(|| self.unreadable("flags"))?;
-        if flags & libc::O_ASYNC != 0 {
-            return Err(
-                self.refuse("signal-driven I/O (O_ASYNC)", "let the program use poll or epoll instead")
-            );
-        }
         Ok(StatusFlags(flags & StatusFlags::KEPT))
     }
 

@@ -16,6 +16,7 @@ pub mod scratch;
 mod scratch_apply;
 pub mod shared;
 pub mod signal;
+pub mod signal_owner;
 pub mod signalfd;
 mod sockopt;
 pub mod sysv;

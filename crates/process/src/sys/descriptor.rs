@@ -25,19 +25,37 @@ pub fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// The process or group that gets SIGIO and SIGURG (`F_GETOWN`); 0 is nobody.
-pub fn signal_owner(fd: BorrowedFd<'_>) -> io::Result<i32> {
-    // A group is a negative number, which `fcntl` cannot tell from an error: F_GETOWN_EX can.
+/// Who gets which signal for a description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// A thread (0), a process (1) or a group (2).
+    pub kind: i32,
+    /// 0 is nobody.
+    pub number: i32,
+    /// 0 is SIGIO.
+    pub signal: i32,
+    /// `O_ASYNC`.
+    pub on: bool,
+}
+
+/// The thread, process or group that gets SIGIO and SIGURG (`F_GETOWN_EX`), and what goes with it.
+pub fn signal_owner(fd: BorrowedFd<'_>) -> io::Result<Owner> {
+    // A group is a negative number, which `F_GETOWN` cannot tell from an error.
     #[repr(C)]
-    struct Owner {
+    struct Raw {
         kind: libc::c_int,
         pid: libc::pid_t,
     }
     const F_GETOWN_EX: libc::c_int = 16;
-    let mut owner = Owner { kind: 0, pid: 0 };
-    // SAFETY: F_GETOWN_EX writes one `struct f_owner_ex`, which `Owner` mirrors and which is exclusively borrowed.
+    const F_GETSIG: libc::c_int = 11;
+    let mut owner = Raw { kind: 0, pid: 0 };
+    // SAFETY: F_GETOWN_EX writes one `struct f_owner_ex`, which `Raw` mirrors and which is exclusively borrowed.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, &raw mut owner) })?;
-    Ok(owner.pid)
+    // SAFETY: both take no argument.
+    let (signal, flags) =
+        unsafe { (libc::fcntl(fd.as_raw_fd(), F_GETSIG), libc::fcntl(fd.as_raw_fd(), libc::F_GETFL)) };
+    let on = check(flags)? & libc::O_ASYNC != 0;
+    Ok(Owner { kind: owner.kind, number: owner.pid, signal: check(signal)?, on })
 }
 
 /// Sets the status flags of an open file description (`F_SETFL`).
@@ -411,9 +429,9 @@ mod tests {
     #[test]
     fn a_group_that_owns_a_descriptor_is_seen() {
         let (a, _b) = unix_pair(libc::SOCK_STREAM).unwrap();
-        assert_eq!(signal_owner(a.as_fd()).unwrap(), 0);
+        assert_eq!(signal_owner(a.as_fd()).unwrap().number, 0);
         // SAFETY: F_SETOWN takes a number.
         check(unsafe { libc::fcntl(a.as_raw_fd(), libc::F_SETOWN, std::process::id() as i32) }).unwrap();
-        assert_eq!(signal_owner(a.as_fd()).unwrap(), std::process::id() as i32);
+        assert_eq!(signal_owner(a.as_fd()).unwrap().number, std::process::id() as i32);
     }
 }

@@ -127,6 +127,11 @@ impl Workload {
                     self.refuse(pid, what, advice);
                 }
             }
+            Notice::SignalOwner => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                self.descriptors.owner_changed(process, regs.rdi as i32);
+            }
             Notice::Close => {
                 let regs =
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;

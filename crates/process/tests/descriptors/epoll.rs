@@ -13,7 +13,7 @@ use outlive_process::sys::proc;
 use outlive_process::sys::ptrace;
 use outlive_process::sys::remote::{Batch, Remote, find_syscall_instruction};
 
-use crate::support::{FIRST, NAME, Workload, alone, assert_refused, build, surroundings};
+use crate::support::{FIRST, NAME, Workload, alone, build, surroundings};
 
 const IN: u32 = libc::EPOLLIN as u32;
 const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;

@@ -32,15 +32,3 @@ fn r3_a_terminal_is_refused() {
     let Ok(terminal) = File::open("/dev/ptmx") else { return };
     assert_refused(vec![terminal.into()], "terminal");
 }
-
-#[test]
-fn r3_signal_driven_descriptors_are_refused() {
-    let _alone = alone();
-    let (reader, _writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
-    let own = reader.as_fd().try_clone_to_owned().unwrap();
-    // SAFETY: F_SETOWN takes a number.
-    assert_eq!(unsafe { libc::fcntl(own.as_raw_fd(), libc::F_SETOWN, std::process::id()) }, 0);
-    assert_refused(vec![reader.try_clone().unwrap()], "owner");
-    outlive_process::sys::descriptor::set_status_flags(own.as_fd(), libc::O_ASYNC).unwrap();
-    assert_refused(vec![reader], "O_ASYNC");
-}
