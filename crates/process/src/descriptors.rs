@@ -131,6 +131,8 @@ pub struct Descriptors {
     look_again: Instant,
     /// By host process id, where the kernel lists open files; empty where it does not.
     tables: HashMap<Tid, Table>,
+    /// What was captured before anything else: see [`Descriptors::look_ahead`].
+    ahead: HashMap<ObjectId, Object>,
     /// Those that signal somebody.
     owners: BTreeMap<ObjectId, SignalOwner>,
     /// Descriptors of which it has been set since, by the host's process id and number; none means that all are asked.
@@ -163,6 +165,7 @@ impl Descriptors {
             settle_at: Instant::now(),
             look_again: Instant::now(),
             tables: HashMap::new(),
+            ahead: HashMap::new(),
             owners: BTreeMap::new(),
             owners_changed: None,
             next: 1,
@@ -330,8 +333,31 @@ impl Descriptors {
     }
 
     /// What may be there for a moment only.
-    fn look_ahead(&self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
-        self.each_inotify(processes, |at, _| inotify::check(at))
+    fn look_ahead(&mut self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
+        self.each_inotify(processes, |at, _| inotify::check(at))?;
+        // A descriptor on its way, a connection not accepted yet: unix sockets are captured now.
+        let held = self.entries.iter().filter(|(_, entry)| !entry.holders.is_empty());
+        let sockets: HashMap<u64, ObjectId> = held
+            .filter_map(|(id, entry)| match entry.kind {
+                Kind::Unix { inode } => Some((inode, *id)),
+                _ => None,
+            })
+            .collect();
+        let objects = |inode: Inode| match inode {
+            Inode::Socket(inode) => sockets.get(&inode).copied(),
+            Inode::Pipe(_) | Inode::Watched(_) => None,
+        };
+        self.ahead.clear();
+        for (inode, id) in &sockets {
+            let Some(entry) = self.entries.get(id) else { continue };
+            let Some((holder, others)) = entry.holders.split_first() else { continue };
+            let Some(process) = processes.get(&holder.process) else { continue };
+            let file = entry.seen.map(|seen| seen.file);
+            let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file };
+            let object = self.capturer.capture(Kind::Unix { inode: *inode }, &at, &objects)?;
+            self.ahead.insert(*id, object);
+        }
+        Ok(())
     }
 
     fn discard_own_events(&self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
@@ -615,14 +641,6 @@ impl Descriptors {
             self.next += 1;
             self.pipes.insert(inode, (content, None));
         }
-        let sockets: HashMap<u64, ObjectId> = self
-            .entries
-            .iter()
-            .filter_map(|(id, entry)| match entry.kind {
-                Kind::Unix { inode } => Some((inode, *id)),
-                _ => None,
-            })
-            .collect();
         let everything: Vec<(ObjectId, Holder)> = match kind {
             Kind::Epoll => {
                 let held = self.entries.iter().filter_map(|(id, entry)| Some((*id, *entry.holders.first()?)));
@@ -634,12 +652,16 @@ impl Descriptors {
         let pipes = &self.pipes;
         let objects = |inode: Inode| match inode {
             Inode::Pipe(inode) => pipes.get(&inode).map(|(id, _)| *id),
-            Inode::Socket(inode) => sockets.get(&inode).copied(),
+            // Only unix sockets refer to others.
+            Inode::Socket(_) => None,
             Inode::Watched(target) => {
                 everything.iter().find(|(_, holder)| target.is((holder.tid, holder.fd))).map(|(id, _)| *id)
             }
         };
-        let object = self.capturer.capture(kind, &at, &objects)?;
+        let object = match self.ahead.remove(&id) {
+            Some(object) => object,
+            None => self.capturer.capture(kind, &at, &objects)?,
+        };
         if entry.last.as_ref().is_none_or(|last| !object.same_as(last)) {
             changed.push((id, object.clone()));
             entry.last = Some(object);

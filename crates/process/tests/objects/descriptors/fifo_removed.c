@@ -21,6 +21,7 @@ int main(void) {
     } while (go_on());
     close(writer);
     for (; out < in; out++) CHECK(read(reader, &got, 4) == 4 && got == out);
+    for (int i = 0; i < 20000 && read(reader, &got, 4) < 0 && errno == EAGAIN; i++) usleep(100);
     CHECK(read(reader, &got, 4) == 0);
     PASS();
 }
