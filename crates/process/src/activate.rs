@@ -3,7 +3,7 @@
 //! Order matters. Clocks come before threads (a time namespace can be entered only by a process with one thread),
 //! descriptors before epoll's interests, everything that needs a privilege before the user is changed, and registers last.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
@@ -20,7 +20,7 @@ use crate::object::memory::{ADVICE_CALLS, Mapping};
 use crate::object::posix_timer::{self, Expiry, Ids, PosixTimer};
 use crate::object::scratch::Scratch;
 use crate::object::signal::PendingSignal;
-use crate::object::{file, signal};
+use crate::object::{file, inotify, signal, signal_owner};
 use crate::shell::{Shell, ShellProcess, clone_call, run_in, run_unchecked, send, wait_stop};
 use crate::sys::pagemap::PAGE_SIZE;
 use crate::sys::proc;
@@ -63,6 +63,7 @@ impl Shell {
         let scratch = Scratch::new(self.root(), self.surroundings.scratch.clone());
         let clocks = self.make_clocks(offsets)?;
         let mut threads = HashMap::new();
+        let mut signalled = HashSet::new();
         let pids: Vec<Pid> = self.processes.keys().copied().collect();
         let parents = self.parents();
         let mut processes = BTreeMap::new();
@@ -72,7 +73,7 @@ impl Shell {
                 .state
                 .as_ref()
                 .ok_or_else(|| Error::Mismatch(format!("process {pid} was never in a checkpoint")))?;
-            let hosts = self.revive(&process, state, &clocks, built)?;
+            let hosts = self.revive(&process, state, &clocks, built, &mut signalled)?;
             for (thread, host) in state.threads.iter().zip(&hosts) {
                 let known = Some(Known {
                     stack: thread.stack,
@@ -106,6 +107,7 @@ impl Shell {
         // Nothing is mapped or opened for the workload any more.
         self.shared.finish(self.container.init)?;
         let segments = self.shared.has_segments();
+        self.restore_watches(built)?;
         // Init was stopped since it was made; it reaps what it inherits.
         ptrace::resume(self.container.init, 0).attempt(|| "resume init".into())?;
         let mut descriptors = Descriptors::new(self.surroundings, scratch);
@@ -115,6 +117,35 @@ impl Shell {
         workload.shared.segments = segments;
         workload.ipc.used = self.ipc.is_some();
         Ok(workload)
+    }
+
+    /// By the first process, of all, that has the description.
+    fn restore_signal_owners(
+        &self,
+        process: &ShellProcess,
+        table: &[Descriptor],
+        done: &mut HashSet<ObjectId>,
+    ) -> Result<()> {
+        let mut batch = Batch::new();
+        for (id, owner) in &self.signal_owners {
+            if let Some(row) = table.iter().find(|row| row.object == *id).filter(|_| done.insert(*id)) {
+                if batch.is_full(3) {
+                    run_in(process, &mut std::mem::take(&mut batch))?;
+                }
+                signal_owner::restore(&mut batch, row.fd, owner);
+            }
+        }
+        run_in(process, &mut batch).map(drop)
+    }
+
+    /// Last of all: what was done until here is not for the workload to see.
+    fn restore_watches(&self, built: &Built) -> Result<()> {
+        for (id, object) in &self.objects {
+            if let (Object::Inotify(object), Some(instance)) = (object, built.descriptors.get(id)) {
+                inotify::restore(instance.as_fd(), object, &self.root())?;
+            }
+        }
+        Ok(())
     }
 
     fn parents(&self) -> HashMap<Pid, Pid> {
@@ -156,6 +187,7 @@ impl Shell {
         state: &ProcessState,
         clocks: &OwnedFd,
         built: &Built,
+        signalled: &mut HashSet<ObjectId>,
     ) -> Result<Vec<Tid>> {
         let received = send(process, &self.container.channel, CHANNEL as u64, &[clocks.as_raw_fd()])?;
         let mut batch = Batch::new();
@@ -190,6 +222,7 @@ impl Shell {
         let hosts = clone_threads(process, state)?;
         point(Point::TakeoverHalfActivated);
         restore_posix_timers(process, state, &hosts)?;
+        self.restore_signal_owners(process, table, signalled)?;
         for (thread, host) in state.threads.iter().zip(&hosts) {
             restore_thread(process, state, thread, *host)?;
         }
@@ -277,6 +310,7 @@ impl Shell {
                 .get(&object)
                 .ok_or_else(|| Error::Mismatch(format!("epoll set {} was not built", object.0)))?;
             restore_set(process, fd, own, set)?;
+            epoll::restore_elsewhere(own.as_fd(), set, |id| built.descriptors.get(&id).map(AsFd::as_fd))?;
         }
         Ok(())
     }

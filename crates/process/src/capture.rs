@@ -97,6 +97,10 @@ impl Workload {
         let mut log = Vec::new();
         let mut done = vec![1];
         while let Some(parent) = done.pop() {
+            for (pid, zombie) in self.zombies.iter().filter(|(_, zombie)| zombie.parent == parent) {
+                log.push(TreeEvent::Fork { parent, child: *pid });
+                log.push(TreeEvent::Exit { pid: *pid, status: zombie.status });
+            }
             for (pid, process) in &self.processes {
                 let orphan = parent == 1 && !self.processes.contains_key(&process.parent);
                 if process.parent == parent || orphan {

@@ -11,6 +11,7 @@ use crate::object::memory::Mapping;
 use crate::object::posix_timer::PosixTimer;
 use crate::object::shared::SharedChange;
 use crate::object::signal::{PendingSignal, SignalAction, SignalStack};
+use crate::object::signal_owner::SignalOwner;
 use crate::object::sysv;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::ptrace::Rseq;
@@ -246,6 +247,8 @@ pub struct Checkpoint {
     pub objects: Vec<(ObjectId, Object)>,
     /// All objects that exist without a descriptor: connections that were closed with data still queued.
     pub orphans: Vec<ObjectId>,
+    /// All objects that signal somebody, if that has changed.
+    pub signal_owners: Option<Vec<(ObjectId, SignalOwner)>>,
     pub files: Vec<FileChange>,
     /// Objects that processes share, new or changed; their page data follows that of the processes.
     pub shared: Vec<SharedChange>,

@@ -21,7 +21,9 @@ use crate::object::descriptor::{
     At, Capturer, Holder, Inode, Kind, StatusFlags, Surroundings, Tcp, TcpProgress,
 };
 use crate::object::file::{FileKey, MEMFD};
+use crate::object::inotify;
 use crate::object::scratch::{Scratch, Touched};
+use crate::object::signal_owner::{self, SignalOwner};
 use crate::object::tcp::{self, Injector, RawSegment, State, TcpSocket};
 use crate::sys::bpf::files::{Lister, OpenFile, SocketNumbers, Table, TcpNumbers};
 use crate::sys::ptrace::Tid;
@@ -34,6 +36,9 @@ const CLOSE_ON_EXEC: i32 = libc::O_CLOEXEC;
 /// `net.ipv4.tcp_pingpong_thresh`, and its default (`tcp_sk_init`, net/ipv4/tcp_ipv4.c).
 const PINGPONG_SYSCTL: &str = "/proc/sys/net/ipv4/tcp_pingpong_thresh";
 const PINGPONG_THRESHOLD: u8 = 1;
+
+/// More calls than this in one epoch, and all descriptors are asked.
+const MAX_OWNERS_CHANGED: usize = 1024;
 
 /// A row of a table as it was last captured, with the link by which it is recognised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +131,12 @@ pub struct Descriptors {
     look_again: Instant,
     /// By host process id, where the kernel lists open files; empty where it does not.
     tables: HashMap<Tid, Table>,
+    /// What was captured before anything else: see [`Descriptors::look_ahead`].
+    ahead: HashMap<ObjectId, Object>,
+    /// Those that signal somebody.
+    owners: BTreeMap<ObjectId, SignalOwner>,
+    /// Descriptors of which it has been set since, by the host's process id and number; none means that all are asked.
+    owners_changed: Option<Vec<(Tid, i32)>>,
     next: u64,
     pingpong_threshold: u8,
     /// Segments that the kernel believes it has sent, because of a capture.
@@ -154,6 +165,9 @@ impl Descriptors {
             settle_at: Instant::now(),
             look_again: Instant::now(),
             tables: HashMap::new(),
+            ahead: HashMap::new(),
+            owners: BTreeMap::new(),
+            owners_changed: None,
             next: 1,
             pingpong_threshold: PINGPONG_THRESHOLD,
             unframed: Vec::new(),
@@ -200,6 +214,8 @@ impl Descriptors {
         let orphans = old.into_values().filter_map(|entry| entry.socket).filter(|socket| socket.orphan);
         orphans.for_each(|socket| self.adopt_orphan(socket.fd));
         self.pipes.clear();
+        self.owners.clear();
+        self.owners_changed = None;
         self.scratch.forget();
     }
 
@@ -227,6 +243,56 @@ impl Descriptors {
             let key = file.deleted.as_ref()?.key;
             Some((key, proc::path(holder.tid, &format!("fd/{}", holder.fd)), name, holder.process))
         })
+    }
+
+    /// Whom a description signals is about to change.
+    pub(crate) fn owner_changed(&mut self, process: &Process, fd: i32) {
+        match &mut self.owners_changed {
+            Some(list) if list.len() < MAX_OWNERS_CHANGED => list.push((process.host, fd)),
+            all => *all = None,
+        }
+    }
+
+    /// Asks those again of which it may have changed; all, if something was closed meanwhile that had changed.
+    fn capture_owners(
+        &mut self,
+        processes: &BTreeMap<Pid, Process>,
+    ) -> Result<Option<Vec<(ObjectId, SignalOwner)>>> {
+        if self.owners_changed.as_ref().is_some_and(Vec::is_empty) && self.owners.is_empty() {
+            return Ok(None);
+        }
+        let of = |(host, fd): &(Tid, i32)| {
+            let is = |holder: &Holder| (holder.tid, holder.fd) == (*host, *fd);
+            self.entries.iter().find(|(_, entry)| entry.holders.iter().any(is)).map(|(id, _)| *id)
+        };
+        let changed =
+            self.owners_changed.as_ref().and_then(|list| list.iter().map(of).collect::<Option<HashSet<_>>>());
+        let mut owners = BTreeMap::new();
+        for (id, entry) in &self.entries {
+            let known = self.owners.get(id);
+            let ask =
+                changed.as_ref().is_none_or(|ids| ids.contains(id)) || known.is_some_and(SignalOwner::is_on);
+            let Some(holder) = entry.holders.first() else { continue };
+            let Some(process) = processes.get(&holder.process) else { continue };
+            let owner = match known {
+                known if !ask => known.copied(),
+                _ => {
+                    let duplicate = task::take_descriptor(process.pidfd.as_fd(), holder.fd)
+                        .attempt(|| format!("take a duplicate of descriptor {}", holder.fd))?;
+                    // What is open by name only has no owner, and cannot be asked.
+                    let path_only = entry.seen.is_some_and(|seen| seen.flags & libc::O_PATH != 0);
+                    let hosts = processes.values().map(|process| process.host);
+                    if path_only { None } else { Some(signal_owner::capture(duplicate.as_fd(), hosts)?) }
+                }
+            };
+            if let Some(owner) = owner.filter(|owner| !owner.is_nobody()) {
+                owners.insert(*id, owner);
+            }
+        }
+        self.owners_changed = Some(Vec::new());
+        let new = owners != self.owners;
+        self.owners = owners;
+        Ok(new.then(|| self.owners.iter().map(|(id, owner)| (*id, *owner)).collect()))
     }
 
     /// A socket option is about to change.
@@ -257,12 +323,62 @@ impl Descriptors {
         let tables = processes.iter().map(|(pid, process)| Ok((*pid, self.read_table(*pid, process)?)));
         let tables = tables.collect::<Result<_>>().and_then(|tables| {
             self.find_not_accepted(processes)?;
+            self.look_ahead(processes)?;
             Ok(tables)
         });
         tables.map_err(|error| match error {
             refused @ Error::Unsupported { .. } => Error::NotNow(Box::new(refused)),
             other => other,
         })
+    }
+
+    /// What may be there for a moment only.
+    fn look_ahead(&mut self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
+        self.each_inotify(processes, |at, _| inotify::check(at))?;
+        // A descriptor on its way, a connection not accepted yet: unix sockets are captured now.
+        let held = self.entries.iter().filter(|(_, entry)| !entry.holders.is_empty());
+        let sockets: HashMap<u64, ObjectId> = held
+            .filter_map(|(id, entry)| match entry.kind {
+                Kind::Unix { inode } => Some((inode, *id)),
+                _ => None,
+            })
+            .collect();
+        let objects = |inode: Inode| match inode {
+            Inode::Socket(inode) => sockets.get(&inode).copied(),
+            Inode::Pipe(_) | Inode::Watched(_) => None,
+        };
+        self.ahead.clear();
+        for (inode, id) in &sockets {
+            let Some(entry) = self.entries.get(id) else { continue };
+            let Some((holder, others)) = entry.holders.split_first() else { continue };
+            let Some(process) = processes.get(&holder.process) else { continue };
+            let file = entry.seen.map(|seen| seen.file);
+            let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file };
+            let object = self.capturer.capture(Kind::Unix { inode: *inode }, &at, &objects)?;
+            self.ahead.insert(*id, object);
+        }
+        Ok(())
+    }
+
+    fn discard_own_events(&self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
+        self.each_inotify(processes, |at, entry| match &entry.last {
+            Some(Object::Inotify(object)) => inotify::discard(at, object),
+            _ => Ok(()),
+        })
+    }
+
+    fn each_inotify(
+        &self,
+        processes: &BTreeMap<Pid, Process>,
+        mut each: impl FnMut(&At<'_>, &Entry) -> Result<()>,
+    ) -> Result<()> {
+        for entry in self.entries.values().filter(|entry| entry.kind == Kind::Inotify) {
+            let Some((holder, others)) = entry.holders.split_first() else { continue };
+            let Some(process) = processes.get(&holder.process) else { continue };
+            let file = entry.seen.map(|seen| seen.file);
+            each(&At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file }, entry)?;
+        }
+        Ok(())
     }
 
     /// Fills in descriptors, objects, orphans and files of a checkpoint.
@@ -308,7 +424,9 @@ impl Descriptors {
             .filter(|(_, entry)| entry.socket.as_ref().is_some_and(|socket| socket.orphan))
             .map(|(id, _)| *id)
             .collect();
+        checkpoint.signal_owners = self.capture_owners(processes)?;
         checkpoint.files = self.scratch.scan()?;
+        self.discard_own_events(processes)?;
         // The frames are held like all others, and belong to this epoch.
         self.send_unframed();
         Ok(())
@@ -349,7 +467,8 @@ impl Descriptors {
                     _ => None,
                 };
                 if let Some((what, advice)) = passing {
-                    return Err(At { holder, others: &[], pidfd: process.pidfd.as_fd() }.refuse(what, advice));
+                    let (pidfd, others) = (process.pidfd.as_fd(), &[]);
+                    return Err(At { holder, others, pidfd, file: Some(file.file) }.refuse(what, advice));
                 }
             }
             rows.push(row);
@@ -446,7 +565,12 @@ impl Descriptors {
         let object = match found {
             Some(id) => id,
             None => {
-                let at = At { holder, others: &[], pidfd: process.pidfd.as_fd() };
+                let at = At {
+                    holder,
+                    others: &[],
+                    pidfd: process.pidfd.as_fd(),
+                    file: file.map(|file| file.file),
+                };
                 if link.starts_with("/proc/") {
                     return Err(at.refuse(
                         format!("the open file {link}"),
@@ -476,7 +600,8 @@ impl Descriptors {
         let holders = entry.holders.clone();
         let Some((holder, others)) = holders.split_first() else { return Ok(()) };
         let Some(process) = processes.get(&holder.process) else { return Ok(()) };
-        let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd() };
+        let file = entry.seen.map(|seen| seen.file);
+        let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file };
         let flags = entry.seen.map(|seen| seen.flags);
         let only_flags = matches!(kind, Kind::Device | Kind::Output(_) | Kind::Pipe { .. });
         if only_flags && flags.is_some() && flags == entry.flags && entry.last.is_some() {
@@ -509,28 +634,34 @@ impl Descriptors {
         if fingerprint.is_some() && fingerprint == entry.fingerprint && entry.last.is_some() {
             return Ok(());
         }
-        if let Kind::Pipe { inode } = kind
+        if let Kind::Pipe { inode } | Kind::Fifo { inode } = kind
             && !self.pipes.contains_key(&inode)
         {
             let content = ObjectId(self.next);
             self.next += 1;
             self.pipes.insert(inode, (content, None));
         }
-        let sockets: HashMap<u64, ObjectId> = self
-            .entries
-            .iter()
-            .filter_map(|(id, entry)| match entry.kind {
-                Kind::Unix { inode } => Some((inode, *id)),
-                _ => None,
-            })
-            .collect();
+        let everything: Vec<(ObjectId, Holder)> = match kind {
+            Kind::Epoll => {
+                let held = self.entries.iter().filter_map(|(id, entry)| Some((*id, *entry.holders.first()?)));
+                held.collect()
+            }
+            _ => Vec::new(),
+        };
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
         let pipes = &self.pipes;
         let objects = |inode: Inode| match inode {
             Inode::Pipe(inode) => pipes.get(&inode).map(|(id, _)| *id),
-            Inode::Socket(inode) => sockets.get(&inode).copied(),
+            // Only unix sockets refer to others.
+            Inode::Socket(_) => None,
+            Inode::Watched(target) => {
+                everything.iter().find(|(_, holder)| target.is((holder.tid, holder.fd))).map(|(id, _)| *id)
+            }
         };
-        let object = self.capturer.capture(kind, &at, &objects)?;
+        let object = match self.ahead.remove(&id) {
+            Some(object) => object,
+            None => self.capturer.capture(kind, &at, &objects)?,
+        };
         if entry.last.as_ref().is_none_or(|last| !object.same_as(last)) {
             changed.push((id, object.clone()));
             entry.last = Some(object);
@@ -623,7 +754,7 @@ impl Descriptors {
     ) -> Result<()> {
         let mut ends: HashMap<u64, Vec<Holder>> = HashMap::new();
         for entry in self.entries.values() {
-            if let Kind::Pipe { inode } = entry.kind {
+            if let Kind::Pipe { inode } | Kind::Fifo { inode } = entry.kind {
                 // A reading end first: what nobody can read any more does not matter.
                 let reads = matches!(&entry.last, Some(Object::PipeEnd(end)) if end.flags.reads());
                 let list = ends.entry(inode).or_default();
@@ -635,7 +766,7 @@ impl Descriptors {
         for (inode, holders) in ends {
             let Some((holder, others)) = holders.split_first() else { continue };
             let Some(process) = processes.get(&holder.process) else { continue };
-            let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd() };
+            let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file: None };
             let content = Object::Pipe(self.capturer.capture_pipe(&at)?);
             if let Some((id, last)) = self.pipes.get_mut(&inode)
                 && last.as_ref() != Some(&content)

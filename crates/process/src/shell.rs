@@ -25,6 +25,7 @@ use crate::object::descriptor::{ClockOffsets, Surroundings};
 use crate::object::file::FileKey;
 use crate::object::memory::{Backing, Mapping, Step, plan};
 use crate::object::shared::{Kind, SharedFiles, for_mapping};
+use crate::object::signal_owner::SignalOwner;
 use crate::object::{scratch, sysv};
 use crate::sys::bpf;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
@@ -32,7 +33,7 @@ use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
 use crate::sys::remote::{Batch, Remote, WORKSPACE};
 use crate::sys::task;
-use crate::tree;
+use crate::tree::{self, Zombie};
 
 /// Zero runs up to this many pages are written, longer ones given back to the kernel.
 const WRITE_ZEROS: u32 = 16;
@@ -52,10 +53,11 @@ pub struct Shell {
     pub(crate) container: Container,
     pub(crate) init_memory: File,
     pub(crate) processes: BTreeMap<Pid, ShellProcess>,
-    pub(crate) zombies: HashMap<Pid, Pid>,
+    pub(crate) zombies: HashMap<Pid, Zombie>,
     pub(crate) objects: BTreeMap<ObjectId, Object>,
     pub(crate) orphans: Vec<ObjectId>,
     pub(crate) ipc: Option<sysv::Objects>,
+    pub(crate) signal_owners: Vec<(ObjectId, SignalOwner)>,
     /// Of the last epoch, and of this host when it was applied.
     pub(crate) clocks: Option<(Clocks, Clocks)>,
     pub(crate) surroundings: Surroundings,
@@ -93,6 +95,7 @@ impl Shell {
             objects: BTreeMap::new(),
             orphans: Vec::new(),
             ipc: None,
+            signal_owners: Vec::new(),
             clocks: None,
             surroundings,
             outputs,
@@ -143,6 +146,9 @@ impl Shell {
         }
         self.orphans = checkpoint.orphans;
         self.ipc = checkpoint.ipc.or(self.ipc.take());
+        if let Some(owners) = checkpoint.signal_owners {
+            self.signal_owners = owners;
+        }
         self.clocks = Some((checkpoint.clocks, launch::host_clocks()));
         // Objects are built by them.
         let ahead = self.clock_offsets();
@@ -251,6 +257,8 @@ impl Shell {
             .remove(&pid)
             .ok_or_else(|| Error::Mismatch(format!("process {pid} ends but is not in the shell")))?;
         let what = || format!("end process {pid} in the shell");
+        let above = proc::status(process.host).and_then(|status| proc::status(status.parent));
+        let parent = above.ok().and_then(|parent| parent.namespaced.last().copied()).unwrap_or(1);
         let signal = status & 0x7f;
         if signal == 0 {
             let mut regs = ptrace::registers(process.host).attempt(what)?;
@@ -280,8 +288,7 @@ impl Shell {
                 result => result.attempt(what)?,
             }
         }
-        let parent = process.state.as_ref().map_or(1, |_| 1);
-        self.zombies.insert(pid, parent);
+        self.zombies.insert(pid, Zombie { parent, status });
         Ok(())
     }
 

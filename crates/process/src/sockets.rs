@@ -12,9 +12,11 @@ use crate::descriptors::as_socket;
 use crate::error::{Attempt, Error, Result};
 use crate::object::descriptor::BuildContext;
 use crate::object::file::FileHashes;
+use crate::object::pidfd::{self, PidFd};
 use crate::object::sysv;
 use crate::object::tcp::{self, Connection, Injector, PeerAck, RawSegment, Restored, State, TcpSocket};
 use crate::shell::Shell;
+use crate::sys::task;
 
 /// A connection whose peer can be asked what it has received.
 #[derive(Debug, Clone)]
@@ -155,6 +157,13 @@ impl Shell {
         for (id, fd) in &built.descriptors {
             context.insert(*id, fd.try_clone().attempt(|| "duplicate a socket".into())?);
         }
+        let pidfds = self.objects.iter().filter_map(|(id, object)| match object {
+            Object::PidFd(object) => Some((*id, object)),
+            _ => None,
+        });
+        for (id, object) in pidfds {
+            context.insert(id, self.build_pidfd(object)?);
+        }
         let wanted: Vec<ObjectId> = self
             .objects
             .iter()
@@ -166,6 +175,12 @@ impl Shell {
             built.descriptors.insert(id, fd);
         }
         Ok(())
+    }
+
+    fn build_pidfd(&self, object: &PidFd) -> Result<OwnedFd> {
+        let init = self.container.init;
+        let ours = task::pidfd_open(init).attempt(|| format!("refer to init, {init}"))?;
+        pidfd::build(object, init, &self.init_memory, ours.as_fd())
     }
 
     /// Duplicates of connections that the workload had closed: the new primary goes on holding them.

@@ -158,6 +158,14 @@ pub struct Happened {
     pub wants_epoch: bool,
 }
 
+/// A process that has ended and was not waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Zombie {
+    pub parent: Pid,
+    /// As `wait` gives it.
+    pub status: i32,
+}
+
 /// A running workload.
 #[derive(Debug)]
 pub struct Workload {
@@ -176,7 +184,7 @@ pub struct Workload {
     signals: SignalFd,
     pub(crate) descriptors: Descriptors,
     pub(crate) ipc: sysv::Watcher,
-    pub(crate) zombies: HashMap<Pid, Pid>,
+    pub(crate) zombies: HashMap<Pid, Zombie>,
     /// What the workload's clocks are ahead of this host's.
     pub(crate) clock_offsets: Clocks,
     pub(crate) shared: SharedObjects,
@@ -223,7 +231,7 @@ impl Workload {
         container: Container,
         processes: BTreeMap<Pid, Process>,
         threads: HashMap<Tid, Thread>,
-        zombies: HashMap<Pid, Pid>,
+        zombies: HashMap<Pid, Zombie>,
         clock_offsets: Clocks,
         descriptors: Descriptors,
     ) -> Result<Self> {
@@ -636,7 +644,7 @@ impl Workload {
         {
             self.refused.remove(&thread.process);
             self.log.push(TreeEvent::Exit { pid: thread.process, status });
-            self.zombies.insert(thread.process, process.parent);
+            self.zombies.insert(thread.process, Zombie { parent: process.parent, status });
             if thread.process == FIRST {
                 self.happened.ended = Some(status);
             }

@@ -26,8 +26,10 @@ use super::device::{self, Device};
 use super::epoll::{self, Epoll};
 use super::eventfd::{self, EventFd};
 use super::file::{self, Directory, FileHashes, FileKey, OpenFile};
+use super::inotify::{self, Inotify};
 use super::netlink::{self, Netlink};
 use super::packet::{self, Packet};
+use super::pidfd::{self, PidFd};
 use super::pipe::{self, Pipe, PipeEnd};
 use super::signalfd::{self, SignalFd};
 use super::tcp::{Buffers, Connection, State, TcpSocket};
@@ -62,6 +64,8 @@ pub enum Object {
     Datagram(Box<Datagram>),
     Netlink(Box<Netlink>),
     Packet(Box<Packet>),
+    Inotify(Inotify),
+    PidFd(PidFd),
 }
 
 /// A TCP socket, and what belongs to its description and not to TCP.
@@ -174,6 +178,8 @@ pub struct At<'a> {
     pub others: &'a [Holder],
     /// A pidfd of the holder.
     pub pidfd: BorrowedFd<'a>,
+    /// Where the kernel keeps the description, if it lists open files.
+    pub file: Option<u64>,
 }
 
 impl At<'_> {
@@ -202,11 +208,6 @@ impl At<'_> {
     pub fn status_flags(&self, info: &str) -> Result<StatusFlags> {
         let flags = info_field(info, "flags").and_then(|text| i32::from_str_radix(text, 8).ok());
         let flags = flags.ok_or_else(|| self.unreadable("flags"))?;
-        if flags & libc::O_ASYNC != 0 {
-            return Err(
-                self.refuse("signal-driven I/O (O_ASYNC)", "let the program use poll or epoll instead")
-            );
-        }
         Ok(StatusFlags(flags & StatusFlags::KEPT))
     }
 
@@ -233,6 +234,8 @@ impl At<'_> {
 pub enum Inode {
     Pipe(u64),
     Socket(u64),
+    /// What an epoll instance watches, under a number that is another's now.
+    Watched(epoll::EpollTarget),
 }
 
 /// What a description is, which never changes.
@@ -256,6 +259,10 @@ pub enum Kind {
     Pipe {
         inode: u64,
     },
+    /// An end of a named pipe; the number stands for its file system and inode.
+    Fifo {
+        inode: u64,
+    },
     EventFd,
     Epoll,
     TimerFd,
@@ -264,6 +271,8 @@ pub enum Kind {
     Directory,
     Device,
     Output(u8),
+    Inotify,
+    PidFd,
 }
 
 impl Kind {
@@ -307,6 +316,9 @@ impl Kind {
             "anon_inode:[eventpoll]" => return Ok(Kind::Epoll),
             "anon_inode:[timerfd]" => return Ok(Kind::TimerFd),
             "anon_inode:[signalfd]" => return Ok(Kind::SignalFd),
+            "anon_inode:inotify" => return Ok(Kind::Inotify),
+            "anon_inode:[pidfd]" => return Ok(Kind::PidFd),
+            link if link.starts_with("pidfd:") => return Ok(Kind::PidFd),
             _ => {}
         }
         if let Some((what, advice)) =
@@ -319,13 +331,12 @@ impl Kind {
                 at.refuse(format!("a descriptor of the kind {link}"), "let the program do without it")
             );
         }
-        match at.stat()?.st_mode & libc::S_IFMT {
+        let stat = at.stat()?;
+        match stat.st_mode & libc::S_IFMT {
             libc::S_IFREG => Ok(Kind::File),
             libc::S_IFDIR => Ok(Kind::Directory),
             libc::S_IFCHR => Ok(Kind::Device),
-            libc::S_IFIFO => {
-                Err(at.refuse(format!("the named pipe {link}"), "let the program use a unix socket"))
-            }
+            libc::S_IFIFO => Ok(Kind::Fifo { inode: pipe::key_of_named(&stat) }),
             _ => Err(at.refuse(format!("the special file {link}"), "let the program do without it")),
         }
     }
@@ -360,7 +371,6 @@ const IPPROTO_UDPLITE: i32 = 136;
 
 /// How the links of descriptors that cannot be kept begin, what to call them and what to do about it.
 const REFUSED: &[(&str, &str, &str)] = &[
-    ("anon_inode:inotify", "inotify", "switch off the program's watching of files"),
     ("anon_inode:[fanotify]", "fanotify", "switch off the program's watching of files"),
     (
         "anon_inode:[io_uring]",
@@ -370,8 +380,6 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("anon_inode:[perf_event]", "a performance counter", "profile the program unprotected"),
     ("anon_inode:bpf", "BPF", "let the program do without BPF"),
     ("anon_inode:[userfaultfd]", "userfaultfd", "switch it off in the program (it tracks the memory here)"),
-    ("anon_inode:[pidfd]", "a pidfd", "let the program wait for its children with waitpid"),
-    ("pidfd:", "a pidfd", "let the program wait for its children with waitpid"),
     ("net:[", "a network namespace", "let the program do without namespaces of its own"),
     ("mnt:[", "a mount namespace", "let the program do without namespaces of its own"),
     ("user:[", "a user namespace", "let the program do without namespaces of its own"),
@@ -421,6 +429,7 @@ pub struct Capturer {
     queues: datagram::Queues,
     /// Inodes of connections that the workload has closed and that are held for it.
     pub orphans: HashSet<u64>,
+    mounts: inotify::Mounts,
 }
 
 impl Capturer {
@@ -432,6 +441,7 @@ impl Capturer {
             sockets: unix::Survey::new(),
             queues: datagram::Queues::default(),
             orphans: HashSet::new(),
+            mounts: inotify::Mounts::default(),
         }
     }
 
@@ -451,7 +461,7 @@ impl Capturer {
             kind if kind.is_told_by_numbers() => return Ok(None),
             _ => at.info()?,
         };
-        if matches!(kind, Kind::File | Kind::Directory) {
+        if matches!(kind, Kind::File | Kind::Directory | Kind::Fifo { .. }) {
             // A rename shows in the link only; a change of what is in a deleted file only in its times.
             let link =
                 std::fs::read_link(at.link()).attempt(|| format!("read the link {}", at.link().display()))?;
@@ -462,6 +472,9 @@ impl Capturer {
             } else if kind == Kind::File && stat.st_nlink == 0 && !seen_memfd(&link) {
                 seen.push_str(&format!("{:?}", (stat.st_size, file::modified(&stat), file::changed(&stat))));
             }
+        }
+        if kind == Kind::Inotify {
+            seen.push_str(&inotify::next(at).unwrap_or_default().to_string());
         }
         // Other rows of the tables matter to an interest, and to the locks that their processes hold.
         if matches!(kind, Kind::File | Kind::Epoll) {
@@ -497,8 +510,13 @@ impl Capturer {
                 objects,
             )?)),
             Kind::Pipe { inode } => Object::PipeEnd(pipe::capture_end(inode, at, objects)?),
+            Kind::Fifo { inode } => {
+                Object::PipeEnd(pipe::capture_named_end(inode, at, &self.surroundings, objects)?)
+            }
+            Kind::Inotify => Object::Inotify(inotify::capture(at, &mut self.mounts)?),
+            Kind::PidFd => Object::PidFd(pidfd::capture(at)?),
             Kind::EventFd => Object::EventFd(eventfd::capture(at)?),
-            Kind::Epoll => Object::Epoll(epoll::capture(at, &self.orphans)?),
+            Kind::Epoll => Object::Epoll(epoll::capture(at, &self.orphans, objects)?),
             Kind::TimerFd => Object::TimerFd(timerfd::capture(at, self.surroundings.clocks)?),
             Kind::SignalFd => Object::SignalFd(signalfd::capture(at)?),
             Kind::File => Object::File(Box::new(file::capture(at, &self.surroundings, &mut self.hashes)?)),
@@ -639,6 +657,8 @@ impl<'a> BuildContext<'a> {
                 Object::Datagram(object) => datagram::build(object)?,
                 Object::Netlink(object) => netlink::build(object)?,
                 Object::Packet(object) => packet::build(object)?,
+                Object::Inotify(object) => inotify::build(object)?,
+                Object::PidFd(_) => return Err(pidfd::unbuilt()),
             };
             self.built.insert(id, fd);
         }

@@ -11,11 +11,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
-use super::descriptor::{At, Holder, StatusFlags};
-use crate::checkpoint::Pid;
-use crate::error::{Attempt, Result};
+use super::descriptor::{At, Holder, Inode, StatusFlags};
+use crate::checkpoint::{ObjectId, Pid};
+use crate::error::{Attempt, Error, Result};
 use crate::sys::descriptor as sys;
 use crate::sys::proc;
+use crate::sys::ptrace::Tid;
 use crate::sys::remote::Batch;
 
 /// The kernel adds these to every entry that is added or modified (`do_epoll_ctl`).
@@ -30,6 +31,8 @@ pub struct Epoll {
     /// The process in whose descriptor table the entries' numbers are right.
     pub process: Pid,
     pub interests: Vec<Interest>,
+    /// Entries whose file is not under their number any more, and open elsewhere: this.
+    pub elsewhere: Vec<(Interest, ObjectId)>,
     pub flags: StatusFlags,
 }
 
@@ -49,35 +52,73 @@ impl Interest {
 
 /// `orphans` are the inodes of connections that the workload has closed and we hold: without us they would not be watched
 /// any more.
-pub(super) fn capture(at: &At<'_>, orphans: &HashSet<u64>) -> Result<Epoll> {
+pub(super) fn capture(
+    at: &At<'_>,
+    orphans: &HashSet<u64>,
+    objects: &dyn Fn(Inode) -> Option<ObjectId>,
+) -> Result<Epoll> {
     let info = at.info()?;
     let flags = at.status_flags(&info)?;
     let watched = info
         .lines()
         .filter(|line| line.starts_with("tfd:"))
         .map(|line| parse_line(line).ok_or_else(|| at.unreadable("tfd")))
-        .filter(|line| {
-            line.as_ref().is_err() || line.as_ref().is_ok_and(|(_, inode)| !orphans.contains(inode))
-        })
         .collect::<Result<Vec<_>>>()?;
     // Usually whoever added the entries; after a fork it may be the other one who still has all the descriptors.
-    let mut wrong = None;
-    for holder in [&at.holder].into_iter().chain(at.others) {
-        match watched.iter().find(|(interest, inode)| !is_under_its_number(*holder, interest.fd, *inode)) {
-            None => {
-                let interests = watched.into_iter().map(|(interest, _)| interest).collect();
-                return Ok(Epoll { process: holder.process, interests, flags });
-            }
-            Some((interest, _)) => wrong = wrong.or(Some(interest.fd)),
+    let mut numbers: Vec<i32> = watched.iter().map(|(interest, _)| interest.fd).collect();
+    numbers.sort_unstable();
+    let unique = numbers.windows(2).all(|pair| pair[0] != pair[1]);
+    for holder in [&at.holder].into_iter().chain(at.others).filter(|_| unique) {
+        let mut live = watched.iter().filter(|(_, inode)| !orphans.contains(inode));
+        if live.clone().all(|(interest, inode)| is_under_its_number(*holder, interest.fd, *inode)) {
+            let interests = live.by_ref().map(|(interest, _)| *interest).collect();
+            return Ok(Epoll { process: holder.process, interests, elsewhere: Vec::new(), flags });
         }
     }
-    Err(at.refuse(
-        format!(
-            "epoll watching a file whose descriptor {} was closed elsewhere than here",
-            wrong.unwrap_or(-1)
-        ),
-        "let the program remove descriptors from epoll before it closes one of several duplicates",
-    ))
+    // The program has closed one of several duplicates, and the number may be another file's now.
+    let holder = at.holder;
+    let (mut interests, mut elsewhere) = (Vec::new(), Vec::new());
+    for (index, (interest, inode)) in watched.iter().enumerate() {
+        if orphans.contains(inode) {
+            continue;
+        }
+        let before = watched[..index].iter().filter(|(other, _)| other.fd == interest.fd).count();
+        let epoll = (holder.tid, holder.fd);
+        let target = EpollTarget { epoll, number: interest.fd, nth: before as u32 };
+        // Of several with one number only the exact question tells which is there.
+        let several = watched.iter().filter(|(other, _)| other.fd == interest.fd).count() > 1;
+        let here = match several {
+            true => target.is((holder.tid, interest.fd)),
+            false => is_under_its_number(holder, interest.fd, *inode),
+        };
+        if here {
+            interests.push(*interest);
+            continue;
+        }
+        let object = objects(Inode::Watched(target)).ok_or_else(|| {
+            at.refuse(
+                format!("epoll watching a file that nobody has open, by the number {}", interest.fd),
+                "let the program remove descriptors from epoll before it closes them",
+            )
+        })?;
+        elsewhere.push((*interest, object));
+    }
+    Ok(Epoll { process: holder.process, interests, elsewhere, flags })
+}
+
+/// A file that an epoll instance watches: by the number it was added under, and how many of that number come before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EpollTarget {
+    pub epoll: (Tid, i32),
+    pub number: i32,
+    pub nth: u32,
+}
+
+impl EpollTarget {
+    /// Whether a descriptor of some process is this file.
+    pub fn is(&self, of: (Tid, i32)) -> bool {
+        sys::is_epoll_target(of, self.epoll, self.number, self.nth).unwrap_or(false)
+    }
 }
 
 /// `tfd: N events: HEX data: HEX pos:N ino:HEX sdev:HEX`, with the inode.
@@ -98,7 +139,7 @@ fn is_under_its_number(holder: Holder, fd: i32, inode: u64) -> bool {
     // all entries: a few eventfds and timers among ten thousand sockets are nothing.
     match link.to_str().and_then(|link| link.strip_prefix("socket:[")) {
         Some(rest) => rest.trim_end_matches(']').parse() == Ok(inode),
-        None => sys::is_epoll_target(holder.tid, holder.fd, fd).unwrap_or(false),
+        None => EpollTarget { epoll: (holder.tid, holder.fd), number: fd, nth: 0 }.is((holder.tid, fd)),
     }
 }
 
@@ -151,6 +192,26 @@ fn control(batch: &mut Batch, epfd: i32, operation: i32, fd: i32, events: u32, d
     event.extend_from_slice(&data.to_ne_bytes());
     let at = batch.bytes(&event);
     batch.call(libc::SYS_epoll_ctl, &[epfd as u64, operation as u64, fd as u64, at]);
+}
+
+/// Adds the entries whose files are not under their numbers, by a thread of our own that has a descriptor table to itself:
+/// `built` gives ours for an object.
+pub fn restore_elsewhere<'a>(
+    own: BorrowedFd<'_>,
+    set: &Epoll,
+    built: impl Fn(ObjectId) -> Option<BorrowedFd<'a>>,
+) -> Result<()> {
+    let mut entries = Vec::with_capacity(set.elsewhere.len());
+    for (interest, object) in &set.elsewhere {
+        let file = built(*object).ok_or_else(|| {
+            Error::Mismatch(format!("object {} is watched by epoll and was not built", object.0))
+        })?;
+        entries.push((interest.fd, file, interest.events, interest.data));
+    }
+    if entries.is_empty() {
+        return Ok(());
+    }
+    sys::epoll_add_as(own, &entries).attempt(|| "watch files by numbers that they no longer have".to_owned())
 }
 
 /// Lets the entries that [`restore_disarmed`] added fire, through the supervisor's own descriptor of the instance and

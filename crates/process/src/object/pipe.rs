@@ -1,4 +1,4 @@
-//! Pipes (`pipe(7)`): what is in them, once, and their ends.
+//! Pipes (`pipe(7)`), also named ones (`fifo(7)`): what is in them, once, and their ends.
 //!
 //! An end of file, and its counterpart the broken pipe, are not recorded: they follow from which ends exist, since all
 //! that are made here are closed again but those that were passed to the workload.
@@ -7,10 +7,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, tee};
+use nix::sys::stat::FileStat;
 use nix::unistd::{pipe2, read, write};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
-use super::descriptor::{At, BuildContext, Inode, Object, StatusFlags};
+use super::descriptor::{At, BuildContext, Inode, Object, StatusFlags, Surroundings};
+use super::file::{check_path, open_in_root, open_path};
 use crate::checkpoint::ObjectId;
 use crate::error::{Attempt, Error, Result};
 use crate::sys::descriptor as sys;
@@ -38,6 +41,35 @@ pub struct PipeEnd {
     pub pipe: ObjectId,
     /// Which end says the access mode.
     pub flags: StatusFlags,
+    /// Where the node of a named pipe is, as the workload sees it.
+    pub path: Option<String>,
+}
+
+/// A named pipe by its file system and inode, so that it is not taken for one without a name: those have numbers of
+/// 32 bits (`get_next_ino` in fs/inode.c).
+pub(super) fn key_of_named(stat: &FileStat) -> u64 {
+    let bytes = [stat.st_dev.to_ne_bytes(), stat.st_ino.to_ne_bytes()].concat();
+    xxh3_64(&bytes) | 1 << 63
+}
+
+/// As [`capture_end`]. Of a node that was removed only the pipe is left.
+pub(super) fn capture_named_end(
+    inode: u64,
+    at: &At<'_>,
+    surroundings: &Surroundings,
+    objects: &dyn Fn(Inode) -> Option<ObjectId>,
+) -> Result<PipeEnd> {
+    let mut end = capture_end(inode, at, objects)?;
+    let (stat, path) = (at.stat()?, open_path(at)?);
+    if stat.st_nlink > 0 {
+        check_path(at, &path, &stat)?;
+        if !surroundings.is_scratch(&path) {
+            let advice = "declare the directory with --scratch";
+            return Err(at.refuse(format!("the named pipe {path}, which is in no scratch directory"), advice));
+        }
+        end.path = Some(path);
+    }
+    Ok(end)
 }
 
 pub(super) fn capture_end(
@@ -48,14 +80,7 @@ pub(super) fn capture_end(
     let pipe = objects(Inode::Pipe(inode))
         .ok_or_else(|| Error::Mismatch(format!("pipe {inode} has an end and is not known itself")))?;
     let flags = at.status_flags(&at.info()?)?;
-    if sys::signal_owner(at.duplicate()?.as_fd()).attempt(|| "ask who is signalled by a pipe".to_owned())?
-        != 0
-    {
-        return Err(
-            at.refuse("a pipe with an owner for signals (F_SETOWN)", "let the program use poll or epoll")
-        );
-    }
-    Ok(PipeEnd { pipe, flags })
+    Ok(PipeEnd { pipe, flags, path: None })
 }
 
 /// A pipe of our own into which the contents of others are duplicated by `tee(2)`, which shares the pages and consumes
@@ -155,7 +180,11 @@ pub(super) fn build_end(object: &PipeEnd, context: &mut BuildContext<'_>) -> Res
         let Object::Pipe(pipe) = context.object(object.pipe)? else {
             return Err(Error::Mismatch(format!("object {} is not the pipe it should be", object.pipe.0)));
         };
-        let ends = build_pipe(pipe).attempt(|| format!("make a pipe of {} bytes", pipe.capacity))?;
+        let ends = match &object.path {
+            None => pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).attempt(|| "make a pipe".to_owned())?,
+            Some(path) => open_named(path, context)?,
+        };
+        let ends = fill(pipe, ends).attempt(|| format!("fill a pipe of {} bytes again", pipe.capacity))?;
         context.pipes.insert(object.pipe, ends);
     }
     let ends = &context.pipes[&object.pipe];
@@ -168,8 +197,20 @@ pub(super) fn build_end(object: &PipeEnd, context: &mut BuildContext<'_>) -> Res
     Ok(fd)
 }
 
-fn build_pipe(pipe: &Pipe) -> io::Result<Ends> {
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+/// Both ends of a named pipe, opened so that nobody is waited for.
+fn open_named(path: &str, context: &BuildContext<'_>) -> Result<(OwnedFd, OwnedFd)> {
+    if !context.surroundings.is_scratch(path) {
+        return Err(Error::Mismatch(format!("the named pipe {path} is in no scratch directory")));
+    }
+    let flags = StatusFlags(libc::O_RDWR | libc::O_NONBLOCK);
+    let (both, _) = open_in_root(&context.root, path, flags, libc::S_IFIFO)?;
+    let reader = sys::reopen(both.as_fd(), libc::O_RDONLY | libc::O_NONBLOCK);
+    let writer = sys::reopen(both.as_fd(), libc::O_WRONLY | libc::O_NONBLOCK);
+    let ends = reader.and_then(|reader| Ok((reader, writer?)));
+    ends.attempt(|| format!("open both ends of the named pipe {path}"))
+}
+
+fn fill(pipe: &Pipe, (reader, writer): (OwnedFd, OwnedFd)) -> io::Result<Ends> {
     let capacity = i32::try_from(pipe.capacity).map_err(io::Error::other)?;
     if fcntl(&writer, FcntlArg::F_GETPIPE_SZ)? != capacity {
         fcntl(&writer, FcntlArg::F_SETPIPE_SZ(capacity))?;

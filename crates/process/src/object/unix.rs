@@ -163,10 +163,6 @@ pub(super) fn capture(
         return Err(at.refuse(format!("a unix socket of type {kind}"), "let the program use a stream"));
     }
     let flags = at.status_flags(&at.info()?)?;
-    if sys::signal_owner(socket.as_fd()).attempt(|| "ask who is signalled by a unix socket".to_owned())? != 0
-    {
-        return Err(at.refuse("a unix socket with an owner for signals", "let the program use poll or epoll"));
-    }
     let name = capture_name(&entry, at, surroundings)?;
     let ready = readiness(&socket).attempt(|| "ask what a unix socket is ready for".to_owned())?;
     let role = capture_role(&entry, peer.as_ref(), ready, at, objects)?;

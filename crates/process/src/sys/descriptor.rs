@@ -25,19 +25,37 @@ pub fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// The process or group that gets SIGIO and SIGURG (`F_GETOWN`); 0 is nobody.
-pub fn signal_owner(fd: BorrowedFd<'_>) -> io::Result<i32> {
-    // A group is a negative number, which `fcntl` cannot tell from an error: F_GETOWN_EX can.
+/// Who gets which signal for a description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// A thread (0), a process (1) or a group (2).
+    pub kind: i32,
+    /// 0 is nobody.
+    pub number: i32,
+    /// 0 is SIGIO.
+    pub signal: i32,
+    /// `O_ASYNC`.
+    pub on: bool,
+}
+
+/// The thread, process or group that gets SIGIO and SIGURG (`F_GETOWN_EX`), and what goes with it.
+pub fn signal_owner(fd: BorrowedFd<'_>) -> io::Result<Owner> {
+    // A group is a negative number, which `F_GETOWN` cannot tell from an error.
     #[repr(C)]
-    struct Owner {
+    struct Raw {
         kind: libc::c_int,
         pid: libc::pid_t,
     }
     const F_GETOWN_EX: libc::c_int = 16;
-    let mut owner = Owner { kind: 0, pid: 0 };
-    // SAFETY: F_GETOWN_EX writes one `struct f_owner_ex`, which `Owner` mirrors and which is exclusively borrowed.
+    const F_GETSIG: libc::c_int = 11;
+    let mut owner = Raw { kind: 0, pid: 0 };
+    // SAFETY: F_GETOWN_EX writes one `struct f_owner_ex`, which `Raw` mirrors and which is exclusively borrowed.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, &raw mut owner) })?;
-    Ok(owner.pid)
+    // SAFETY: both take no argument.
+    let (signal, flags) =
+        unsafe { (libc::fcntl(fd.as_raw_fd(), F_GETSIG), libc::fcntl(fd.as_raw_fd(), libc::F_GETFL)) };
+    let on = check(flags)? & libc::O_ASYNC != 0;
+    Ok(Owner { kind: owner.kind, number: owner.pid, signal: check(signal)?, on })
 }
 
 /// Sets the status flags of an open file description (`F_SETFL`).
@@ -86,9 +104,9 @@ pub fn attribute_names(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     Ok(names)
 }
 
-/// Whether descriptor `target` of a process is, under that number, the very file that its epoll instance `epoll`
-/// watches (`kcmp(2)`, KCMP_EPOLL_TFD).
-pub fn is_epoll_target(pid: Tid, epoll: i32, target: i32) -> io::Result<bool> {
+/// Whether a descriptor is the very file that an epoll instance watches by a number, the one after `nth` others of that
+/// number (`kcmp(2)`, KCMP_EPOLL_TFD).
+pub fn is_epoll_target(of: (Tid, i32), epoll: (Tid, i32), number: i32, nth: u32) -> io::Result<bool> {
     const KCMP_EPOLL_TFD: libc::c_int = 7;
     #[repr(C)]
     struct Slot {
@@ -96,9 +114,10 @@ pub fn is_epoll_target(pid: Tid, epoll: i32, target: i32) -> io::Result<bool> {
         target: u32,
         which: u32,
     }
-    let slot = Slot { epoll: epoll as u32, target: target as u32, which: 0 };
+    let slot = Slot { epoll: epoll.1 as u32, target: number as u32, which: nth };
     // SAFETY: the kernel reads one `struct kcmp_epoll_slot`, which `Slot` mirrors, live for the duration of the call.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, target, &raw const slot) };
+    let order =
+        unsafe { libc::syscall(libc::SYS_kcmp, of.0, epoll.0, KCMP_EPOLL_TFD, of.1, &raw const slot) };
     match order {
         0 => Ok(true),
         1.. => Ok(false),
@@ -151,6 +170,36 @@ pub fn signal_descriptor(mask: u64) -> io::Result<OwnedFd> {
 pub fn epoll_create() -> io::Result<OwnedFd> {
     // SAFETY: the argument is a number.
     adopt(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })
+}
+
+/// Adds entries by number, file, events and data, where the number need not be the file's here: by a thread with a
+/// descriptor table of its own, which ends with it.
+pub fn epoll_add_as(epoll: BorrowedFd<'_>, entries: &[(i32, BorrowedFd<'_>, u32, u64)]) -> io::Result<()> {
+    let work = || -> io::Result<()> {
+        // Out of the way of every number that is used below.
+        let above =
+            entries.iter().map(|(number, file, ..)| (*number).max(file.as_raw_fd())).max().unwrap_or(0);
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)?;
+        let duplicate = |fd: libc::c_int| {
+            // SAFETY: both arguments are numbers; the descriptor ends with this thread's table.
+            check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, above + 1) })
+        };
+        let epoll = duplicate(epoll.as_raw_fd())?;
+        let files = entries.iter().map(|(_, file, ..)| duplicate(file.as_raw_fd()));
+        let files = files.collect::<io::Result<Vec<_>>>()?;
+        for ((number, _, events, data), file) in entries.iter().zip(files) {
+            // SAFETY: all are numbers, of this thread's own table.
+            check(unsafe { libc::dup2(file, *number) })?;
+            let mut event = libc::epoll_event { events: *events, u64: *data };
+            // SAFETY: the event is live for the call.
+            check(unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, *number, &raw mut event) })?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(work);
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that works for epoll died")))
+    })
 }
 
 /// Takes up to `room` events that are ready now; gives their `data`.
@@ -380,9 +429,9 @@ mod tests {
     #[test]
     fn a_group_that_owns_a_descriptor_is_seen() {
         let (a, _b) = unix_pair(libc::SOCK_STREAM).unwrap();
-        assert_eq!(signal_owner(a.as_fd()).unwrap(), 0);
+        assert_eq!(signal_owner(a.as_fd()).unwrap().number, 0);
         // SAFETY: F_SETOWN takes a number.
         check(unsafe { libc::fcntl(a.as_raw_fd(), libc::F_SETOWN, std::process::id() as i32) }).unwrap();
-        assert_eq!(signal_owner(a.as_fd()).unwrap(), std::process::id() as i32);
+        assert_eq!(signal_owner(a.as_fd()).unwrap().number, std::process::id() as i32);
     }
 }

@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod datagram;
 pub mod descriptor;
+pub mod inotify;
 pub mod pagemap;
 pub mod proc;
 pub mod ptrace;

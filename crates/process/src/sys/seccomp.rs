@@ -38,6 +38,8 @@ pub enum Notice {
     Advice = 12,
     /// System V objects are used from here on.
     SystemV = 20,
+    /// Whom a description signals.
+    SignalOwner = 13,
 }
 
 impl Notice {
@@ -56,6 +58,7 @@ impl Notice {
             Self::Exec,
             Self::Advice,
             Self::SystemV,
+            Self::SignalOwner,
         ]
         .into_iter()
         .find(|notice| *notice as u16 == data)
@@ -105,7 +108,6 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_mount, Notice::Refused),
     (libc::SYS_umount2, Notice::Refused),
     (libc::SYS_pivot_root, Notice::Refused),
-    (libc::SYS_io_setup, Notice::Refused),
     (libc::SYS_chroot, Notice::Refused),
     (libc::SYS_semget, Notice::SystemV),
     (libc::SYS_msgget, Notice::SystemV),
@@ -134,6 +136,8 @@ const HIDDEN: &[(i64, i32)] = &[
     (libc::SYS_remap_file_pages, libc::ENOSYS),
     (libc::SYS_pkey_alloc, libc::ENOSPC),
     (libc::SYS_landlock_create_ruleset, libc::ENOSYS),
+    // Kernel AIO: programs make a context first, and do without if they cannot.
+    (libc::SYS_io_setup, libc::ENOSYS),
     (libc::SYS_keyctl, libc::ENOSYS),
     (libc::SYS_add_key, libc::ENOSYS),
     (libc::SYS_request_key, libc::ENOSYS),
@@ -155,6 +159,13 @@ const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 const X32_BIT: u32 = 0x4000_0000;
 /// `include/net/tcp.h` / `uapi/linux/tcp.h`: attaching an upper layer protocol (kernel TLS).
 const TCP_ULP: u32 = 31;
+
+// `include/uapi/asm-generic/{fcntl,ioctls,sockios}.h`.
+const F_SETSIG: u32 = 10;
+const F_SETOWN_EX: u32 = 15;
+const FIOASYNC: u32 = 0x5452;
+const FIOSETOWN: u32 = 0x8901;
+const SIOCSPGRP: u32 = 0x8902;
 
 fn stmt(code: u32, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt: 0, jf: 0, k }
@@ -242,6 +253,24 @@ pub fn program() -> Vec<sock_filter> {
         jump(BPF_JSET, libc::SHM_HUGETLB as u32, 1, 0),
         trace(Notice::Segment),
         errno(libc::ENOMEM),
+        // fcntl and ioctl: only what has to do with signals.
+        jump(BPF_JEQ, libc::SYS_fcntl as u32, 0, 9),
+        load(argument(1)),
+        jump(BPF_JEQ, libc::F_SETFL as u32, 0, 2),
+        load(argument(2)),
+        jump(BPF_JSET, libc::O_ASYNC as u32, 4, 3),
+        jump(BPF_JEQ, libc::F_SETOWN as u32, 3, 0),
+        jump(BPF_JEQ, F_SETSIG, 2, 0),
+        jump(BPF_JEQ, F_SETOWN_EX, 1, 0),
+        allow,
+        trace(Notice::SignalOwner),
+        jump(BPF_JEQ, libc::SYS_ioctl as u32, 0, 6),
+        load(argument(1)),
+        jump(BPF_JEQ, FIOASYNC, 3, 0),
+        jump(BPF_JEQ, FIOSETOWN, 2, 0),
+        jump(BPF_JEQ, SIOCSPGRP, 1, 0),
+        allow,
+        trace(Notice::SignalOwner),
         // setsockopt(…, SOL_TCP, TCP_ULP): this kernel has no such protocol, the program is told.
         jump(BPF_JEQ, libc::SYS_setsockopt as u32, 0, 6),
         load(argument(1)),
@@ -387,6 +416,22 @@ mod tests {
         assert!(remap(8192, 4096, 0) && remap(0, 4096, libc::MREMAP_MAYMOVE));
         assert!(remap(4096, 4096, libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP));
         assert!(remap(5 << 32, 4 << 32, 0));
+    }
+
+    #[test]
+    fn whom_a_descriptor_signals_is_noticed_and_other_flags_are_not() {
+        let noticed = libc::SECCOMP_RET_TRACE | Notice::SignalOwner as u32;
+        let fcntl = |command: u64, argument: u64| verdict(libc::SYS_fcntl, [3, command, argument, 0, 0, 0]);
+        for command in [libc::F_SETOWN as u64, F_SETSIG.into(), F_SETOWN_EX.into()] {
+            assert_eq!(fcntl(command, 7), noticed);
+        }
+        assert_eq!(fcntl(libc::F_SETFL as u64, (libc::O_ASYNC | libc::O_NONBLOCK) as u64), noticed);
+        assert_eq!(fcntl(libc::F_SETFL as u64, libc::O_NONBLOCK as u64), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(fcntl(libc::F_GETFL as u64, 0), libc::SECCOMP_RET_ALLOW);
+        for request in [FIOASYNC, FIOSETOWN, SIOCSPGRP] {
+            assert_eq!(verdict(libc::SYS_ioctl, [3, request.into(), 0, 0, 0, 0]), noticed);
+        }
+        assert_eq!(verdict(libc::SYS_ioctl, [3, libc::FIONREAD, 0, 0, 0, 0]), libc::SECCOMP_RET_ALLOW);
     }
 
     #[test]

@@ -152,6 +152,11 @@ impl Workload {
                     self.refuse(pid, what, advice);
                 }
             }
+            Notice::SignalOwner => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                self.descriptors.owner_changed(process, regs.rdi as i32);
+            }
             Notice::Close => {
                 let regs =
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
@@ -204,7 +209,6 @@ fn call_name(number: u64) -> String {
         (libc::SYS_mount, "mount"),
         (libc::SYS_umount2, "umount2"),
         (libc::SYS_pivot_root, "pivot_root"),
-        (libc::SYS_io_setup, "io_setup (kernel AIO)"),
         (libc::SYS_seccomp, "seccomp (a filter of the program's own)"),
         (libc::SYS_chroot, "chroot"),
         (libc::SYS_mq_open, "mq_open (POSIX message queues)"),

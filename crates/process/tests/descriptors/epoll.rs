@@ -13,7 +13,7 @@ use outlive_process::sys::proc;
 use outlive_process::sys::ptrace;
 use outlive_process::sys::remote::{Batch, Remote, find_syscall_instruction};
 
-use crate::support::{FIRST, NAME, Workload, alone, assert_refused, build, surroundings};
+use crate::support::{FIRST, NAME, Workload, alone, build, surroundings};
 
 const IN: u32 = libc::EPOLLIN as u32;
 const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
@@ -150,7 +150,7 @@ fn entries_are_restored_by_their_owner_and_disarmed_ones_stay_silent() {
 }
 
 #[test]
-fn r3_watching_what_was_closed_under_its_number_is_refused() {
+fn what_was_closed_under_its_number_is_found_where_it_lives_on() {
     let _alone = alone();
     // A pipe's two ends have one inode; that another end is under the number must not pass.
     let mut held = watching();
@@ -158,12 +158,11 @@ fn r3_watching_what_was_closed_under_its_number_is_refused() {
     let writer = held[2].try_clone().unwrap();
     held[1] = move_to(writer, FIRST + 50);
     held.push(kept);
-    assert_refused(held, &format!("descriptor {}", FIRST + 1));
-    let mut held = watching();
-    let kept = held[3].try_clone().unwrap();
-    held[3] = File::open("/dev/null").unwrap().into();
-    held.push(kept);
-    assert_refused(held, &format!("descriptor {}", FIRST + 3));
+    let last = ObjectId(held.len() as u64 - 1);
+    let epoll = entries(&Workload::hold(held));
+    let found: Vec<(i32, ObjectId)> = epoll.elsewhere.iter().map(|(entry, id)| (entry.fd, *id)).collect();
+    assert_eq!(found, [(FIRST + 1, last)]);
+    assert_eq!(epoll.interests.len(), 3);
 }
 
 #[test]

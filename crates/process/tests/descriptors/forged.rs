@@ -76,7 +76,7 @@ fn a_named_pipe_in_place_of_a_file_does_not_make_anybody_wait() {
 fn references_that_lead_nowhere_or_in_a_circle_are_refused() {
     let _alone = alone();
     let root = Path::new("/");
-    let end = |pipe| Object::PipeEnd(PipeEnd { pipe: ObjectId(pipe), flags: StatusFlags(0) });
+    let end = |pipe| Object::PipeEnd(PipeEnd { pipe: ObjectId(pipe), flags: StatusFlags(0), path: None });
     assert!(matches!(try_build(end(5), root), Error::Mismatch(_)));
     assert!(matches!(try_build(end(0), root), Error::Mismatch(_)));
     let (a, b) = outlive_process::sys::descriptor::unix_pair(libc::SOCK_DGRAM).unwrap();

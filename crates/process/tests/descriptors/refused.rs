@@ -1,7 +1,7 @@
 //! R3: what cannot be kept is refused by its name.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
@@ -16,9 +16,7 @@ fn made(fd: i32) -> OwnedFd {
 #[test]
 fn r3_every_unknown_kind_is_refused_by_its_name() {
     let _alone = alone();
-    // SAFETY: numbers and a literal only.
-    assert_refused(vec![made(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })], "inotify");
-    // SAFETY: as above.
+    // SAFETY: numbers only.
     let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
     assert_refused(vec![made(pidfd as i32)], "pidfd");
     let alg = socket(AddressFamily::Alg, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None);
@@ -26,11 +24,6 @@ fn r3_every_unknown_kind_is_refused_by_its_name() {
         assert_refused(vec![alg], "a socket of family 38");
     }
     assert_refused(vec![File::open("/proc/self/ns/net").unwrap().into()], "network namespace");
-    let path = format!("/tmp/outlive-fifo-{}", std::process::id());
-    nix::unistd::mkfifo(path.as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let fifo = std::fs::OpenOptions::new().read(true).write(true).open(&path);
-    std::fs::remove_file(&path).unwrap();
-    assert_refused(vec![fifo.unwrap().into()], "named pipe");
 }
 
 #[test]
@@ -38,16 +31,4 @@ fn r3_a_terminal_is_refused() {
     let _alone = alone();
     let Ok(terminal) = File::open("/dev/ptmx") else { return };
     assert_refused(vec![terminal.into()], "terminal");
-}
-
-#[test]
-fn r3_signal_driven_descriptors_are_refused() {
-    let _alone = alone();
-    let (reader, _writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
-    let own = reader.as_fd().try_clone_to_owned().unwrap();
-    // SAFETY: F_SETOWN takes a number.
-    assert_eq!(unsafe { libc::fcntl(own.as_raw_fd(), libc::F_SETOWN, std::process::id()) }, 0);
-    assert_refused(vec![reader.try_clone().unwrap()], "owner");
-    outlive_process::sys::descriptor::set_status_flags(own.as_fd(), libc::O_ASYNC).unwrap();
-    assert_refused(vec![reader], "O_ASYNC");
 }

@@ -83,7 +83,7 @@ impl Workload {
     }
 
     pub fn at(&self, index: usize) -> At<'_> {
-        At { holder: self.holder(index), others: &[], pidfd: self.pidfd.as_fd() }
+        At { holder: self.holder(index), others: &[], pidfd: self.pidfd.as_fd(), file: None }
     }
 
     pub fn kind(&self, index: usize, surroundings: &Surroundings) -> Result<Kind> {
@@ -109,6 +109,9 @@ impl Workload {
             Inode::Pipe(inode) => {
                 pipes.iter().position(|pipe| *pipe == inode).map(|index| ObjectId(CONTENTS + index as u64))
             }
+            Inode::Watched(target) => (0..self.count)
+                .find(|index| target.is((self.pid.as_raw(), FIRST + *index as i32)))
+                .map(|index| ObjectId(index as u64)),
             Inode::Socket(inode) => kinds
                 .iter()
                 .position(|kind| matches!(kind, Kind::Unix { inode: own } if *own == inode))

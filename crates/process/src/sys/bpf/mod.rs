@@ -9,6 +9,7 @@ pub mod asm;
 pub mod btf;
 pub mod files;
 pub mod iterator;
+pub mod memory;
 pub mod threads;
 
 use std::io;
@@ -59,7 +60,7 @@ pub enum BpfError {
 /// Loads the programs that checkpoints use. That takes some tens of milliseconds, which neither a failover nor a pause has to
 /// spare. What cannot be had is done without; `outlive check` says so.
 pub fn prepare() {
-    let _ = (files::Lister::shared(), threads::Lister::shared());
+    let _ = (files::Lister::shared(), threads::Lister::shared(), memory::KernelMemory::shared());
 }
 
 /// A hash map from `KEY` bytes to `VALUE` bytes, shared with the programs that were assembled with it.

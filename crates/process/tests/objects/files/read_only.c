@@ -1,0 +1,22 @@
+// object: file of the host, read in part
+// status: captured
+// note: opened again by path; its content must be the same on both nodes
+#include "object.h"
+#include <fcntl.h>
+
+int main(void) {
+    int fd = open("/proc/self/exe", O_RDONLY), again;
+    char byte, other;
+    off_t at = 0;
+    CHECK(fd >= 0);
+    ready();
+    do {
+        CHECK(read(fd, &byte, 1) == 1);
+        again = open("/proc/self/exe", O_RDONLY);
+        CHECK(again >= 0 && pread(again, &other, 1, at) == 1 && !close(again));
+        CHECK_EQUAL(byte, other);
+        at++;
+    } while (go_on());
+    CHECK_EQUAL(lseek(fd, 0, SEEK_CUR), at);
+    PASS();
+}
