@@ -143,6 +143,11 @@ impl SharedObjects {
         *self = Self { segments, ..Self::default() };
     }
 
+    /// Whether there is a backup that has to be told.
+    pub fn is_capturing(&self) -> bool {
+        self.capturing
+    }
+
     /// A process, or its program, is about to end.
     pub fn harvest(&mut self, pid: Pid, space: &mut Space) {
         if self.capturing {

@@ -87,21 +87,17 @@ pub struct SharedChange {
     pub runs: Vec<Run>,
 }
 
-impl SharedChange {
-    fn check(&self) -> Result<()> {
-        let pages = self.size.div_ceil(PAGE_SIZE);
-        let fits = |run: &Run| {
-            run.address.is_multiple_of(PAGE_SIZE)
-                && (run.address / PAGE_SIZE).checked_add(run.pages.into()).is_some_and(|end| end <= pages)
-        };
-        if self.size > sys::MAX_SIZE || !self.runs.iter().all(fits) {
-            return Err(Error::Mismatch(format!(
-                "pages beyond the end of shared memory of {} bytes",
-                self.size
-            )));
-        }
-        Ok(())
+/// That pages are within an object.
+fn check(runs: &[Run], size: u64) -> Result<()> {
+    let pages = size.div_ceil(PAGE_SIZE);
+    let fits = |run: &Run| {
+        run.address.is_multiple_of(PAGE_SIZE)
+            && (run.address / PAGE_SIZE).checked_add(run.pages.into()).is_some_and(|end| end <= pages)
+    };
+    if size > sys::MAX_SIZE || !runs.iter().all(fits) {
+        return Err(Error::Mismatch(format!("pages beyond the end of shared memory of {size} bytes")));
     }
+    Ok(())
 }
 
 /// An object of a shell's.
@@ -110,6 +106,8 @@ pub struct Held {
     pub file: File,
     pub kind: Kind,
     pub size: u64,
+    /// Of a segment that was removed and is in use: by us, until the shell comes to life.
+    kept: Option<sys::Attached>,
 }
 
 /// All objects of a shell.
@@ -134,13 +132,17 @@ impl SharedFiles {
                 let _ = sys::in_ipc_of(init, || sys::remove_segment(id));
             }
         }
+        // Those that are there first: a segment that was removed has given its key to another.
         for change in changes {
-            change.check()?;
-            let attempt = || format!("make the shared memory {:?}", change.kind);
+            check(&change.runs, change.size)?;
             if let Some(held) = self.held.get_mut(&change.key) {
-                held.follow(change, init).attempt(attempt)?;
-                continue;
+                held.follow(change, init)
+                    .attempt(|| format!("change the shared memory {:?}", change.kind))?;
             }
+        }
+        for change in changes.iter().filter(|change| !self.held.contains_key(&change.key)).collect::<Vec<_>>()
+        {
+            let attempt = || format!("make the shared memory {:?}", change.kind);
             let file = match &change.kind {
                 // It is there when the files of the epoch are.
                 Kind::Named { .. } => continue,
@@ -162,7 +164,7 @@ impl SharedFiles {
                     sys::in_ipc_of(init, made).attempt(attempt)?
                 }
             };
-            let held = Held { file, kind: change.kind.clone(), size: change.size };
+            let held = Held { file, kind: change.kind.clone(), size: change.size, kept: None };
             self.held.insert(change.key, held);
         }
         Ok(())
@@ -182,8 +184,12 @@ impl SharedFiles {
             if let Kind::Named { path } = &change.kind
                 && !self.held.contains_key(&change.key)
             {
-                let held =
-                    Held { file: open_named(path, root, surroundings)?, kind: change.kind.clone(), size: 0 };
+                let held = Held {
+                    file: open_named(path, root, surroundings)?,
+                    kind: change.kind.clone(),
+                    size: 0,
+                    kept: None,
+                };
                 self.held.insert(change.key, held);
             }
         }
@@ -212,6 +218,7 @@ impl SharedFiles {
     /// Writes the content of runs.
     pub fn write(&self, key: FileKey, runs: &[Run], pages: &mut &[u8]) -> Result<()> {
         let held = self.get(key)?;
+        check(runs, held.size)?;
         let attempt = || format!("write to the shared memory {:?}", held.kind);
         for run in runs {
             let range = run.range();
@@ -250,8 +257,8 @@ impl SharedFiles {
 
     /// What can only be done when all content is there and all is mapped: times, seals, the removal of segments that go
     /// with their last user.
-    pub fn finish(&self, init: Tid) -> Result<()> {
-        for held in self.held.values() {
+    pub fn finish(&mut self, init: Tid) -> Result<()> {
+        for held in self.held.values_mut() {
             let attempt = || format!("finish the shared memory {:?}", held.kind);
             match &held.kind {
                 Kind::Memfd { seals, attributes, .. } => {
@@ -263,11 +270,12 @@ impl SharedFiles {
                 Kind::Removed { attributes, .. } => {
                     set_attributes(&held.file, attributes).attempt(attempt)?
                 }
-                Kind::Segment { id, mode, .. } if mode & sys::SHM_DEST != 0 => {
+                Kind::Segment { id, mode, .. } if mode & sys::SHM_DEST != 0 && held.kept.is_none() => {
                     sys::in_ipc_of(init, || sys::remove_segment(*id)).attempt(attempt)?;
                 }
                 Kind::Segment { .. } | Kind::Anonymous | Kind::Named { .. } => {}
             }
+            held.kept = None;
         }
         Ok(())
     }
@@ -293,6 +301,13 @@ impl Held {
         {
             let segment = sys::Segment { id, key, size: change.size, mode, owner };
             sys::in_ipc_of(init, || sys::describe_segment(&segment))?;
+            if mode & sys::SHM_DEST != 0 && self.kept.is_none() {
+                self.kept = Some(sys::in_ipc_of(init, || {
+                    let kept = sys::Attached::new(id)?;
+                    sys::remove_segment(id)?;
+                    Ok(kept)
+                })?);
+            }
         }
         self.kind = change.kind.clone();
         Ok(())
@@ -351,12 +366,12 @@ mod tests {
     #[test]
     fn pages_beyond_the_end_are_refused() {
         let run = |address, pages| vec![Run { address, pages, zero: false }];
-        assert!(change(8192, run(4096, 1)).check().is_ok());
-        assert!(change(8191, run(4096, 1)).check().is_ok());
-        assert!(change(8192, run(4096, 2)).check().is_err());
-        assert!(change(8192, run(1, 1)).check().is_err());
-        assert!(change(u64::MAX, Vec::new()).check().is_err());
-        assert!(change(8192, run(u64::MAX - 4095, u32::MAX)).check().is_err());
+        assert!(check(&run(4096, 1), 8192).is_ok());
+        assert!(check(&run(4096, 1), 8191).is_ok());
+        assert!(check(&run(4096, 2), 8192).is_err());
+        assert!(check(&run(1, 1), 8192).is_err());
+        assert!(check(&[], u64::MAX).is_err());
+        assert!(check(&run(u64::MAX - 4095, u32::MAX), 8192).is_err());
     }
 
     #[test]

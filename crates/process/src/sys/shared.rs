@@ -157,6 +157,28 @@ pub fn open_segment(id: i32, size: u64) -> io::Result<File> {
     opened
 }
 
+/// A segment that is attached here until this is dropped, so that it outlives its removal.
+#[derive(Debug)]
+pub struct Attached {
+    address: usize,
+}
+
+impl Attached {
+    /// Of the namespace that the calling thread is in.
+    pub fn new(id: i32) -> io::Result<Self> {
+        // SAFETY: attaches at a place of the kernel's choice; nothing refers to it but the value made here.
+        let at = unsafe { libc::shmat(id, std::ptr::null(), libc::SHM_RDONLY) };
+        if at as isize == -1 { Err(io::Error::last_os_error()) } else { Ok(Self { address: at as usize }) }
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // SAFETY: attached by `new`, and nobody else was told of it.
+        unsafe { libc::shmdt(self.address as *const libc::c_void) };
+    }
+}
+
 /// Makes a segment with its id, in the namespace that the calling thread is in.
 pub fn make_segment(segment: &Segment) -> io::Result<()> {
     std::fs::write("/proc/sys/kernel/shm_next_id", segment.id.to_string())?;

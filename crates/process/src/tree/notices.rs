@@ -106,7 +106,8 @@ impl Workload {
                     // mmap: what the descriptor stands for now.
                     _ => proc::file_key(process.host, regs.r8 as i32),
                 };
-                if let (Some(key), Some(space)) = (key, &mut process.space) {
+                if let (Some(key), Some(space), true) = (key, &mut process.space, self.shared.is_capturing())
+                {
                     space.suspect(key);
                 }
             }
