@@ -20,7 +20,7 @@ use crate::object::memory::{ADVICE_CALLS, Mapping};
 use crate::object::posix_timer::{self, Expiry, Ids, PosixTimer};
 use crate::object::scratch::Scratch;
 use crate::object::signal::PendingSignal;
-use crate::object::{file, inotify, signal, signal_owner};
+use crate::object::{attributes, file, inotify, signal, signal_owner};
 use crate::shell::{Shell, ShellProcess, clone_call, run_in, run_unchecked, send, wait_stop};
 use crate::sys::pagemap::PAGE_SIZE;
 use crate::sys::proc;
@@ -547,30 +547,22 @@ fn restore_thread(
             batch.call(libc::SYS_rt_tgsigqueueinfo, &[ids[0], ids[1], signal.number() as u64, info]);
         }
         remote.run(&batch)?;
+        let Some(attributes) = &state.attributes else { return Ok(()) };
         let mut batch = Batch::new();
-        if let Some(attributes) = &state.attributes {
-            become_user(&mut batch, attributes);
-        }
-        remote.run_all(&mut batch)
+        attributes::restore(&mut batch, &attributes.task);
+        remote.run(&batch)?;
+        // Identity is per thread for the kernel.
+        let own = proc::status(host)?;
+        let own =
+            [own.cap_inheritable, own.cap_permitted, own.cap_effective, own.cap_bounding, own.cap_ambient];
+        let user = (&attributes.uids, &attributes.gids, attributes.groups.as_slice());
+        attributes::become_user(&mut remote, user, &attributes.capabilities, &own, &attributes.task)
     })();
     remote.end().attempt(what)?;
     result.attempt(what)?;
     ptrace::set_xstate(host, &thread.xstate).attempt(what)?;
     ptrace::set_registers(host, &registers).attempt(what)?;
     ptrace::set_signal_mask(host, thread.mask).attempt(what)
-}
-
-/// Identity is per thread for the kernel.
-fn become_user(batch: &mut Batch, attributes: &Attributes) {
-    if attributes.uids == [0; 4] && attributes.gids == [0; 4] {
-        return;
-    }
-    let groups: Vec<u8> = attributes.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
-    let at = batch.bytes(&groups);
-    batch.call(libc::SYS_setgroups, &[attributes.groups.len() as u64, at]);
-    let ids = |ids: &[u32; 4]| [u64::from(ids[0]), u64::from(ids[1]), u64::from(ids[2])];
-    batch.call(libc::SYS_setresgid, &ids(&attributes.gids));
-    batch.call(libc::SYS_setresuid, &ids(&attributes.uids));
 }
 
 /// Where a thread must go on that was in the middle of a restartable sequence, as the kernel would have sent it there

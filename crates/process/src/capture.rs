@@ -11,6 +11,7 @@ use crate::checkpoint::{
     ThreadState, TreeEvent, Whose,
 };
 use crate::error::{Attempt, Error, Result};
+use crate::object::attributes;
 use crate::object::file::MEMFD;
 use crate::object::memory::Mapping;
 use crate::object::posix_timer::{self, PosixTimer};
@@ -436,6 +437,7 @@ fn capture_attributes(pid: Pid, process: &Process) -> Result<Attributes> {
             auxv: std::fs::read(proc::path(host, "auxv")).attempt(what)?,
         },
         limits,
+        task: with_leader(process, attributes::capture)?,
     })
 }
 

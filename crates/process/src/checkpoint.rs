@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::object::Object;
+use crate::object::attributes::TaskAttributes;
 use crate::object::file::FileKey;
 use crate::object::memory::Mapping;
 use crate::object::posix_timer::PosixTimer;
@@ -135,6 +136,7 @@ pub struct Attributes {
     pub layout: MemoryLayout,
     /// Soft and hard, indexed by resource.
     pub limits: Vec<(u64, u64)>,
+    pub task: TaskAttributes,
 }
 
 /// The boundaries of `prctl(PR_SET_MM_MAP)`.

@@ -1,5 +1,6 @@
 //! One module per kind of kernel object: its checkpoint type, its `capture` and its `restore` side by side.
 
+pub mod attributes;
 pub mod datagram;
 pub mod descriptor;
 pub mod device;
