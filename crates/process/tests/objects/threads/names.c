@@ -3,14 +3,14 @@
 #include "object.h"
 #include <pthread.h>
 
-static volatile int tids[4];
+static volatile int tids[4], over;
 
 static void *live(void *at) {
     *(volatile int *)at = gettid();
     for (;;) {
         usleep(2000);
         CHECK_EQUAL(gettid(), *(volatile int *)at);
-        if (object_asked) return 0;
+        if (over) return 0;
     }
 }
 
@@ -30,6 +30,7 @@ int main(void) {
         for (int i = 0; i < 4; i++) CHECK(!pthread_getname_np(threads[i], got, 16) && !strcmp(got, name[i]));
         CHECK_EQUAL(getpid(), pid);
     }
+    over = 1;
     for (int i = 0; i < 4; i++) CHECK(!pthread_join(threads[i], 0));
     PASS();
 }
