@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
@@ -39,6 +39,10 @@ const PINGPONG_THRESHOLD: u8 = 1;
 
 /// More calls than this in one epoch, and all descriptors are asked.
 const MAX_OWNERS_CHANGED: usize = 1024;
+
+/// A softirq takes microseconds; together this is as long as a pause of a small workload.
+const STILL_ATTEMPTS: usize = 20;
+const STILL_REST: Duration = Duration::from_micros(50);
 
 /// A row of a table as it was last captured, with the link by which it is recognised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -717,7 +721,7 @@ impl Descriptors {
             && let Some(last) = &mut socket.last
             && socket.flags == flags
             && let Some((buffers, connection)) =
-                self.tcp.follow(socket.fd.as_fd(), last, numbers, clock).map_err(refuse)?
+                when_still(|| self.tcp.follow(socket.fd.as_fd(), last, numbers, clock)).map_err(refuse)?
         {
             last.buffers = buffers;
             last.state = State::Connected(Box::new(connection.clone()));
@@ -726,7 +730,7 @@ impl Descriptors {
             return Ok(());
         }
         let known = socket.last.as_ref().map(|last| &last.options);
-        let captured = self.tcp.capture(socket.fd.as_fd(), known).map_err(refuse)?;
+        let captured = when_still(|| self.tcp.capture(socket.fd.as_fd(), known)).map_err(refuse)?;
         socket.numbers = numbers;
         // Taken again: the capture itself counts segments.
         socket.fingerprint = match fingerprint {
@@ -777,6 +781,18 @@ impl Descriptors {
         }
         Ok(())
     }
+}
+
+/// Captures a socket once nothing moves in it. All its users stand still, but over the loopback what they have said may be on
+/// its way between two of its reads, as may a timer of the kernel's.
+fn when_still<T>(mut capture: impl FnMut() -> tcp::Result<T>) -> tcp::Result<T> {
+    for _ in 0..STILL_ATTEMPTS {
+        match capture() {
+            Err(tcp::Error::Changed) => std::thread::sleep(STILL_REST),
+            captured => return captured,
+        }
+    }
+    capture()
 }
 
 fn status_flags(socket: BorrowedFd<'_>) -> Result<StatusFlags> {

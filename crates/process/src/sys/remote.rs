@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::pagemap::{PAGE_SIZE, Range};
-use super::ptrace::{self, Event, Registers, Stop, Tid};
+use super::ptrace::{self, Event, Registers, SignalInfo, Stop, Tid};
 
 /// Where every traced address space has our pages. Nothing the kernel or a known runtime chooses is near: programs
 /// and heaps start at 0x55…, mappings grow down from 0x7f…, Go's arenas start at 0xc0_0000_0000, AddressSanitizer's
@@ -61,6 +61,8 @@ pub struct Remote<'a> {
     memory: &'a File,
     saved: Registers,
     mask: u64,
+    /// What it was stopped with: the signal that it is about to receive, if it is. A stop of ours takes its place.
+    stopped_with: Option<SignalInfo>,
     /// Threads and processes that calls of ours made; they are stopped at birth.
     pub born: Vec<Tid>,
 }
@@ -72,12 +74,16 @@ impl<'a> Remote<'a> {
         let saved = ptrace::registers(tid)?;
         let mask = ptrace::signal_mask(tid)?;
         ptrace::set_signal_mask(tid, ALL_SIGNALS)?;
-        Ok(Self { tid, memory, saved, mask, born: Vec::new() })
+        let stopped_with = ptrace::signal_info(tid).ok();
+        Ok(Self { tid, memory, saved, mask, stopped_with, born: Vec::new() })
     }
 
     pub fn end(self) -> io::Result<Vec<Tid>> {
         ptrace::set_registers(self.tid, &self.saved)?;
         ptrace::set_signal_mask(self.tid, self.mask)?;
+        if let Some(info) = &self.stopped_with {
+            ptrace::set_signal_info(self.tid, info)?;
+        }
         Ok(self.born)
     }
 

@@ -27,7 +27,7 @@ const MOMENT: Duration = Duration::from_secs(2);
 fn main() {
     let mut arguments = Arguments::from_args();
     // They mostly wait.
-    arguments.test_threads.get_or_insert(8);
+    arguments.test_threads.get_or_insert(4);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/objects");
     let programs = objects::all(&folder).expect("the programs can be read");
     // Not below /tmp, which a workload has for itself.
