@@ -1,6 +1,7 @@
 //! `docs/supported.md`: what the object programs say of themselves, in the tables between its marks
 //! `<!-- objects: SECTION -->` and `<!-- end of objects -->`. All else in it is written by hand.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -22,6 +23,12 @@ pub fn run() -> Result<()> {
     fs::write(root.join(PAGE), text).with_context(|| format!("cannot write {PAGE}"))?;
     eprintln!("supported: {PAGE} is what the programs in {PROGRAMS} say");
     Ok(())
+}
+
+/// The kinds of objects that there are programs of.
+pub fn sections(root: &Path) -> Result<BTreeSet<String>> {
+    let programs = objects::all(&root.join(PROGRAMS))?;
+    Ok(programs.into_iter().map(|program| program.section).collect())
 }
 
 /// What is wrong with the page.

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::setup::{self, cargo, succeed};
-use crate::{root, tidy};
+use crate::{root, supported, tidy};
 
 pub fn run() -> Result<()> {
     let root = root()?;
@@ -18,6 +18,21 @@ pub fn run() -> Result<()> {
     tidy::run()?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     cargo(&["test", "--workspace"])?;
+    // Each section in a process of its own: hundreds of workloads one after the other in one become slow.
+    for section in supported::sections(&root)? {
+        let filter = format!("{section}/");
+        cargo(&[
+            "test",
+            "--quiet",
+            "--package",
+            "outlive-process",
+            "--test",
+            "objects",
+            "--",
+            "--quiet",
+            &filter,
+        ])?;
+    }
     println!("test: formatting, tidy, clippy and all tests of the workspace passed");
     Ok(())
 }
