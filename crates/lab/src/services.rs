@@ -7,13 +7,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Lab;
-use crate::client::counter::{CounterClient, Http, Memcached, Open, Remote, Shell, Sql};
-use crate::client::fetch::Fetcher;
+use crate::client::counter::{self, Http, Memcached, Remote, Shell, Sql, Wire};
+use crate::client::fetch;
 use crate::client::stats::{Report, Stats};
+use crate::client::workers::Workers;
 use crate::cluster::Cluster;
 use crate::pattern;
 use crate::scenario::{Command, Place, ScenarioError, Service, Traffic, wait_for};
@@ -233,24 +233,24 @@ impl Service for Program {
         let target = SocketAddr::from((place.address, PORT));
         let from = place.from.clone();
         let failed = |source| ScenarioError::Io { attempt: "start the clients".to_owned(), source };
-        let open: Open = match self.kind {
+        let open: Box<dyn Fn(usize) -> io::Result<Box<dyn Wire>>> = match self.kind {
             Kind::Nginx => {
                 let url = format!("https://{}:{TLS_PORT}/pattern", place.address);
                 // Each takes a processor.
-                let fetcher = Fetcher::start(&from, &url, DOWNLOAD, self.clients.min(4)).map_err(failed)?;
-                return Ok(Box::new(Downloads { fetcher }));
+                let fetches = fetch::start(&from, &url, DOWNLOAD, self.clients.min(4)).map_err(failed)?;
+                return Ok(Box::new(Downloads { fetches }));
             }
             Kind::Memcached => {
-                Arc::new(move |id| Ok(Box::new(Memcached::open(&from, target, &format!("c{id}"))?)))
+                Box::new(move |id| Ok(Box::new(Memcached::open(&from, target, &format!("c{id}"))?)))
             }
-            Kind::Shell => Arc::new(move |_| Ok(Box::new(Shell::open(&from, target)?))),
+            Kind::Shell => Box::new(move |_| Ok(Box::new(Shell::open(&from, target)?))),
             Kind::Sshd => {
                 let key = self.folder.join("client_key");
-                Arc::new(move |_| Ok(Box::new(Remote::new(from.run(|| ssh(&key, target))?)?)))
+                Box::new(move |_| Ok(Box::new(Remote::new(from.run(|| ssh(&key, target))?)?)))
             }
             Kind::Postgres => {
                 let words = self.psql_words(place);
-                Arc::new(move |id| {
+                Box::new(move |id| {
                     let child = from.run(|| {
                         let mut psql = process::Command::new("psql");
                         psql.args(&words).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
@@ -258,10 +258,9 @@ impl Service for Program {
                     Ok(Box::new(Sql::new(child, &format!("c{id}"))?))
                 })
             }
-            _ => Arc::new(move |id| Ok(Box::new(Http::open(&from, target, &format!("c{id}"))?))),
+            _ => Box::new(move |id| Ok(Box::new(Http::open(&from, target, &format!("c{id}"))?))),
         };
-        let client = CounterClient::start(self.clients, PACE, &open).map_err(failed)?;
-        Ok(Box::new(Counters { client }))
+        Ok(Box::new(counter::start(self.clients, PACE, open).map_err(failed)?))
     }
 }
 
@@ -363,27 +362,23 @@ fn ssh(key: &Path, to: SocketAddr) -> io::Result<process::Child> {
         .spawn()
 }
 
-struct Counters {
-    client: CounterClient,
-}
-
-impl Traffic for Counters {
+impl Traffic for Workers {
     fn stats(&self) -> &Stats {
-        self.client.stats()
+        Workers::stats(self)
     }
 
     fn finish(self: Box<Self>) -> io::Result<Report> {
-        Ok(self.client.finish())
+        Ok(Workers::finish(*self))
     }
 }
 
 struct Downloads {
-    fetcher: Fetcher,
+    fetches: Workers,
 }
 
 impl Traffic for Downloads {
     fn stats(&self) -> &Stats {
-        self.fetcher.stats()
+        self.fetches.stats()
     }
 
     /// nginx reads its configuration anew: new workers serve new connections, the old ones end theirs.
@@ -392,7 +387,7 @@ impl Traffic for Downloads {
     }
 
     fn finish(self: Box<Self>) -> io::Result<Report> {
-        Ok(self.fetcher.finish())
+        Ok(self.fetches.finish())
     }
 }
 

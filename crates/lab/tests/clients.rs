@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use outlive_lab::client::ClientError;
 use outlive_lab::client::bulk::Bulk;
 use outlive_lab::client::latency::{self, Service};
-use outlive_lab::client::opener::Opener;
+use outlive_lab::client::opener;
 use outlive_lab::{Lab, pattern};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_lab_server");
@@ -47,7 +47,7 @@ fn an_honest_server_satisfies_every_client() {
     let (namespace, to) = (client.netns().unwrap(), SocketAddr::from((host.address(), 7000)));
     let from = Some(&namespace);
 
-    let opener = Opener::start(from, to, 2, Duration::from_millis(1)).unwrap();
+    let opener = opener::start(from, to, 2, Duration::from_millis(1)).unwrap();
     let seen = AtomicU64::new(0);
     let bulk = Bulk { seen: Some(&seen), ..Bulk::new(from, to) };
     assert_eq!(bulk.download(5_000_001, 9).unwrap().bytes, 5_000_001);
@@ -110,7 +110,7 @@ fn the_opener_counts_drops_and_wrong_replies() {
             _ => writeln!(stream, "{} 1", line.split_whitespace().nth(1).unwrap()).unwrap(),
         }
     });
-    let opener = Opener::start(None, to, 1, Duration::from_millis(1)).unwrap();
+    let opener = opener::start(None, to, 1, Duration::from_millis(1)).unwrap();
     wait("several of each", || opener.stats().report().requests >= 5);
     let report = opener.finish();
     assert!(report.connections_dropped >= 4 && report.wrong_replies >= 5, "{report:?}");

@@ -5,12 +5,12 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use super::stats::{Report, Stats};
+use super::stats::Stats;
+use super::workers::Workers;
 use crate::netns::NetNs;
 
 /// A reply that takes longer counts as a dropped connection.
@@ -24,55 +24,16 @@ pub trait Wire: Send {
     fn increment(&mut self) -> io::Result<u64>;
 }
 
-/// Opens the connection with this number.
-pub type Open = Arc<dyn Fn(usize) -> io::Result<Box<dyn Wire>> + Send + Sync>;
-
-/// A running client with a thread for each connection.
-pub struct CounterClient {
-    stats: Arc<Stats>,
-    stop: Arc<AtomicBool>,
-    workers: Vec<JoinHandle<()>>,
-}
-
-impl CounterClient {
-    /// `pace` is from an answer to the next request.
-    pub fn start(connections: usize, pace: Duration, open: &Open) -> io::Result<CounterClient> {
-        let mut client = CounterClient {
-            stats: Arc::new(Stats::new(connections)),
-            stop: Arc::default(),
-            workers: Vec::new(),
-        };
-        for id in 0..connections {
-            let mut wire = open(id)?;
-            let (stats, stop) = (Arc::clone(&client.stats), Arc::clone(&client.stop));
-            let worker = thread::Builder::new()
-                .name(format!("counter-{id}"))
-                .spawn(move || count(id, wire.as_mut(), pace, &stats, &stop))?;
-            client.workers.push(worker);
-        }
-        Ok(client)
-    }
-
-    pub fn stats(&self) -> &Stats {
-        &self.stats
-    }
-
-    /// Lets the last answers come, and sums up.
-    pub fn finish(mut self) -> Report {
-        self.stop.store(true, Ordering::Relaxed);
-        for worker in self.workers.drain(..) {
-            if let Err(panic) = worker.join() {
-                std::panic::resume_unwind(panic);
-            }
-        }
-        self.stats.report()
-    }
-}
-
-impl Drop for CounterClient {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
+/// Opens the connections, and counts on each in a thread of its own. `pace` is from an answer to the next request.
+pub fn start(
+    connections: usize,
+    pace: Duration,
+    open: impl Fn(usize) -> io::Result<Box<dyn Wire>>,
+) -> io::Result<Workers> {
+    Workers::start("counter", connections, |id| {
+        let mut wire = open(id)?;
+        Ok(move |stats: &Stats, stop: &AtomicBool| count(id, wire.as_mut(), pace, stats, stop))
+    })
 }
 
 fn count(id: usize, wire: &mut dyn Wire, pace: Duration, stats: &Stats, stop: &AtomicBool) {
@@ -294,6 +255,7 @@ impl Drop for Sql {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::stats::Report;
 
     /// Answers from a list.
     struct Told(Vec<u64>);

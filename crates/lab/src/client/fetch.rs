@@ -2,12 +2,12 @@
 
 use std::io::{self, Read};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use super::stats::{Report, Stats};
+use super::stats::Stats;
+use super::workers::Workers;
 use crate::netns::NetNs;
 use crate::pattern;
 
@@ -16,53 +16,16 @@ const PIECE: usize = 1 << 20;
 /// Between two pieces, so that one download lasts over several kills: 1 GiB takes some 20 seconds.
 const REST: Duration = Duration::from_millis(20);
 
-/// Running downloads, a thread for each connection.
-pub struct Fetcher {
-    stats: Arc<Stats>,
-    stop: Arc<AtomicBool>,
-    workers: Vec<JoinHandle<()>>,
-}
-
-impl Fetcher {
-    /// What is at `url` is the pattern of this length whose seed is the length.
-    pub fn start(from: &NetNs, url: &str, length: u64, connections: usize) -> io::Result<Fetcher> {
-        let mut fetcher =
-            Fetcher { stats: Arc::new(Stats::new(connections)), stop: Arc::default(), workers: Vec::new() };
-        for id in 0..connections {
-            let (stats, stop) = (Arc::clone(&fetcher.stats), Arc::clone(&fetcher.stop));
-            let (from, url) = (from.clone(), url.to_owned());
-            let worker = thread::Builder::new().name(format!("fetch-{id}")).spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    if !fetch(id, &from, &url, length, &stats) {
-                        return;
-                    }
-                }
-            })?;
-            fetcher.workers.push(worker);
-        }
-        Ok(fetcher)
-    }
-
-    pub fn stats(&self) -> &Stats {
-        &self.stats
-    }
-
-    /// Lets the downloads that are under way come to their end.
-    pub fn finish(mut self) -> Report {
-        self.stop.store(true, Ordering::Relaxed);
-        for worker in self.workers.drain(..) {
-            if let Err(panic) = worker.join() {
-                std::panic::resume_unwind(panic);
-            }
-        }
-        self.stats.report()
-    }
-}
-
-impl Drop for Fetcher {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
+/// Starts downloads on that many connections. What is at `url` is the pattern of this length whose seed is the length.
+pub fn start(from: &NetNs, url: &str, length: u64, connections: usize) -> io::Result<Workers> {
+    Workers::start("fetch", connections, |id| {
+        let (from, url) = (from.clone(), url.to_owned());
+        Ok(
+            move |stats: &Stats, stop: &AtomicBool| {
+                while !stop.load(Ordering::Relaxed) && fetch(id, &from, &url, length, stats) {}
+            },
+        )
+    })
 }
 
 /// One download, each piece compared with what it has to be. True if all of it was right.

@@ -16,6 +16,7 @@ pub mod latency;
 pub mod opener;
 pub mod redis;
 pub mod stats;
+pub mod workers;
 
 /// A connection attempt that takes longer has failed: three tries of the kernel, at 0, 1 and 3 s, fit in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);

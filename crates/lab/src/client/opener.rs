@@ -3,73 +3,36 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::connect;
-use super::stats::{Report, Stats};
+use super::stats::Stats;
+use super::workers::Workers;
 use crate::netns::NetNs;
 
 /// A reply that takes longer counts as a dropped connection.
 const REPLY_LIMIT: Duration = Duration::from_secs(30);
 
-/// A running opener; each of its threads has one connection at a time.
-#[derive(Debug)]
-pub struct Opener {
-    stats: Arc<Stats>,
-    stop: Arc<AtomicBool>,
-    workers: Vec<JoinHandle<()>>,
-}
-
-impl Opener {
-    pub fn start(
-        from: Option<&NetNs>,
-        to: SocketAddr,
-        threads: usize,
-        pace: Duration,
-    ) -> std::io::Result<Opener> {
-        let mut opener = Opener {
-            stats: Arc::new(Stats::new(threads)),
-            stop: Arc::new(AtomicBool::new(false)),
-            workers: Vec::new(),
-        };
-        for id in 0..threads {
-            let (stats, stop, from) = (Arc::clone(&opener.stats), Arc::clone(&opener.stop), from.cloned());
-            let worker = thread::Builder::new().name(format!("opener-{id}")).spawn(move || {
-                let mut number = 0_u64;
-                while !stop.load(Ordering::Relaxed) {
-                    number += 1;
-                    once(from.as_ref(), to, id, number, &stats);
-                    thread::sleep(pace);
-                }
-            })?;
-            opener.workers.push(worker);
-        }
-        Ok(opener)
-    }
-
-    pub fn stats(&self) -> &Stats {
-        &self.stats
-    }
-
-    /// Lets the open connections end and sums up.
-    pub fn finish(mut self) -> Report {
-        self.stop.store(true, Ordering::Relaxed);
-        for worker in self.workers.drain(..) {
-            if let Err(panic) = worker.join() {
-                std::panic::resume_unwind(panic);
+/// Starts threads that each have one connection at a time; `pace` is from the end of one to the next.
+pub fn start(
+    from: Option<&NetNs>,
+    to: SocketAddr,
+    threads: usize,
+    pace: Duration,
+) -> std::io::Result<Workers> {
+    Workers::start("opener", threads, |id| {
+        let from = from.cloned();
+        Ok(move |stats: &Stats, stop: &AtomicBool| {
+            let mut number = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                number += 1;
+                once(from.as_ref(), to, id, number, stats);
+                thread::sleep(pace);
             }
-        }
-        self.stats.report()
-    }
-}
-
-impl Drop for Opener {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
+        })
+    })
 }
 
 fn once(from: Option<&NetNs>, to: SocketAddr, id: usize, number: u64, stats: &Stats) {

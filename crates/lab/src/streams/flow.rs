@@ -12,9 +12,10 @@ use serde::Serialize;
 
 use crate::client::ClientError;
 use crate::client::bulk::{Bulk, Transfer};
-use crate::client::opener::Opener;
+use crate::client::opener;
 use crate::client::redis::RedisClient;
 use crate::client::stats::Report;
+use crate::client::workers::Workers;
 use crate::netns::NetNs;
 
 const MIB: u64 = 1 << 20;
@@ -133,7 +134,7 @@ pub(super) struct Traffic {
     flows: Vec<Running>,
     redis: RedisClient,
     clients: usize,
-    opener: Opener,
+    opener: Workers,
 }
 
 /// Where all traffic stood.
@@ -149,7 +150,7 @@ impl Traffic {
         redis: RedisClient,
         clients: usize,
     ) -> io::Result<Traffic> {
-        let opener = Opener::start(Some(from), to, OPENERS, OPENER_PACE)?;
+        let opener = opener::start(Some(from), to, OPENERS, OPENER_PACE)?;
         let mut traffic = Traffic { orders: Arc::default(), flows: Vec::new(), redis, clients, opener };
         for (number, kind) in FLOWS.into_iter().enumerate() {
             let running = traffic.start_flow(from, to, number as u64, kind)?;
