@@ -338,6 +338,25 @@ impl Listening {
         }
         point(Point::TakeoverSilence);
         self.ask(heard.last.elapsed(), decided);
+        if let Some((_silent, reader)) = heard.kept {
+            self.listen_on(reader);
+        }
+    }
+
+    /// What still reaches a primary that lives, and does not know yet: clients wait for it. Nothing is answered.
+    fn listen_on(&self, mut reader: FrameReader<Reader>) {
+        let mut frames = EpochReader::new(self.epoch_limit);
+        loop {
+            match frames.next(&mut reader) {
+                Ok(Received::Input(payload)) => {
+                    if let Err(reason) = self.retained.push(payload) {
+                        return debug!(reason, "nothing more is taken from the old primary");
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => return debug!(%error, "nothing more comes from the old primary"),
+            }
+        }
     }
 
     fn leave(&self, reason: String) {

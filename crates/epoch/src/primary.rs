@@ -424,6 +424,11 @@ impl<'a> Primary<'a> {
         }
         self.give_up_move(reason);
         warn!(reason, "the backup is lost");
+        self.leave_backup(reason);
+    }
+
+    /// Does without the backup from here on. Returns the phase that ends, with the link in it.
+    fn leave_backup(&mut self, reason: &str) -> Phase {
         outlive_fault::protected(false);
         self.lost_reason = Some(reason.to_owned());
         self.copies.set(None);
@@ -433,7 +438,7 @@ impl<'a> Primary<'a> {
             self.unwritten.extend(outstanding.output);
         }
         let was_held = !matches!(self.phase, Phase::Syncing { .. });
-        self.phase = Phase::Losing;
+        let former = std::mem::replace(&mut self.phase, Phase::Losing);
         if was_held {
             point(Point::PrimaryBackupLost);
             self.ask_alone();
@@ -442,6 +447,7 @@ impl<'a> Primary<'a> {
             self.become_exposed();
         }
         self.publish();
+        former
     }
 
     fn ask_alone(&self) {
@@ -798,9 +804,9 @@ impl<'a> Primary<'a> {
                 Ok(()) => control::Response::Done,
                 Err(reason) => control::Response::Failed { reason },
             },
-            control::Request::Failover => control::Response::Failed {
-                reason: "this is the primary: a failover is its backup's".into(),
-            },
+            control::Request::Failover => {
+                control::Response::Failed { reason: "this is the primary: a failover is its backup's".into() }
+            }
             control::Request::Stop => {
                 self.stopping = Some(reply);
                 return Some(End::Stopped);
