@@ -338,7 +338,8 @@ impl Listening {
         }
         point(Point::TakeoverSilence);
         self.ask(heard.last.elapsed(), decided);
-        if let Some((_silent, reader)) = heard.kept {
+        if let Some(kept) = heard.kept {
+            let (_silent, reader) = *kept;
             self.listen_on(reader);
         }
     }
@@ -413,7 +414,7 @@ impl Listening {
             if self.forced.load(Ordering::Acquire) {
                 heard.reason = "an operator has ordered a failover".into();
                 // A primary that saw its backup leave would ask as well, and might be first.
-                heard.kept = Some((writer, reader));
+                heard.kept = Some(Box::new((writer, reader)));
                 return Err(heard);
             }
             let answered = match received {
@@ -562,7 +563,7 @@ struct Heard {
     last: Instant,
     reason: String,
     /// Both halves of the stream, which nobody uses any more: open, so that the primary does not know yet.
-    kept: Option<(FrameWriter<Writer>, FrameReader<Reader>)>,
+    kept: Option<Box<(FrameWriter<Writer>, FrameReader<Reader>)>>,
 }
 
 fn accept_within(listener: &TcpListener, limit: Duration) -> Result<std::net::TcpStream, String> {

@@ -98,11 +98,22 @@ impl Engine {
 
 /// The status, written by the engine and read by whoever asks.
 #[derive(Clone)]
-pub struct Board(Arc<Mutex<Status>>);
+pub struct Board {
+    status: Arc<Mutex<Status>>,
+    figures: Arc<Mutex<Figures>>,
+}
+
+/// Of the last epochs: how long the workload stood still (µs), pages written, from its going on to the commit (µs).
+#[derive(Debug, Default)]
+pub struct Figures {
+    pub pause: History,
+    pub pages: History,
+    pub commit: History,
+}
 
 impl Board {
     fn new(setup: &Setup, me: &Holder) -> Self {
-        Self(Arc::new(Mutex::new(Status {
+        let status = Status {
             name: setup.workload.name.clone(),
             state: State::Waiting,
             role: Side::Backup,
@@ -125,16 +136,27 @@ impl Board {
             reprotect_ms: None,
             supervisor_pid: std::process::id(),
             init_pid: 0,
-        })))
+        };
+        Self { status: Arc::new(Mutex::new(status)), figures: Arc::default() }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Status> {
         // Plain figures: whatever was written is as good as before.
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.status.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    pub fn figures(&self) -> MutexGuard<'_, Figures> {
+        self.figures.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The status as it is told, with what is worth computing only for somebody who asks.
     pub fn get(&self) -> Status {
-        self.lock().clone()
+        let mut status = self.lock().clone();
+        let figures = self.figures();
+        status.pause_us = figures.pause.spread();
+        status.dirty_pages = figures.pages.spread();
+        status.commit_us = figures.commit.spread();
+        status
     }
 }
 

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use outlive_cluster::{Outcome, Register, Transition};
 use outlive_fault::{Point, point};
-use outlive_net::{InputClosed, Moment, Pump};
+use outlive_net::{InputClosed, Moment, Pump, VNET_HEADER};
 use outlive_process::error::Error as ProcessError;
+use outlive_process::object::tcp::Framed;
 use outlive_process::space::PageData;
 use outlive_process::tree::Workload;
 use outlive_stream::epoch::{Ack, EpochId, Seal};
@@ -22,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::arbiter::Arbiter;
 use crate::control::{self, Side, State};
-use crate::engine::{Asked, Engine, Event, History};
+use crate::engine::{Asked, Engine, Event};
 use crate::error::{Attempt, Result};
 use crate::link::{Copies, Link, LinkEvent};
 use crate::message::Content;
@@ -108,13 +109,6 @@ struct Outstanding {
     checkpoint: bool,
 }
 
-#[derive(Default)]
-struct Figures {
-    pause: History,
-    pages: History,
-    commit: History,
-}
-
 pub struct Primary<'a> {
     engine: &'a mut Engine,
     workload: Workload,
@@ -129,7 +123,6 @@ pub struct Primary<'a> {
     phase: Phase,
     outstanding: Option<Outstanding>,
     pace: Pace,
-    figures: Figures,
     protector: Protector,
     next_link: u64,
     last_pages: usize,
@@ -179,7 +172,6 @@ impl<'a> Primary<'a> {
             phase: Phase::Exposed { retry: now, asked: false },
             outstanding: None,
             pace,
-            figures: Figures::default(),
             protector,
             next_link: 1,
             last_pages: 0,
@@ -382,7 +374,7 @@ impl<'a> Primary<'a> {
         if !done.checkpoint {
             return Ok(());
         }
-        self.figures.commit.push(done.resumed.elapsed().as_micros() as f64);
+        self.engine.status.figures().commit.push(done.resumed.elapsed().as_micros() as f64);
         match &self.phase {
             Phase::Protected { .. } => {
                 self.pump.acknowledged(done.id.epoch, at)?;
@@ -700,7 +692,9 @@ impl<'a> Primary<'a> {
             Err(error) => return Err(error.into()),
         }
         self.pipes.drain(&mut output).attempt(|| "read the workload's output".into())?;
-        let captured = self.workload.capture();
+        let mut framed = Framed::default();
+        self.pump.each_said(&mut |frame| framed.note(frame.get(VNET_HEADER..).unwrap_or_default()));
+        let captured = self.workload.capture_said(&framed);
         if let Err(ProcessError::NotNow(reason)) = captured {
             drop(closed);
             self.workload.thaw()?;
@@ -736,9 +730,12 @@ impl<'a> Primary<'a> {
         }
         self.failed_stops = 0;
         self.pace.taken(Instant::now(), paused);
-        self.figures.pause.push(paused.as_micros() as f64);
         self.last_pages = pages.len() / 4096;
-        self.figures.pages.push((pages.len() / 4096) as f64);
+        {
+            let mut figures = self.engine.status.figures();
+            figures.pause.push(paused.as_micros() as f64);
+            figures.pages.push(self.last_pages as f64);
+        }
         checkpoint.output = output.clone();
         let content = Content::Checkpoint { checkpoint: Box::new(checkpoint), requests: pending.connections };
         self.send(content, pages, output, true);
@@ -849,9 +846,6 @@ impl<'a> Primary<'a> {
         status.held_frames = stats.held_frames;
         status.held_bytes = stats.held_bytes;
         status.init_pid = self.workload.init() as u32;
-        status.pause_us = self.figures.pause.spread();
-        status.dirty_pages = self.figures.pages.spread();
-        status.commit_us = self.figures.commit.spread();
     }
 
     fn publish_end(&self, end: &End) {

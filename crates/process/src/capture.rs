@@ -16,6 +16,7 @@ use crate::object::file::MEMFD;
 use crate::object::memory::Mapping;
 use crate::object::posix_timer::{self, PosixTimer};
 use crate::object::signal::{self, PendingSignal};
+use crate::object::tcp::Framed;
 use crate::space::PageData;
 use crate::sys::bpf::threads::{Lister, ThreadSeen};
 use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
@@ -42,9 +43,16 @@ impl Workload {
     /// What changed since the last checkpoint. The tree must be frozen. After an error the changes are lost, and only
     /// [`Workload::capture_whole`] can begin anew.
     pub fn capture(&mut self) -> Result<(Checkpoint, PageData)> {
+        self.capture_said(&Framed::default())
+    }
+
+    /// As [`Workload::capture`], with what connections have said since the last checkpoint: which spares asking them.
+    pub fn capture_said(&mut self, framed: &Framed) -> Result<(Checkpoint, PageData)> {
         let mut pages = PageData::default();
         let checkpoint =
-            self.capture_with(false, &mut pages, |process, pid, mappings, pages| match &mut process.space {
+            self.capture_with(false, framed, &mut pages, |process, pid, mappings, pages| match &mut process
+                .space
+            {
                 Some(space) => space.capture(pid, mappings, pages),
                 None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
             })?;
@@ -69,9 +77,11 @@ impl Workload {
         self.ipc.begin_whole();
         self.log = self.tree_as_log();
         let mut unused = PageData::default();
-        self.capture_with(true, &mut unused, |process, pid, _, _| match &mut process.space {
-            Some(space) => space.begin_whole(pid),
-            None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
+        self.capture_with(true, &Framed::default(), &mut unused, |process, pid, _, _| {
+            match &mut process.space {
+                Some(space) => space.begin_whole(pid),
+                None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
+            }
         })
     }
 
@@ -119,6 +129,7 @@ impl Workload {
     fn capture_with(
         &mut self,
         whole: bool,
+        framed: &Framed,
         pages: &mut PageData,
         mut memory: impl FnMut(&mut Process, Pid, Option<u32>, &mut PageData) -> Result<MemoryDelta>,
     ) -> Result<Checkpoint> {
@@ -208,7 +219,7 @@ impl Workload {
         }
         let seen = self.shared.look(&mut self.processes);
         self.descriptors.set_mapped(seen.keys(), seen.scratch());
-        self.descriptors.capture(tables, &mut self.processes, &mut checkpoint)?;
+        self.descriptors.capture(tables, &mut self.processes, &mut checkpoint, framed)?;
         let init = self.container.init;
         self.shared.capture(seen, whole, init, &self.descriptors, &mut checkpoint, pages)?;
         checkpoint.ipc = self.ipc.capture(self.container.init)?;
