@@ -8,7 +8,7 @@ use outlive_epoch::control::Side;
 use outlive_fault::Point;
 use support::faults::{Act, arm, is_hit};
 use support::redis::{NAME, NODES, Pair, Redis};
-use support::{done, refused, until};
+use support::{OUTLIVE, done, path, refused, text, until};
 
 /// Of one test, under load all the time.
 const SWITCHOVERS: usize = 20;
@@ -145,4 +145,35 @@ fn a_move_is_seen_by_whoever_watches() {
     let lines = rows();
     assert!(lines.windows(2).all(|two| two[0] != two[1]), "{lines:?}");
     watch.kill().unwrap();
+}
+
+/// docs/operating.md, "Upgrade outlive itself": agents are replaced under running workloads, then two moves renew the supervisors.
+#[test]
+fn outlive_itself_is_replaced_by_two_moves() {
+    let mut redis = Redis::start("upgrade");
+    let before = redis.protected();
+    let program = |pair: &Pair| {
+        [&pair.primary, &pair.backup].map(|node| {
+            let pid = redis.status(node).unwrap().supervisor_pid;
+            let link = format!("/proc/{pid}/exe");
+            text(&redis.host(node).exec(["readlink", &link]).unwrap().stdout).trim().to_owned()
+        })
+    };
+    let old = program(&before);
+    redis.agents.iter().for_each(|agent| agent.kill().unwrap());
+    for node in NODES {
+        let host = redis.host(node);
+        let (new, config) = (host.disk().join("outlive-new"), host.disk().join("agent.toml"));
+        std::fs::copy(OUTLIVE, &new).unwrap();
+        let agent = host.spawn([path(&new), "agent", "--config", path(&config)]).unwrap();
+        until("the new agent is ready", || agent.stdout().starts_with("ready"));
+    }
+    assert_eq!(program(&redis.protected()), old, "workloads go on under their supervisors");
+    let (there, _) = switch(&redis, &before.primary, &[]);
+    let (back, _) = switch(&redis, &there.primary, &[]);
+    assert_eq!(back.primary, before.primary);
+    for program in program(&back) {
+        assert!(program.ends_with("outlive-new"), "{program}");
+    }
+    redis.must_be_clean();
 }
