@@ -219,8 +219,10 @@ pub fn inspect(agent: &Agent, name: &str) -> Result<Inspected> {
     }
     let silent = match search(agent, &name) {
         Search::Found(node, status) => {
-            // A backup that waits in vain for a workload which has ended is not that workload.
-            if waits_for_state(&status) && !is_held(&seed::read_register(agent, &name)?) {
+            // A backup that waits in vain for a workload which has ended is not that workload, nor is a supervisor that is about
+            // to end itself.
+            let is_over = waits_for_state(&status) || status.state == State::Stopped;
+            if is_over && !is_held(&seed::read_register(agent, &name)?) {
                 return Err(no_such(agent, &name));
             }
             return Ok(Inspected { node: Some(node), status: *status });
