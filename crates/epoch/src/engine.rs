@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -23,6 +24,12 @@ pub enum Asked {
     Alone,
     AddBackup { link: u64 },
     Stop,
+    /// To hand over to the backup.
+    Switchover,
+    /// What became of that.
+    Settle,
+    /// To go on after all: who was to be the new primary is gone.
+    Back,
 }
 
 pub enum Event {
@@ -30,6 +37,8 @@ pub enum Event {
     Link(u64, LinkEvent),
     Candidate(Result<Box<Candidate>, String>),
     Arbitrated(Asked, Outcome),
+    /// Frames for the workload that reached its old primary, as an input message.
+    Forwarded(Vec<u8>),
     Control(control::Request, Sender<control::Response>),
 }
 
@@ -41,6 +50,8 @@ pub struct Engine {
     pub events: Events<Event>,
     pub status: Board,
     pub launcher: Vec<std::ffi::OsString>,
+    /// An operator wants this backup to take over.
+    pub forced: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -62,7 +73,7 @@ impl Engine {
         let arbiter = Arc::new(Arbiter::new(node.seeds.clone(), workload, &identity, address_of));
         let status = Board::new(&setup, &me);
         let launcher = setup.launcher.iter().map(Into::into).collect();
-        Ok(Self { identity, me, arbiter, events: Events::new()?, status, launcher, setup })
+        Ok(Self { identity, me, arbiter, events: Events::new()?, status, launcher, forced: Arc::default(), setup })
     }
 
     pub fn teller(&self) -> Teller<Event> {
@@ -108,6 +119,8 @@ impl Board {
             held_frames: 0,
             held_bytes: 0,
             exposed_because: None,
+            moving: None,
+            move_failed: None,
             last_failover: None,
             reprotect_ms: None,
             supervisor_pid: std::process::id(),

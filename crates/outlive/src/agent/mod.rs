@@ -7,6 +7,7 @@
 mod admit;
 mod host;
 mod membership;
+mod moves;
 mod peers;
 mod rejoin;
 mod seed;
