@@ -22,7 +22,9 @@ use crate::setup::Setup;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
     Alone,
-    AddBackup { link: u64 },
+    AddBackup {
+        link: u64,
+    },
     Stop,
     /// To hand over to the backup.
     Switchover,
@@ -73,7 +75,16 @@ impl Engine {
         let arbiter = Arc::new(Arbiter::new(node.seeds.clone(), workload, &identity, address_of));
         let status = Board::new(&setup, &me);
         let launcher = setup.launcher.iter().map(Into::into).collect();
-        Ok(Self { identity, me, arbiter, events: Events::new()?, status, launcher, forced: Arc::default(), setup })
+        Ok(Self {
+            identity,
+            me,
+            arbiter,
+            events: Events::new()?,
+            status,
+            launcher,
+            forced: Arc::default(),
+            setup,
+        })
     }
 
     pub fn teller(&self) -> Teller<Event> {

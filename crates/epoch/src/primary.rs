@@ -795,9 +795,9 @@ impl<'a> Primary<'a> {
                 Ok(()) => control::Response::Done,
                 Err(reason) => control::Response::Failed { reason },
             },
-            control::Request::Failover => control::Response::Failed {
-                reason: "this is the primary: a failover is its backup's".into(),
-            },
+            control::Request::Failover => {
+                control::Response::Failed { reason: "this is the primary: a failover is its backup's".into() }
+            }
             control::Request::Stop => {
                 self.stopping = Some(reply);
                 return Some(End::Stopped);

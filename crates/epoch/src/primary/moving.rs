@@ -186,7 +186,9 @@ impl Primary<'_> {
             (Asked::Settle, Outcome::Read(register)) => return Ok(self.settled(register)),
             (Asked::Switchover | Asked::Settle, _) => {
                 handover.unsure = true;
-                warn!("whether the workload has moved is not known: it stands still until the seed nodes agree");
+                warn!(
+                    "whether the workload has moved is not known: it stands still until the seed nodes agree"
+                );
                 self.ask_what_is();
             }
             (Asked::Back, Outcome::Granted(register)) => self.come_back(&register)?,

@@ -91,7 +91,9 @@ fn follow(
             return Err(Failure::failed(format!("{name} stays on {}: {reason}", from.node)));
         }
         let lives = |status: &Status| status.state != State::Stopped;
-        if here.as_ref().is_some_and(lives) || there.as_ref().is_ok_and(|status| status.as_ref().is_some_and(lives)) {
+        if here.as_ref().is_some_and(lives)
+            || there.as_ref().is_ok_and(|status| status.as_ref().is_some_and(lives))
+        {
             seen = Instant::now();
         }
         if seen.elapsed() > NOBODY {
