@@ -343,6 +343,26 @@ impl Listening {
         }
         point(Point::TakeoverSilence);
         self.ask(heard.last.elapsed(), decided);
+        if let Some(kept) = heard.kept {
+            let (_silent, reader) = *kept;
+            self.listen_on(reader);
+        }
+    }
+
+    /// What still reaches a primary that lives, and does not know yet: clients wait for it. Nothing is answered.
+    fn listen_on(&self, mut reader: FrameReader<Reader>) {
+        let mut frames = EpochReader::new(self.epoch_limit);
+        loop {
+            match frames.next(&mut reader) {
+                Ok(Received::Input(payload)) => {
+                    if let Err(reason) = self.retained.push(payload) {
+                        return debug!(reason, "nothing more is taken from the old primary");
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => return debug!(%error, "nothing more comes from the old primary"),
+            }
+        }
     }
 
     fn leave(&self, reason: String) {
@@ -400,7 +420,7 @@ impl Listening {
             if self.forced.load(Ordering::Acquire) {
                 heard.reason = "an operator has ordered a failover".into();
                 // A primary that saw its backup leave would ask as well, and might be first.
-                heard.kept = Some((writer, reader));
+                heard.kept = Some(Box::new((writer, reader)));
                 return Err(heard);
             }
             let answered = match received {
@@ -549,7 +569,7 @@ struct Heard {
     last: Instant,
     reason: String,
     /// Both halves of the stream, which nobody uses any more: open, so that the primary does not know yet.
-    kept: Option<(FrameWriter<Writer>, FrameReader<Reader>)>,
+    kept: Option<Box<(FrameWriter<Writer>, FrameReader<Reader>)>>,
 }
 
 fn accept_within(listener: &TcpListener, limit: Duration) -> Result<std::net::TcpStream, String> {

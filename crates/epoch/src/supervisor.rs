@@ -31,7 +31,7 @@ use crate::output::{Log, Pipes};
 use crate::primary::{End, Primary, Running};
 use crate::protector::Protector;
 use crate::requests::{self, Requests};
-use crate::setup::{Role, Setup, Started};
+use crate::setup::{Lost, Role, Setup, Started};
 use crate::takeover::{self, TRACER_PRIORITY};
 
 /// How long whoever asks over the control socket may take to do so.
@@ -101,7 +101,7 @@ fn start(setup: Setup) -> Result<()> {
         .attempt(|| "start the protector".into())?
     };
     let listener = match &role {
-        Role::Primary => None,
+        Role::Primary | Role::Restart(_) => None,
         Role::Backup { .. } => {
             let address = SocketAddr::new(engine.setup.node.listen.ip(), 0);
             Some(TcpListener::bind(address).attempt(|| format!("listen on {address}"))?)
@@ -113,7 +113,15 @@ fn start(setup: Setup) -> Result<()> {
             warn!(%error, "the tracer is not a real-time thread: pauses will be longer");
         }
         let result = match role {
-            Role::Primary => be_primary(&mut engine, protector),
+            Role::Primary => {
+                let by = engine.me.clone();
+                be_primary(&mut engine, protector, Transition::Create { by })
+            }
+            Role::Restart(Lost { generation, primary: lost, backup: lost_backup }) => {
+                let by = engine.me.clone();
+                let again = Transition::RestartLost { by, generation, lost, lost_backup };
+                be_primary(&mut engine, protector, again)
+            }
             Role::Backup { primary } => be_backup(&mut engine, protector, listener, &primary),
         };
         engine.status.lock().state = State::Stopped;
@@ -135,9 +143,9 @@ fn make_network(engine: &Engine) -> Result<(Namespace, InnerTap, Port)> {
     Ok((namespace, inner, port))
 }
 
-fn be_primary(engine: &mut Engine, protector: Protector) -> Result<()> {
+fn be_primary(engine: &mut Engine, protector: Protector, begins: Transition) -> Result<()> {
     let (namespace, inner, port) = make_network(engine)?;
-    let outcome = engine.arbiter.ask(Transition::Create { by: engine.me.clone() });
+    let outcome = engine.arbiter.ask(begins);
     let register = match outcome {
         Outcome::Granted(register) => register,
         Outcome::Refused(refused) => return Err(Error::Arbitration(refused.to_string())),
