@@ -168,6 +168,8 @@ pub struct Holder {
     /// As the workload sees it.
     pub process: Pid,
     pub fd: i32,
+    /// A process whose root is the workload's: the holder may have another (`chroot`), and links are told from this one.
+    pub root: Tid,
 }
 
 /// Where a description can be looked at. All processes that hold it are stopped.
@@ -184,7 +186,7 @@ pub struct At<'a> {
 
 impl At<'_> {
     pub fn info(&self) -> Result<String> {
-        let Holder { tid, process, fd } = self.holder;
+        let Holder { tid, process, fd, .. } = self.holder;
         proc::descriptor_info(tid, fd).attempt(|| format!("read about descriptor {fd} of process {process}"))
     }
 

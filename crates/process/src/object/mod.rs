@@ -16,6 +16,7 @@ pub mod pipe;
 pub mod posix_timer;
 pub mod scratch;
 mod scratch_apply;
+pub mod seccomp_filter;
 pub mod shared;
 pub mod signal;
 pub mod signal_owner;
