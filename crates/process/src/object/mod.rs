@@ -27,6 +27,7 @@ pub mod tcp;
 pub mod tcp_request;
 pub mod timerfd;
 pub mod unix;
+pub mod unix_actor;
 mod unix_build;
 
 pub use descriptor::Object;

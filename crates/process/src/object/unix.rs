@@ -3,7 +3,7 @@
 //! A connected socket is captured with what waits to be read from it; its peer is a socket of its own. The two are built
 //! together: by `socketpair`, or, where addresses are visible, by connecting to a listener that exists for just that.
 //!
-//! `SO_PEERCRED` gives the supervisor's credentials afterwards, and so do messages that waited with credentials.
+//! Messages that waited with credentials have the supervisor's afterwards.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::read_link;
@@ -17,6 +17,7 @@ use nix::sys::stat::{Mode, fstatat, major, minor};
 use serde::{Deserialize, Serialize};
 
 use super::descriptor::{At, Inode, StatusFlags, Surroundings};
+use super::unix_actor::Credentials;
 pub(super) use super::unix_build::build;
 use crate::checkpoint::ObjectId;
 use crate::error::{Attempt, Error, Result};
@@ -55,6 +56,8 @@ pub struct UnixSocket {
     /// The node in the file system, if the name is a path and the node is still there.
     pub node: Option<Node>,
     pub role: Role,
+    /// Whom it tells as its other end (`SO_PEERCRED`): who listened, connected, or made the pair.
+    pub credentials: Option<Credentials>,
     /// What waits to be read; of a stream in one piece.
     pub queue: Vec<Message>,
     /// RCV_SHUTDOWN (1) and SEND_SHUTDOWN (2).
@@ -124,11 +127,13 @@ pub(super) struct Survey {
     /// Sockets in whose queue an empty message has been seen: the kernel shows such a message to one look only
     /// (`skb->peeked` in net/core/datagram.c), so that a later one cannot tell whether it is still there.
     unseen: HashSet<u64>,
+    /// By socket, and by process and user as the supervisor sees them: whom it tells. A process may end and is told all the same.
+    told: HashMap<u64, (u64, Option<Credentials>)>,
 }
 
 impl Survey {
     pub(super) fn new() -> Self {
-        Self { diag: None, entries: None, unseen: HashSet::new() }
+        Self { diag: None, entries: None, unseen: HashSet::new(), told: HashMap::new() }
     }
 
     pub(super) fn forget(&mut self) {
@@ -142,7 +147,9 @@ impl Survey {
                 None => UnixDiag::open(surroundings.network.as_ref().map(AsFd::as_fd))?,
             };
             let dump = self.diag.insert(diag).dump()?;
-            self.unseen.retain(|inode| dump.iter().any(|entry| entry.inode == *inode));
+            let there: HashSet<u64> = dump.iter().map(|entry| entry.inode).collect();
+            self.unseen.retain(|inode| there.contains(inode));
+            self.told.retain(|inode, _| there.contains(inode));
             self.entries = Some(dump.into_iter().map(|entry| (entry.inode, entry)).collect());
         }
         self.entries.as_ref().ok_or_else(|| io::Error::other("the list of unix sockets is gone"))
@@ -191,7 +198,31 @@ pub(super) fn capture(
         queue = capture_queue(&socket, &entry, peer_name, ready, at, survey)?;
     }
     let shutdown = entry.shutdown;
-    Ok(UnixSocket { kind, flags, name, from, node, role, queue, shutdown, options, timeouts })
+    let credentials = capture_credentials(inode, &socket, at, survey)?;
+    Ok(UnixSocket { kind, flags, name, from, node, role, credentials, queue, shutdown, options, timeouts })
+}
+
+fn capture_credentials(
+    inode: u64,
+    socket: &OwnedFd,
+    at: &At<'_>,
+    survey: &mut Survey,
+) -> Result<Option<Credentials>> {
+    let what = || "ask for the credentials of a unix socket's peer".to_owned();
+    let Some((who, groups)) = sys::peer_credentials(socket.as_fd()).attempt(what)? else { return Ok(None) };
+    let stamp = u64::from(who.uid) << 32 | who.pid as u64;
+    if let Some((then, told)) = survey.told.get(&inode)
+        && *then == stamp
+    {
+        return Ok(told.clone());
+    }
+    // A process of the workload's has as many numbers as its holder.
+    let depth = proc::status(at.holder.tid).attempt(what)?.namespaced.len();
+    let numbers = proc::status(who.pid).ok().filter(|_| who.pid > 0).map(|status| status.namespaced);
+    let pid = numbers.filter(|numbers| numbers.len() == depth).and_then(|numbers| numbers.last().copied());
+    let told = Some(Credentials { pid: pid.unwrap_or(0), uid: who.uid, gid: who.gid, groups });
+    survey.told.insert(inode, (stamp, told.clone()));
+    Ok(told)
 }
 
 fn readiness(socket: &OwnedFd) -> io::Result<PollFlags> {

@@ -13,6 +13,7 @@ use nix::sys::stat::Mode;
 
 use super::descriptor::{BuildContext, Object};
 use super::unix::{Message, Name, OPTIONS, Role, UnixSocket, directory_of, has_parent_steps};
+use super::unix_actor::{self, Stage};
 use crate::checkpoint::ObjectId;
 use crate::error::{Attempt, Error, Result};
 use crate::sys::descriptor as sys;
@@ -33,28 +34,29 @@ pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContex
             };
             context.build(peer)?;
             let server = context.get(peer);
-            in_workload(context, || {
+            in_workload(context, |_| {
                 let fd = sys::unix_socket(object.kind)?;
                 with_name(object, &fd, || fill_by_name(object, server))?;
                 told_from(server_object, || sys::unix_connect(fd.as_fd(), &name.address()))?;
                 finish(object, fd)
             })
         }
-        Role::Unconnected | Role::Listening { .. } => in_workload(context, || {
+        Role::Unconnected | Role::Listening { .. } => in_workload(context, |stage| {
             let fd = sys::unix_socket(object.kind)?;
             with_name(object, &fd, || fill_by_name(object, None))?;
             if let Role::Listening { backlog } = object.role {
-                sys::listen(fd.as_fd(), i32::try_from(backlog).unwrap_or(i32::MAX))?;
+                let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+                stage.listen(object.credentials.as_ref(), fd.as_fd(), backlog)?;
             }
             finish(object, fd)
         }),
-        Role::Orphan { reset } => in_workload(context, || {
+        Role::Orphan { reset } => in_workload(context, |stage| {
             let (fd, gone) = match (&object.name, object.kind) {
                 (Some(name), libc::SOCK_STREAM | libc::SOCK_SEQPACKET) => {
-                    let (accepted, client) = connect_by_name(object, name, None, None)?;
+                    let (accepted, client) = connect_by_name(stage, object, name, None, None)?;
                     (accepted, client)
                 }
-                _ => sys::unix_pair(object.kind)?,
+                _ => stage.pair(object.credentials.as_ref(), object.kind)?,
             };
             if object.kind == libc::SOCK_DGRAM {
                 with_name(object, &fd, || Ok(()))?;
@@ -102,9 +104,9 @@ fn build_connected(
         context.built_ids().find(is_listener).and_then(|id| context.get(id))
     };
     let (own_listener, other_listener) = (listener(&object.name), listener(&peer.name));
-    let made = in_workload(context, || {
+    let made = in_workload(context, |stage| {
         let (own, other) = match (&object.name, &peer.name) {
-            (None, None) => sys::unix_pair(object.kind)?,
+            (None, None) => stage.pair(object.credentials.as_ref(), object.kind)?,
             (Some(_), Some(name)) if object.kind == libc::SOCK_DGRAM => {
                 let (own, other) = (sys::unix_socket(object.kind)?, sys::unix_socket(object.kind)?);
                 with_name(object, &own, || Ok(()))?;
@@ -114,9 +116,9 @@ fn build_connected(
                 told_from(object, || sys::unix_connect(other.as_fd(), &back))?;
                 (own, other)
             }
-            (Some(name), _) => connect_by_name(object, name, Some(peer), own_listener)?,
+            (Some(name), _) => connect_by_name(stage, object, name, Some(peer), own_listener)?,
             (None, Some(name)) => {
-                let (accepted, client) = connect_by_name(peer, name, None, other_listener)?;
+                let (accepted, client) = connect_by_name(stage, peer, name, Some(object), other_listener)?;
                 (client, accepted)
             }
         };
@@ -166,8 +168,9 @@ fn told_from<T>(object: &UnixSocket, work: impl FnOnce() -> io::Result<T>) -> io
 /// Runs something in a thread whose root and network are the workload's.
 fn in_workload<T: Send>(
     context: &BuildContext<'_>,
-    work: impl FnOnce() -> io::Result<T> + Send,
+    work: impl FnOnce(&Stage) -> io::Result<T> + Send,
 ) -> io::Result<T> {
+    let (stage, prompter) = unix_actor::stage(context.actors);
     let root: &Path = &context.root;
     let network = context.surroundings.network.as_ref().map(AsFd::as_fd);
     std::thread::scope(|scope| {
@@ -179,8 +182,10 @@ fn in_workload<T: Send>(
             }
             nix::unistd::chroot(root)?;
             nix::unistd::chdir("/")?;
-            work()
+            work(&stage)
         });
+        // Until the thread has gone, and with it the stage.
+        prompter.serve();
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes unix sockets died")))
     })
 }
@@ -233,12 +238,14 @@ fn while_free<T>(path: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result
 
 /// A connection between a socket `accepted` under `name` and one that is bound to `client`'s, in this order.
 fn connect_by_name(
+    stage: &Stage,
     accepted: &UnixSocket,
     name: &Name,
     client: Option<&UnixSocket>,
     listener: Option<BorrowedFd<'_>>,
 ) -> io::Result<(OwnedFd, OwnedFd)> {
-    let connecting = sys::unix_socket(accepted.kind)?;
+    // Not waiting for a listener whose queue is full.
+    let connecting = sys::unix_socket(accepted.kind | libc::SOCK_NONBLOCK)?;
     if let Some(client) = client {
         told_from(client, || match &client.name {
             Some(Name::Path(path)) => {
@@ -248,8 +255,11 @@ fn connect_by_name(
             None => Ok(()),
         })?;
     }
+    // The accepted end tells of who has connected, the other of who has listened.
+    let (caller, server) =
+        (accepted.credentials.as_ref(), client.and_then(|client| client.credentials.as_ref()));
     let connect = |listener: BorrowedFd<'_>| {
-        sys::unix_connect(connecting.as_fd(), &name.address())?;
+        stage.connect(caller, connecting.as_fd(), &name.address())?;
         sys::accept(listener)
     };
     let fd = match (name, listener) {
@@ -258,7 +268,7 @@ fn connect_by_name(
             let temporary = sys::unix_socket(accepted.kind)?;
             let bound = || {
                 sys::unix_bind(temporary.as_fd(), &name.address())?;
-                sys::listen(temporary.as_fd(), 1)?;
+                stage.listen(server, temporary.as_fd(), 1)?;
                 connect(temporary.as_fd())
             };
             told_from(accepted, || match name {
