@@ -28,6 +28,7 @@ use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
 use crate::object::descriptor::Surroundings;
 use crate::object::posix_timer::{Cadence, PosixTimer};
 use crate::object::scratch::Scratch;
+use crate::object::seccomp_filter::{Filter, Filters};
 use crate::object::signal::SignalStack;
 use crate::object::{sysv, tcp};
 use crate::shared::SharedObjects;
@@ -97,6 +98,8 @@ pub(crate) struct Thread {
     pub captured: Option<ThreadState>,
     /// How often in a row it was found unchanged in a wait for another.
     pub settled: u32,
+    /// Filters of the program's own; `None` until asked, or after a notice of change.
+    pub filters: Option<Vec<Filter>>,
     /// Seen at its end.
     pub exiting: bool,
 }
@@ -111,6 +114,7 @@ impl Thread {
             waiting: None,
             captured: None,
             settled: 0,
+            filters: None,
             exiting: false,
             looked_at: false,
         }
@@ -147,6 +151,8 @@ pub(crate) struct Process {
     pub lock_future: u32,
     /// Its threads as the kernel lists them; none until asked, or where it cannot.
     pub threads: Option<Threads>,
+    /// Filters of its threads as last captured.
+    pub filters: Filters,
 }
 
 /// What the owner of the tree should know of, beside time passing.
@@ -221,6 +227,7 @@ impl Process {
             advised: false,
             lock_future: 0,
             threads: None,
+            filters: Filters::default(),
         }
     }
 }
@@ -275,13 +282,14 @@ impl Workload {
         Ok(workload)
     }
 
-    pub(crate) fn with_container(container: Container, descriptors: Descriptors) -> Result<Self> {
+    pub(crate) fn with_container(container: Container, mut descriptors: Descriptors) -> Result<Self> {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
         mask.thread_block().attempt(|| "block SIGCHLD".into())?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .attempt(|| "make a signal descriptor".into())?;
         let scratch = descriptors.scratch_directories().into();
+        descriptors.root = container.init;
         Ok(Self {
             container,
             threads: HashMap::new(),
@@ -531,6 +539,7 @@ impl Workload {
                     advised,
                     lock_future: 0,
                     threads: None,
+                    filters: Filters::default(),
                 },
             );
             self.log.push(TreeEvent::Fork { parent, child: process });
@@ -799,7 +808,6 @@ pub(crate) fn adopt_space(tid: Tid, pidfd: BorrowedFd<'_>, scratch: Arc<[String]
     let what = || format!("track the memory of thread {tid}");
     let memory = proc::open_memory(tid).attempt(what)?;
     let syscall = vdso_syscall(tid, &memory).attempt(what)?;
-    ptrace::suspend_seccomp(tid, true).attempt(what)?;
     let mut remote = Remote::begin(tid, &memory).attempt(what)?;
     let made = (|| -> io::Result<OwnedFd> {
         if !Remote::has_workspace(&memory) {
@@ -815,7 +823,6 @@ pub(crate) fn adopt_space(tid: Tid, pidfd: BorrowedFd<'_>, scratch: Arc<[String]
         Ok(ours)
     })();
     remote.end().attempt(what)?;
-    ptrace::suspend_seccomp(tid, false).attempt(what)?;
     let tracker = Tracker::new(made.attempt(what)?).attempt(what)?;
     Space::new(tid, tracker, memory, scratch).attempt(what)
 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::Workload;
+use super::{Running, Workload, ignore_gone};
 use crate::checkpoint::{Pid, TreeEvent};
 use crate::error::{Attempt, Result};
 use crate::object::file::FileKey;
@@ -35,9 +35,7 @@ impl Workload {
                         let group = if regs.rsi as Pid == 0 { target } else { regs.rsi as Pid };
                         self.log.push(TreeEvent::Group { pid: target, group });
                     }
-                    libc::SYS_prctl if regs.rdi == libc::PR_SET_SECCOMP as u64 => {
-                        self.refuse(pid, "seccomp (a filter of the program's own)", "switch its sandbox off");
-                    }
+                    libc::SYS_prctl if regs.rdi == libc::PR_SET_SECCOMP as u64 => self.filters_change(pid)?,
                     _ => {}
                 }
                 if let Some(thread) = self.threads.get_mut(&tid) {
@@ -165,6 +163,19 @@ impl Workload {
                     self.happened.wants_epoch = true;
                 }
             }
+            Notice::Filter => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                if regs.rsi & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0 {
+                    let advice = "run the program without a supervisor for its system calls";
+                    self.refuse(
+                        pid,
+                        "a listener for system calls (SECCOMP_FILTER_FLAG_NEW_LISTENER)",
+                        advice,
+                    );
+                }
+                self.filters_change(pid)?;
+            }
             // What is made is found in the ipc namespace.
             Notice::SystemV => self.ipc.used = true,
             Notice::Refused => {
@@ -172,6 +183,19 @@ impl Workload {
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
                 let what = format!("system call {}", call_name(regs.orig_rax));
                 self.refuse(pid, &what, "run the program without the feature that needs it");
+            }
+        }
+        Ok(())
+    }
+
+    /// One thread may install a filter on all of a process, also on those that are parked.
+    fn filters_change(&mut self, pid: Pid) -> Result<()> {
+        for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.process == pid) {
+            thread.filters = None;
+            if matches!(thread.running, Running::Parked) {
+                thread.running = Running::Yes;
+                thread.settled = 0;
+                ignore_gone(ptrace::interrupt(*tid)).attempt(|| format!("stop thread {tid}"))?;
             }
         }
         Ok(())
@@ -210,8 +234,6 @@ fn call_name(number: u64) -> String {
         (libc::SYS_mount, "mount"),
         (libc::SYS_umount2, "umount2"),
         (libc::SYS_pivot_root, "pivot_root"),
-        (libc::SYS_seccomp, "seccomp (a filter of the program's own)"),
-        (libc::SYS_chroot, "chroot"),
         (libc::SYS_mq_open, "mq_open (POSIX message queues)"),
     ];
     names
