@@ -42,7 +42,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Logs(args) => done(command::logs::run(&args)),
         Command::Stop(args) => done(command::stop::stop(&args)),
         Command::Kill(args) => done(command::stop::kill(&args)),
-        Command::Check(args) => command::check::run(&args),
+        Command::Check(args) => command::check::run(*args),
         Command::Cert(args) => done(command::cert::run(&args)),
         Command::Seed(args) => done(command::seed::run(&args)),
         Command::Supervise { .. } => Ok(supervise::main()),

@@ -4,8 +4,8 @@
 //! Invariant: a workload does not depend on it. Supervisors are processes of their own; an agent may end and be
 //! started again at any time.
 
-mod admit;
-mod host;
+pub mod admit;
+pub mod host;
 mod membership;
 mod peers;
 mod rejoin;
