@@ -134,12 +134,15 @@ impl Workload {
         pages: &mut PageData,
         mut memory: impl FnMut(&mut Process, Pid, Option<u32>, &mut PageData) -> Result<MemoryDelta>,
     ) -> Result<Checkpoint> {
-        if let Some((pid, (what, advice))) = self.refused.first_key_value() {
-            return Err(Error::Unsupported { pid: *pid, what: what.clone(), advice });
+        for refused in self.standing.errors() {
+            self.refusals.pass::<()>(Err(refused))?;
         }
+        let strayed = self.namespaces.check_all(&self.processes, &self.threads);
+        self.refusals.pass(strayed)?;
         // These two first: what they find to be there for a moment only is waited for, and nothing has been taken yet.
-        let listed = self.look_at_threads()?;
-        let tables = self.descriptors.read_tables(&self.processes)?;
+        let looked = self.look_at_threads();
+        let listed = self.refusals.pass(looked)?.unwrap_or_default();
+        let tables = self.descriptors.read_tables(&self.processes, &mut self.refusals)?;
         let clocks = Clocks {
             monotonic: task::clock(libc::CLOCK_MONOTONIC) + self.clock_offsets.monotonic,
             boottime: task::clock(libc::CLOCK_BOOTTIME) + self.clock_offsets.boottime,
@@ -166,7 +169,8 @@ impl Workload {
                     (Some(captured), Running::Parked) => captured.clone(),
                     _ => {
                         let seen = listed.and_then(|threads| threads.get(&thread.tid));
-                        let state = capture_thread(*pid, *tid, thread, process, clock, seen)?;
+                        let state = capture_thread(*pid, *tid, thread, process, clock, seen);
+                        let Some(state) = self.refusals.pass(state)? else { continue };
                         waits::note(&mut self.limits, *tid, thread);
                         state
                     }
@@ -208,9 +212,15 @@ impl Workload {
                 process.cadences = timers.iter().filter_map(cadence_of).collect();
                 process.posix_timers = Some(timers);
             }
-            let memory = memory(process, *pid, mappings, pages)?;
-            let attributes =
-                if process.attributes_changed { Some(capture_attributes(*pid, process)?) } else { None };
+            let delta = memory(process, *pid, mappings, pages);
+            let memory = self.refusals.pass(delta)?.unwrap_or_default();
+            let attributes = if process.attributes_changed {
+                let stayed = self.namespaces.check(*pid, &process.host.to_string());
+                self.refusals.pass(stayed)?;
+                self.refusals.pass(capture_attributes(*pid, process))?
+            } else {
+                None
+            };
             process.actions_changed = false;
             process.attributes_changed = false;
             checkpoint.processes.push(ProcessState {
@@ -229,10 +239,12 @@ impl Workload {
         }
         let seen = self.shared.look(&mut self.processes);
         self.descriptors.set_mapped(seen.keys(), seen.scratch());
-        self.descriptors.capture(tables, &mut self.processes, &mut checkpoint, framed)?;
+        self.descriptors.capture(tables, &mut self.processes, &mut checkpoint, framed, &mut self.refusals)?;
         let init = self.container.init;
-        self.shared.capture(seen, whole, init, &self.descriptors, &mut checkpoint, pages)?;
-        checkpoint.ipc = self.ipc.capture(self.container.init)?;
+        let (descriptors, refusals) = (&self.descriptors, &mut self.refusals);
+        self.shared.capture(seen, whole, init, descriptors, &mut checkpoint, pages, refusals)?;
+        let ipc = self.ipc.capture(self.container.init);
+        checkpoint.ipc = self.refusals.pass(ipc)?.flatten();
         checkpoint.tree = std::mem::take(&mut self.log);
         Ok(checkpoint)
     }
