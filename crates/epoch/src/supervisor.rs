@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use outlive_cluster::{Outcome, Transition};
-use outlive_net::{InnerTap, Namespace, Port, Pump, Voice};
+use outlive_net::{InnerTap, Namespace, Overheard, Port, Pump, Voice};
 use outlive_process::shell::Shell;
 use outlive_process::sys::task;
 use outlive_process::tree::Workload;
@@ -201,6 +201,9 @@ fn be_backup(
     let listener = listener.ok_or_else(|| Error::Stream("a backup needs an address to listen on".into()))?;
     let listen = listener.local_addr().attempt(|| "read the listening address".into())?;
     let (namespace, inner, port) = make_network(engine)?;
+    let (mac, keep) = (engine.setup.workload.network.mac, engine.setup.node.tuning.detection);
+    let overheard =
+        Arc::new(Overheard::start(mac, keep).attempt(|| "listen for the workload's frames".into())?);
     let log = Log::open(&engine.directory(), engine.setup.node.tuning.log_limit)?;
     let (pipes, ends) = Pipes::new()?;
     let shell = Shell::create(&engine.setup.workload.program, namespace.fd(), &engine.launcher, ends)?;
@@ -210,7 +213,7 @@ fn be_backup(
     let outcome = engine.arbiter.read();
     info!(?outcome, "waiting for the primary");
     announce(&Started::Ready { listen: Some(listen) });
-    let waiting = Waiting { shell, namespace, inner, port, pipes, log, restorer };
+    let waiting = Waiting { shell, namespace, inner, port, overheard, pipes, log, restorer };
     match backup::run(engine, waiting, listener, primary)? {
         Ok(prepared) => {
             if let Some(old) = prepared.old_primary() {

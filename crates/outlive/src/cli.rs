@@ -51,8 +51,9 @@ pub enum Command {
     /// Start a workload anew, from nothing, whose last copy has died
     #[command(after_help = EXIT_CODES)]
     RestartLost(RestartLost),
-    /// Say whether this host is fit, and how to make it so
-    Check(Check),
+    /// Say whether this host is fit, and how to make it so; or what a program uses, and whether that can be protected
+    #[command(after_help = EXIT_CODES)]
+    Check(Box<Check>),
     /// Make the cluster's certificate authority, and each node's certificate
     #[command(subcommand)]
     Cert(Cert),
@@ -271,9 +272,38 @@ pub struct Check {
     /// The bridge to check [default: that of the configuration]
     #[arg(long)]
     pub bridge: Option<String>,
+    /// Not the host: run the program after `--` for a while as a workload runs, in namespaces of its own and without a way
+    /// out, and list what it uses: kept, hidden from it, or refused. What it prints goes to standard error; end it
+    /// with ctrl-C. Exit code 5 if something is refused
+    #[arg(long, requires = "command", conflicts_with_all = ["pid", "config", "bridge"])]
+    pub program: bool,
+    /// Not the host: the same of a program that runs already, and of all processes below it, as far as can be seen
+    #[arg(long, value_name = "PID", conflicts_with_all = ["config", "bridge"])]
+    pub pid: Option<i32>,
+    /// How many seconds the program runs at most
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 10, requires = "program")]
+    pub seconds: u32,
+    /// An address that the program has, as for `run` [default: 192.0.2.2/24]; may be given again
+    #[arg(long = "ip", value_name = "CIDR", requires = "program")]
+    pub addresses: Vec<IpNet>,
+    /// A directory that it may write, as for `run`; may be given again
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Vec<PathBuf>,
+    /// An environment variable, as for `run`; may be given again
+    #[arg(long = "env", value_name = "K=V", value_parser = parse_variable, requires = "program")]
+    pub environment: Vec<(String, String)>,
+    /// The directory it starts in
+    #[arg(long, value_name = "DIR", default_value = "/", requires = "program")]
+    pub cwd: PathBuf,
+    /// The user it runs as, by name or number
+    #[arg(long, default_value = "root", requires = "program")]
+    pub user: String,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// The program and its arguments, after `--`
+    #[arg(last = true, value_name = "CMD", requires = "program")]
+    pub command: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -47,7 +47,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::RestartLost(args) => done(command::moves::restart_lost(&args)),
         Command::Completions { shell } => done(command::manual::completions(shell)),
         Command::Man { out } => done(command::manual::pages(&out)),
-        Command::Check(args) => command::check::run(&args),
+        Command::Check(args) => command::check::run(*args),
         Command::Cert(args) => done(command::cert::run(&args)),
         Command::Seed(args) => done(command::seed::run(&args)),
         Command::Supervise { .. } => Ok(supervise::main()),

@@ -15,6 +15,7 @@ use crate::object::attributes;
 use crate::object::file::MEMFD;
 use crate::object::memory::Mapping;
 use crate::object::posix_timer::{self, PosixTimer};
+use crate::object::seccomp_filter::{self, Filters};
 use crate::object::signal::{self, PendingSignal};
 use crate::object::tcp::Framed;
 use crate::space::PageData;
@@ -133,12 +134,15 @@ impl Workload {
         pages: &mut PageData,
         mut memory: impl FnMut(&mut Process, Pid, Option<u32>, &mut PageData) -> Result<MemoryDelta>,
     ) -> Result<Checkpoint> {
-        if let Some((pid, (what, advice))) = self.refused.first_key_value() {
-            return Err(Error::Unsupported { pid: *pid, what: what.clone(), advice });
+        for refused in self.standing.errors() {
+            self.refusals.pass::<()>(Err(refused))?;
         }
+        let strayed = self.namespaces.check_all(&self.processes, &self.threads);
+        self.refusals.pass(strayed)?;
         // These two first: what they find to be there for a moment only is waited for, and nothing has been taken yet.
-        let listed = self.look_at_threads()?;
-        let tables = self.descriptors.read_tables(&self.processes)?;
+        let looked = self.look_at_threads();
+        let listed = self.refusals.pass(looked)?.unwrap_or_default();
+        let tables = self.descriptors.read_tables(&self.processes, &mut self.refusals)?;
         let clocks = Clocks {
             monotonic: task::clock(libc::CLOCK_MONOTONIC) + self.clock_offsets.monotonic,
             boottime: task::clock(libc::CLOCK_BOOTTIME) + self.clock_offsets.boottime,
@@ -165,7 +169,8 @@ impl Workload {
                     (Some(captured), Running::Parked) => captured.clone(),
                     _ => {
                         let seen = listed.and_then(|threads| threads.get(&thread.tid));
-                        let state = capture_thread(*pid, *tid, thread, process, clock, seen)?;
+                        let state = capture_thread(*pid, *tid, thread, process, clock, seen);
+                        let Some(state) = self.refusals.pass(state)? else { continue };
                         waits::note(&mut self.limits, *tid, thread);
                         state
                     }
@@ -180,6 +185,14 @@ impl Workload {
                     thread.captured = Some(state.clone());
                     threads.push(state);
                 }
+            }
+            let own = self.threads.values().filter(|thread| thread.process == *pid);
+            let filters = Filters::collect(
+                own.map(|thread| (thread.tid, thread.filters.as_deref().unwrap_or_default())),
+            );
+            let filters = (whole || filters != process.filters).then_some(filters);
+            if let Some(filters) = &filters {
+                process.filters.clone_from(filters);
             }
             let interval_timers = if process.uses_timers {
                 Some(with_leader(process, posix_timer::capture_intervals)?)
@@ -199,9 +212,15 @@ impl Workload {
                 process.cadences = timers.iter().filter_map(cadence_of).collect();
                 process.posix_timers = Some(timers);
             }
-            let memory = memory(process, *pid, mappings, pages)?;
-            let attributes =
-                if process.attributes_changed { Some(capture_attributes(*pid, process)?) } else { None };
+            let delta = memory(process, *pid, mappings, pages);
+            let memory = self.refusals.pass(delta)?.unwrap_or_default();
+            let attributes = if process.attributes_changed {
+                let stayed = self.namespaces.check(*pid, &process.host.to_string());
+                self.refusals.pass(stayed)?;
+                self.refusals.pass(capture_attributes(*pid, process))?
+            } else {
+                None
+            };
             process.actions_changed = false;
             process.attributes_changed = false;
             checkpoint.processes.push(ProcessState {
@@ -215,14 +234,17 @@ impl Workload {
                 descriptors: None,
                 interval_timers,
                 posix_timers: process.posix_timers.clone().unwrap_or_default(),
+                filters,
             });
         }
         let seen = self.shared.look(&mut self.processes);
         self.descriptors.set_mapped(seen.keys(), seen.scratch());
-        self.descriptors.capture(tables, &mut self.processes, &mut checkpoint, framed)?;
+        self.descriptors.capture(tables, &mut self.processes, &mut checkpoint, framed, &mut self.refusals)?;
         let init = self.container.init;
-        self.shared.capture(seen, whole, init, &self.descriptors, &mut checkpoint, pages)?;
-        checkpoint.ipc = self.ipc.capture(self.container.init)?;
+        let (descriptors, refusals) = (&self.descriptors, &mut self.refusals);
+        self.shared.capture(seen, whole, init, descriptors, &mut checkpoint, pages, refusals)?;
+        let ipc = self.ipc.capture(self.container.init);
+        checkpoint.ipc = self.refusals.pass(ipc)?.flatten();
         checkpoint.tree = std::mem::take(&mut self.log);
         Ok(checkpoint)
     }
@@ -321,6 +343,7 @@ fn capture_thread(
             advice: "let it go on (SIGCONT); it is protected again then",
         });
     }
+    capture_filters(pid, tid, thread)?;
     if thread.known.is_none()
         && let Some(space) = &process.space
     {
@@ -359,6 +382,17 @@ fn capture_thread(
         clear_tid,
         deadline,
     })
+}
+
+fn capture_filters(pid: Pid, tid: Tid, thread: &mut Thread) -> Result<()> {
+    if thread.filters.is_none() {
+        let found = seccomp_filter::capture(tid)
+            .attempt(|| format!("read the filters of system calls of thread {}", thread.tid))?;
+        let advice = "let the program do without it, or switch its sandbox off";
+        let refused = |what: &'static str| Error::Unsupported { pid, what: what.to_owned(), advice };
+        thread.filters = Some(found.map_err(refused)?);
+    }
+    Ok(())
 }
 
 fn pending_signals(tid: Tid, shared: bool) -> Result<Vec<PendingSignal>> {
@@ -415,6 +449,18 @@ fn capture_attributes(pid: Pid, process: &Process) -> Result<Attributes> {
             advice: "run it from a file that every node has",
         });
     }
+    let directory = |name: &str, which: &str| -> Result<String> {
+        let path = std::fs::read_link(proc::path(host, name)).attempt(what)?;
+        let removed = nix::sys::stat::stat(&proc::path(host, name)).attempt(what)?.st_nlink == 0;
+        match path.to_str() {
+            Some(path) if !removed => Ok(path.to_owned()),
+            _ => Err(Error::Unsupported {
+                pid,
+                what: format!("a process whose {which} {path:?} was removed, or is not named in UTF-8"),
+                advice: "let it stay in directories that remain, named in UTF-8",
+            }),
+        }
+    };
     let stat = proc::stat_fields(host).attempt(what)?;
     let field = |number: usize| stat.get(number - 1).copied().unwrap_or(0);
     let layout = process.space.as_ref().map(|space| space.layout.as_slice()).unwrap_or_default();
@@ -424,7 +470,8 @@ fn capture_attributes(pid: Pid, process: &Process) -> Result<Attributes> {
     let limits = proc::limits(host).attempt(what)?;
     Ok(Attributes {
         executable,
-        cwd: link("cwd")?,
+        root: directory("root", "root directory")?,
+        cwd: directory("cwd", "working directory")?,
         umask: status.umask,
         uids: status.uids,
         gids: status.gids,

@@ -25,6 +25,7 @@ use crate::object::inotify;
 use crate::object::scratch::{Scratch, Touched};
 use crate::object::signal_owner::{self, SignalOwner};
 use crate::object::tcp::{self, Framed, Injector, RawSegment, State, TcpSocket};
+use crate::refusals::Refusals;
 use crate::sys::bpf::files::{Lister, OpenFile, SocketNumbers, Table, TcpNumbers};
 use crate::sys::ptrace::Tid;
 use crate::sys::{proc, task};
@@ -142,6 +143,8 @@ pub struct Descriptors {
     /// Descriptors of which it has been set since, by the host's process id and number; none means that all are asked.
     owners_changed: Option<Vec<(Tid, i32)>>,
     next: u64,
+    /// A process whose root is the workload's.
+    pub(crate) root: Tid,
     pingpong_threshold: u8,
     /// Segments that the kernel believes it has sent, because of a capture.
     unframed: Vec<RawSegment>,
@@ -173,6 +176,7 @@ impl Descriptors {
             owners: BTreeMap::new(),
             owners_changed: None,
             next: 1,
+            root: 0,
             pingpong_threshold: PINGPONG_THRESHOLD,
             unframed: Vec::new(),
             injector: Injector::new(),
@@ -315,7 +319,11 @@ impl Descriptors {
 
     /// Reads all tables. All processes are stopped. What cannot be protected is found here, before anything that could not
     /// be asked for again has been taken: programs open a file of `/proc` for a moment and close it again.
-    pub(crate) fn read_tables(&mut self, processes: &BTreeMap<Pid, Process>) -> Result<Vec<(Pid, Vec<Row>)>> {
+    pub(crate) fn read_tables(
+        &mut self,
+        processes: &BTreeMap<Pid, Process>,
+        refusals: &mut Refusals,
+    ) -> Result<Vec<(Pid, Vec<Row>)>> {
         self.capturer.begin();
         for entry in self.entries.values_mut() {
             entry.holders.clear();
@@ -324,10 +332,11 @@ impl Descriptors {
             let alive: HashSet<Tid> = processes.values().map(|process| process.host).collect();
             self.tables.retain(|host, _| alive.contains(host));
         }
-        let tables = processes.iter().map(|(pid, process)| Ok((*pid, self.read_table(*pid, process)?)));
+        let tables =
+            processes.iter().map(|(pid, process)| Ok((*pid, self.read_table(*pid, process, refusals)?)));
         let tables = tables.collect::<Result<_>>().and_then(|tables| {
-            self.find_not_accepted(processes)?;
-            self.look_ahead(processes)?;
+            refusals.pass(self.find_not_accepted(processes))?;
+            self.look_ahead(processes, refusals)?;
             Ok(tables)
         });
         tables.map_err(|error| match error {
@@ -337,8 +346,8 @@ impl Descriptors {
     }
 
     /// What may be there for a moment only.
-    fn look_ahead(&mut self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
-        self.each_inotify(processes, |at, _| inotify::check(at))?;
+    fn look_ahead(&mut self, processes: &BTreeMap<Pid, Process>, refusals: &mut Refusals) -> Result<()> {
+        self.each_inotify(processes, |at, _| refusals.pass(inotify::check(at)).map(drop))?;
         // A descriptor on its way, a connection not accepted yet: unix sockets are captured now.
         let held = self.entries.iter().filter(|(_, entry)| !entry.holders.is_empty());
         let sockets: HashMap<u64, ObjectId> = held
@@ -358,8 +367,10 @@ impl Descriptors {
             let Some(process) = processes.get(&holder.process) else { continue };
             let file = entry.seen.map(|seen| seen.file);
             let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file };
-            let object = self.capturer.capture(Kind::Unix { inode: *inode }, &at, &objects)?;
-            self.ahead.insert(*id, object);
+            let object = self.capturer.capture(Kind::Unix { inode: *inode }, &at, &objects);
+            if let Some(object) = refusals.pass(object)? {
+                self.ahead.insert(*id, object);
+            }
         }
         Ok(())
     }
@@ -392,6 +403,7 @@ impl Descriptors {
         processes: &mut BTreeMap<Pid, Process>,
         checkpoint: &mut Checkpoint,
         framed: &Framed,
+        refusals: &mut Refusals,
     ) -> Result<()> {
         for (pid, rows) in tables {
             let Some(process) = processes.get_mut(&pid) else { continue };
@@ -420,9 +432,9 @@ impl Descriptors {
             .collect();
         let ids: Vec<ObjectId> = self.entries.keys().copied().collect();
         for id in ids {
-            self.capture_entry(id, processes, &mut checkpoint.objects, framed)?;
+            refusals.pass(self.capture_entry(id, processes, &mut checkpoint.objects, framed))?;
         }
-        self.capture_pipes(processes, &mut checkpoint.objects)?;
+        refusals.pass(self.capture_pipes(processes, &mut checkpoint.objects))?;
         checkpoint.orphans = self
             .entries
             .iter()
@@ -430,7 +442,7 @@ impl Descriptors {
             .map(|(id, _)| *id)
             .collect();
         checkpoint.signal_owners = self.capture_owners(processes)?;
-        checkpoint.files = self.scratch.scan()?;
+        checkpoint.files = refusals.pass(self.scratch.scan())?.unwrap_or_default();
         self.discard_own_events(processes)?;
         // The frames are held like all others, and belong to this epoch.
         self.send_unframed();
@@ -438,16 +450,18 @@ impl Descriptors {
     }
 
     /// The table of one process, each row with the object it refers to.
-    fn read_table(&mut self, pid: Pid, process: &Process) -> Result<Vec<Row>> {
+    fn read_table(&mut self, pid: Pid, process: &Process, refusals: &mut Refusals) -> Result<Vec<Row>> {
         let what = || format!("read the descriptors of process {pid}");
-        let Some(files) = self.list(process).attempt(what)? else { return self.read_links(pid, process) };
+        let Some(files) = self.list(process).attempt(what)? else {
+            return self.read_links(pid, process, refusals);
+        };
         let mut rows = Vec::with_capacity(files.len());
         let mut old = process.descriptors.iter().peekable();
         for file in files {
             while old.peek().is_some_and(|row| row.descriptor.fd < file.fd) {
                 old.next();
             }
-            let holder = Holder { tid: process.host, process: pid, fd: file.fd };
+            let holder = Holder { tid: process.host, process: pid, fd: file.fd, root: self.root };
             let before = old.peek().filter(|row| row.descriptor.fd == file.fd && !process.attributes_changed);
             let row = match before {
                 Some(row)
@@ -457,7 +471,9 @@ impl Descriptors {
                 }
                 _ => {
                     let link = proc::descriptor_link(process.host, file.fd).attempt(what)?;
-                    self.identify(holder, process, link, Some(&file))?
+                    let row = self.identify(holder, process, link, Some(&file));
+                    let Some(row) = refusals.pass(row)? else { continue };
+                    row
                 }
             };
             if let Some(entry) = self.entries.get_mut(&row.descriptor.object) {
@@ -473,7 +489,8 @@ impl Descriptors {
                 };
                 if let Some((what, advice)) = passing {
                     let (pidfd, others) = (process.pidfd.as_fd(), &[]);
-                    return Err(At { holder, others, pidfd, file: Some(file.file) }.refuse(what, advice));
+                    let at = At { holder, others, pidfd, file: Some(file.file) };
+                    refusals.pass::<()>(Err(at.refuse(what, advice)))?;
                 }
             }
             rows.push(row);
@@ -494,7 +511,7 @@ impl Descriptors {
     }
 
     /// As [`Descriptors::read_table`], where the kernel does not list open files: from what their links say.
-    fn read_links(&mut self, pid: Pid, process: &Process) -> Result<Vec<Row>> {
+    fn read_links(&mut self, pid: Pid, process: &Process, refusals: &mut Refusals) -> Result<Vec<Row>> {
         let what = || format!("read the descriptors of process {pid}");
         let open = proc::descriptors(process.host).attempt(what)?;
         let mut rows = Vec::with_capacity(open.len());
@@ -503,7 +520,7 @@ impl Descriptors {
             while old.peek().is_some_and(|row| row.descriptor.fd < fd) {
                 old.next();
             }
-            let holder = Holder { tid: process.host, process: pid, fd };
+            let holder = Holder { tid: process.host, process: pid, fd, root: self.root };
             let before = old.peek().filter(|row| row.descriptor.fd == fd && row.link == link);
             let row = match before {
                 Some(row)
@@ -513,7 +530,11 @@ impl Descriptors {
                 {
                     (*row).clone()
                 }
-                _ => self.identify(holder, process, link, None)?,
+                _ => {
+                    let row = self.identify(holder, process, link, None);
+                    let Some(row) = refusals.pass(row)? else { continue };
+                    row
+                }
             };
             if let Some(entry) = self.entries.get_mut(&row.descriptor.object) {
                 entry.holders.push(holder);

@@ -3,6 +3,7 @@
 //! This crate knows nothing of the network between nodes: it turns a running tree into [`checkpoint::Checkpoint`]s
 //! and checkpoints into a [`shell::Shell`] that can be brought to life.
 
+mod acting;
 pub mod activate;
 mod calls;
 pub mod capture;
@@ -10,12 +11,16 @@ pub mod checkpoint;
 pub mod delta;
 pub mod descriptors;
 pub mod error;
+pub mod inspect;
 pub mod launch;
 pub mod object;
+pub mod refusals;
 pub mod shared;
 pub mod shell;
 pub mod sockets;
 pub mod space;
+mod strayed;
+pub mod survey;
 pub mod sys;
 pub mod tree;
 

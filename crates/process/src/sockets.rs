@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use outlive_fault::{Point, point};
 
+use crate::acting::Troupe;
 use crate::activate::Built;
 use crate::checkpoint::{Object, ObjectId};
 use crate::descriptors::as_socket;
@@ -148,8 +149,10 @@ impl Shell {
     fn build_others(&self, built: &mut Built) -> Result<()> {
         let lookup = |id: ObjectId| self.objects.get(&id);
         let mut hashes = FileHashes::new();
+        let troupe = Troupe { processes: &self.processes, channel: &self.container.channel };
         let outputs = self.outputs.each_ref().map(|end| end.as_ref().and_then(|end| end.try_clone().ok()));
         let mut context = BuildContext::new(self.root(), &self.surroundings, outputs, &lookup, &mut hashes);
+        context.actors = Some(&troupe);
         for (key, file) in self.shared.open_files() {
             let fd = file.as_fd().try_clone_to_owned().attempt(|| "duplicate a memfd".into())?;
             context.insert_file(key, fd);

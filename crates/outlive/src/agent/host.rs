@@ -16,7 +16,7 @@ use crate::error::{Failure, Result};
 
 /// The command that becomes a workload's launcher: the very program the supervisor runs, even if the file at its path
 /// was replaced meanwhile (proc(5), /proc/pid/exe).
-const LAUNCHER: [&str; 2] = ["/proc/self/exe", "workload-init"];
+pub const LAUNCHER: [&str; 2] = ["/proc/self/exe", "workload-init"];
 
 /// `outlive run`: returns when the supervisor is up.
 pub fn run(agent: &Arc<Agent>, wanted: Wanted, progress: &mut dyn FnMut(String)) -> Result<()> {

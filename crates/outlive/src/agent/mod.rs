@@ -4,9 +4,9 @@
 //! Invariant: a workload does not depend on it. Supervisors are processes of their own; an agent may end and be
 //! started again at any time.
 
-mod admit;
+pub mod admit;
 mod definition;
-mod host;
+pub mod host;
 mod membership;
 mod moves;
 mod peers;

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::Workload;
+use super::{Running, Workload, ignore_gone};
 use crate::checkpoint::{Pid, TreeEvent};
 use crate::error::{Attempt, Result};
 use crate::object::file::FileKey;
@@ -10,12 +10,17 @@ use crate::object::posix_timer;
 use crate::sys::pagemap::{PAGE_SIZE, Range, USER_END};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::seccomp::Notice;
+use crate::sys::seccomp::{self, Notice};
 
 impl Workload {
-    pub(super) fn noticed(&mut self, pid: Pid, tid: Tid, data: u16) -> Result<()> {
-        let Some(notice) = Notice::from_data(data) else { return Ok(()) };
-        let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
+    /// Whether its result matters: then it is to be stopped again at its end ([`Workload::returned`]).
+    pub(super) fn noticed(&mut self, pid: Pid, tid: Tid, data: u16) -> Result<bool> {
+        if let Some(error) = seccomp::hidden_with(data) {
+            self.hide(pid, tid, error)?;
+            return Ok(false);
+        }
+        let Some(notice) = Notice::from_data(data) else { return Ok(false) };
+        let Some(process) = self.processes.get_mut(&pid) else { return Ok(false) };
         match notice {
             Notice::SignalAction => process.actions_changed = true,
             Notice::SignalStack => {
@@ -35,9 +40,7 @@ impl Workload {
                         let group = if regs.rsi as Pid == 0 { target } else { regs.rsi as Pid };
                         self.log.push(TreeEvent::Group { pid: target, group });
                     }
-                    libc::SYS_prctl if regs.rdi == libc::PR_SET_SECCOMP as u64 => {
-                        self.refuse(pid, "seccomp (a filter of the program's own)", "switch its sandbox off");
-                    }
+                    libc::SYS_prctl if regs.rdi == libc::PR_SET_SECCOMP as u64 => self.filters_change(pid)?,
                     _ => {}
                 }
                 if let Some(thread) = self.threads.get_mut(&tid) {
@@ -135,7 +138,7 @@ impl Workload {
                     // Nothing is said of mappings to come, so they are not locked (`apply_mlockall_flags`, mm/mlock.c).
                     libc::SYS_mlockall => process.lock_future = 0,
                     libc::SYS_munlockall => process.lock_future = 0,
-                    _ => return Ok(()),
+                    _ => return Ok(false),
                 }
                 process.attributes_changed = true;
             }
@@ -165,13 +168,27 @@ impl Workload {
                     self.happened.wants_epoch = true;
                 }
             }
-            // What is made is found in the ipc namespace.
-            Notice::SystemV => self.ipc.used = true,
-            Notice::Refused => {
+            Notice::Filter => {
                 let regs =
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
-                let what = format!("system call {}", call_name(regs.orig_rax));
-                self.refuse(pid, &what, "run the program without the feature that needs it");
+                self.filters_change(pid)?;
+                return Ok(regs.rsi & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0);
+            }
+            // What is made is found in the ipc namespace.
+            Notice::SystemV => self.ipc.used = true,
+            Notice::Refused | Notice::Writes => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    /// One thread may install a filter on all of a process, also on those that are parked.
+    fn filters_change(&mut self, pid: Pid) -> Result<()> {
+        for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.process == pid) {
+            thread.filters = None;
+            if matches!(thread.running, Running::Parked) {
+                thread.running = Running::Yes;
+                thread.settled = 0;
+                ignore_gone(ptrace::interrupt(*tid)).attempt(|| format!("stop thread {tid}"))?;
             }
         }
         Ok(())
@@ -199,23 +216,4 @@ fn unreadable_option(level: i32, name: i32) -> Option<(&'static str, &'static st
         }
         _ => None,
     }
-}
-
-fn call_name(number: u64) -> String {
-    let names = [
-        (libc::SYS_ptrace, "ptrace"),
-        (libc::SYS_process_vm_writev, "process_vm_writev"),
-        (libc::SYS_setns, "setns"),
-        (libc::SYS_unshare, "unshare"),
-        (libc::SYS_mount, "mount"),
-        (libc::SYS_umount2, "umount2"),
-        (libc::SYS_pivot_root, "pivot_root"),
-        (libc::SYS_seccomp, "seccomp (a filter of the program's own)"),
-        (libc::SYS_chroot, "chroot"),
-        (libc::SYS_mq_open, "mq_open (POSIX message queues)"),
-    ];
-    names
-        .into_iter()
-        .find(|(known, _)| *known as u64 == number)
-        .map_or_else(|| number.to_string(), |(_, name)| name.to_owned())
 }

@@ -4,7 +4,9 @@
 mod host;
 mod network;
 pub mod probe;
+mod program;
 mod sys;
+mod uses;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -62,7 +64,13 @@ struct Report {
     lines: Vec<Line>,
 }
 
-pub fn run(args: &Check) -> Result<ExitCode> {
+pub fn run(args: Check) -> Result<ExitCode> {
+    if let Some(pid) = args.pid {
+        return program::inspect(pid, &args);
+    }
+    if args.program {
+        return program::run(args);
+    }
     // A configuration that is named must be right; the usual one need not be there yet.
     let config = match &args.config {
         Some(path) => Some(Config::load(path)?),
