@@ -262,6 +262,7 @@ impl Workload {
         };
         let mut listed = HashMap::new();
         let mut signalled = None;
+        self.ipc.undos.clear();
         for (pid, process) in &mut self.processes {
             let what = || format!("list the threads of process {pid}");
             if process.threads.is_none() {
@@ -272,9 +273,7 @@ impl Workload {
             let seen: HashMap<Pid, ThreadSeen> =
                 threads.read().attempt(what)?.into_iter().map(|thread| (thread.inside, thread)).collect();
             if seen.values().any(|thread| thread.undoes) {
-                let what = "SEM_UNDO of System V semaphores".to_owned();
-                let advice = "let the program use another kind of lock (Apache: `Mutex pthread`)";
-                return Err(Error::Unsupported { pid: *pid, what, advice });
+                self.ipc.look_at_undos(*pid, process.host)?;
             }
             for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.process == *pid) {
                 let quiet = || seen.get(&thread.tid).is_some_and(|seen| seen.pending == 0);

@@ -8,7 +8,7 @@ use outlive_fault::{Point, point};
 
 use crate::acting::Troupe;
 use crate::activate::Built;
-use crate::checkpoint::{Object, ObjectId};
+use crate::checkpoint::{Object, ObjectId, Pid};
 use crate::descriptors::as_socket;
 use crate::error::{Attempt, Error, Result};
 use crate::object::descriptor::BuildContext;
@@ -16,7 +16,8 @@ use crate::object::file::FileHashes;
 use crate::object::pidfd::{self, PidFd};
 use crate::object::sysv;
 use crate::object::tcp::{self, Connection, Injector, PeerAck, RawSegment, Restored, State, TcpSocket};
-use crate::shell::Shell;
+use crate::shell::{Shell, run_in};
+use crate::sys::remote::Batch;
 use crate::sys::task;
 
 /// A connection whose peer can be asked what it has received.
@@ -140,7 +141,16 @@ impl Shell {
             point(Point::TakeoverHalfBuilt);
         }
         if let Some(objects) = &self.ipc {
-            sysv::restore(self.container.init, objects)?;
+            let operate = |pid: Pid, id: i32, operations: &[u8], count: usize| {
+                let process = self.processes.get(&pid);
+                let process =
+                    process.ok_or_else(|| Error::Mismatch(format!("process {pid} is not in the shell")))?;
+                let mut batch = Batch::new();
+                let at = batch.bytes(operations);
+                batch.call(libc::SYS_semop, &[id as u64, at, count as u64]);
+                run_in(process, &mut batch).map(drop)
+            };
+            sysv::restore(self.container.init, objects, &operate)?;
         }
         self.build_others(&mut built)?;
         Ok((built, silent))
