@@ -6,6 +6,8 @@ use outlive_process::object::tcp_request::PendingConnection;
 use outlive_stream::frame::{Kind, KindSet};
 use serde::{Deserialize, Serialize};
 
+use crate::output::Pieces;
+
 /// Sections of an epoch: what it is, and the bytes of its pages.
 pub const CONTENT: u8 = 0;
 pub const PAGES: u8 = 1;
@@ -15,6 +17,13 @@ pub const PAIRING: Kind = Kind(Kind::FIRST_APPLICATION);
 
 /// From the primary: the register names this backup now.
 pub const PROTECTED: Kind = Kind(Kind::FIRST_APPLICATION + 1);
+
+/// From the primary: the register that names this backup the primary. It has everything; nothing but copies of incoming
+/// frames follows.
+pub const MOVED: Kind = Kind(Kind::FIRST_APPLICATION + 2);
+
+/// From who was the backup: it speaks, and the old primary is not needed any more.
+pub const RUNNING: Kind = Kind(Kind::FIRST_APPLICATION + 3);
 
 /// What a primary sends, and what a backup sends.
 pub const FROM_PRIMARY: KindSet = KindSet::of(&[
@@ -26,11 +35,12 @@ pub const FROM_PRIMARY: KindSet = KindSet::of(&[
     Kind::INPUT,
     PAIRING,
     PROTECTED,
+    MOVED,
 ]);
-pub const FROM_BACKUP: KindSet = KindSet::of(&[Kind::ACK, Kind::HEARTBEAT, PAIRING]);
+pub const FROM_BACKUP: KindSet = KindSet::of(&[Kind::ACK, Kind::HEARTBEAT, PAIRING, RUNNING]);
 
 /// Version of everything in this module.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pairing {
@@ -89,6 +99,8 @@ pub enum Content {
     },
     /// Content of memory, for a backup that is being given everything.
     Backlog { whose: Whose, runs: Vec<Run> },
+    /// The workload has ended by itself, with this `wait` status, after it had said this. There is nothing to take over.
+    Ended { status: i32, output: Pieces },
 }
 
 /// Before each frame of an input message: the epoch in which the workload received it, and its length.

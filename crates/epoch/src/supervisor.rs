@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -204,6 +205,9 @@ fn be_backup(
     let waiting = Waiting { shell, namespace, inner, port, pipes, log, restorer };
     match backup::run(engine, waiting, listener, primary)? {
         Ok(prepared) => {
+            if let Some(old) = prepared.old_primary() {
+                protector.prefer(old);
+            }
             let running = takeover::run(engine, prepared)?;
             serve(engine, running, protector)
         }
@@ -218,6 +222,7 @@ fn serve(engine: &mut Engine, running: Running, protector: Protector) -> Result<
     match Primary::new(engine, running, protector).run()? {
         End::Exited(status) => info!(status, "the workload has ended"),
         End::Stopped => info!("stopped"),
+        End::Moved(register) => info!(%register, "moved"),
         End::Deposed(register) => warn!(?register, "another node holds this workload now"),
     }
     Ok(())
@@ -229,15 +234,15 @@ fn serve_control(engine: &Engine) -> Result<()> {
     // A supervisor that was killed leaves its socket behind; a live one is found by the agent before it starts another.
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).attempt(|| format!("listen on {}", path.display()))?;
-    let (teller, status) = (engine.teller(), engine.status.clone());
+    let (teller, status, forced) = (engine.teller(), engine.status.clone(), Arc::clone(&engine.forced));
     std::thread::Builder::new()
         .name("control".into())
         .spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (teller, status) = (teller.clone(), status.clone());
+                let (teller, status, forced) = (teller.clone(), status.clone(), Arc::clone(&forced));
                 // One that cannot be started costs this request only.
                 let _ = std::thread::Builder::new().name("control request".into()).spawn(move || {
-                    if let Err(error) = answer(stream, &teller, &status) {
+                    if let Err(error) = answer(stream, &teller, &status, &forced) {
                         warn!(%error, "a control request failed");
                     }
                 });
@@ -247,17 +252,25 @@ fn serve_control(engine: &Engine) -> Result<()> {
         .map(drop)
 }
 
-fn answer(stream: UnixStream, teller: &Teller<Event>, status: &crate::engine::Board) -> std::io::Result<()> {
+fn answer(
+    stream: UnixStream,
+    teller: &Teller<Event>,
+    status: &crate::engine::Board,
+    forced: &AtomicBool,
+) -> std::io::Result<()> {
     stream.set_read_timeout(Some(CONTROL_TIMEOUT))?;
     let mut line = String::new();
     BufReader::new((&stream).take(CONTROL_LINE)).read_line(&mut line)?;
     let response = match serde_json::from_str::<control::Request>(&line) {
         Err(error) => control::Response::Failed { reason: format!("not understood: {error}") },
         Ok(control::Request::Status) => control::Response::Status(Box::new(status.get())),
-        Ok(control::Request::Stop) if status.get().role == control::Side::Backup => {
-            control::Response::Failed {
-                reason: "this is the backup; stop the workload on its primary's node".into(),
-            }
+        Ok(control::Request::Failover) if status.get().role == control::Side::Backup => {
+            force(&status.get(), forced)
+        }
+        Ok(control::Request::Stop | control::Request::Switchover { .. } | control::Request::Kill { .. })
+            if status.get().role == control::Side::Backup =>
+        {
+            control::Response::Failed { reason: "this is the backup; ask on its primary's node".into() }
         }
         Ok(request) => {
             let (reply, answer) = mpsc::channel();
@@ -269,4 +282,14 @@ fn answer(stream: UnixStream, teller: &Teller<Event>, status: &crate::engine::Bo
     };
     let mut stream = stream;
     writeln!(stream, "{}", serde_json::to_string(&response)?)
+}
+
+/// The listening thread of the backup looks at it whenever it hears something, and a heartbeat comes soon.
+fn force(status: &control::Status, forced: &AtomicBool) -> control::Response {
+    if status.state != State::Protected {
+        let reason = "this backup does not have everything yet, so the seed nodes would not grant it".into();
+        return control::Response::Failed { reason };
+    }
+    forced.store(true, Ordering::Release);
+    control::Response::Done
 }

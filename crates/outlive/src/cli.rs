@@ -42,6 +42,12 @@ pub enum Command {
     Stop(Stop),
     /// Send a signal to a workload's first process
     Kill(Kill),
+    /// Move a workload to its backup's node, or to another, without anybody noticing
+    #[command(after_help = EXIT_CODES)]
+    Switchover(Switchover),
+    /// Let the backup take over although its primary may live: it is silenced
+    #[command(after_help = EXIT_CODES)]
+    Failover(Failover),
     /// Say whether this host is fit, and how to make it so; or what a program uses, and whether that can be protected
     #[command(after_help = EXIT_CODES)]
     Check(Box<Check>),
@@ -199,6 +205,30 @@ pub struct Kill {
     /// The signal, by name (HUP or SIGHUP) or number
     #[arg(short, long, default_value = "TERM")]
     pub signal: String,
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub struct Switchover {
+    pub name: String,
+    /// The node that it is to run on [default: that of its backup]. Another one is given a copy first, and meanwhile nothing
+    /// protects the workload
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub struct Failover {
+    pub name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub reach: Reach,
 }

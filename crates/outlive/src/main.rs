@@ -42,6 +42,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Logs(args) => done(command::logs::run(&args)),
         Command::Stop(args) => done(command::stop::stop(&args)),
         Command::Kill(args) => done(command::stop::kill(&args)),
+        Command::Switchover(args) => done(command::moves::switchover(&args)),
+        Command::Failover(args) => done(command::moves::failover(&args)),
         Command::Check(args) => command::check::run(*args),
         Command::Cert(args) => done(command::cert::run(&args)),
         Command::Seed(args) => done(command::seed::run(&args)),

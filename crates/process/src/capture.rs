@@ -16,6 +16,7 @@ use crate::object::file::MEMFD;
 use crate::object::memory::Mapping;
 use crate::object::posix_timer::{self, PosixTimer};
 use crate::object::signal::{self, PendingSignal};
+use crate::object::tcp::Framed;
 use crate::space::PageData;
 use crate::sys::bpf::threads::{Lister, ThreadSeen};
 use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
@@ -42,9 +43,16 @@ impl Workload {
     /// What changed since the last checkpoint. The tree must be frozen. After an error the changes are lost, and only
     /// [`Workload::capture_whole`] can begin anew.
     pub fn capture(&mut self) -> Result<(Checkpoint, PageData)> {
+        self.capture_said(&Framed::default())
+    }
+
+    /// As [`Workload::capture`], with what connections have said since the last checkpoint: which spares asking them.
+    pub fn capture_said(&mut self, framed: &Framed) -> Result<(Checkpoint, PageData)> {
         let mut pages = PageData::default();
         let checkpoint =
-            self.capture_with(false, &mut pages, |process, pid, mappings, pages| match &mut process.space {
+            self.capture_with(false, framed, &mut pages, |process, pid, mappings, pages| match &mut process
+                .space
+            {
                 Some(space) => space.capture(pid, mappings, pages),
                 None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
             })?;
@@ -69,9 +77,11 @@ impl Workload {
         self.ipc.begin_whole();
         self.log = self.tree_as_log();
         let mut unused = PageData::default();
-        self.capture_with(true, &mut unused, |process, pid, _, _| match &mut process.space {
-            Some(space) => space.begin_whole(pid),
-            None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
+        self.capture_with(true, &Framed::default(), &mut unused, |process, pid, _, _| {
+            match &mut process.space {
+                Some(space) => space.begin_whole(pid),
+                None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
+            }
         })
     }
 
@@ -119,6 +129,7 @@ impl Workload {
     fn capture_with(
         &mut self,
         whole: bool,
+        framed: &Framed,
         pages: &mut PageData,
         mut memory: impl FnMut(&mut Process, Pid, Option<u32>, &mut PageData) -> Result<MemoryDelta>,
     ) -> Result<Checkpoint> {
@@ -127,6 +138,8 @@ impl Workload {
         }
         let strayed = self.namespaces.check_all(&self.processes, &self.threads);
         self.refusals.pass(strayed)?;
+        let routed = self.routing.check();
+        self.refusals.pass(routed)?;
         // These two first: what they find to be there for a moment only is waited for, and nothing has been taken yet.
         let looked = self.look_at_threads();
         let listed = self.refusals.pass(looked)?.unwrap_or_default();
@@ -218,7 +231,7 @@ impl Workload {
         }
         let seen = self.shared.look(&mut self.processes);
         self.descriptors.set_mapped(seen.keys(), seen.scratch());
-        self.descriptors.capture(tables, &mut self.processes, &mut checkpoint, &mut self.refusals)?;
+        self.descriptors.capture(tables, &mut self.processes, &mut checkpoint, framed, &mut self.refusals)?;
         let init = self.container.init;
         let (descriptors, refusals) = (&self.descriptors, &mut self.refusals);
         self.shared.capture(seen, whole, init, descriptors, &mut checkpoint, pages, refusals)?;
@@ -257,7 +270,8 @@ impl Workload {
             }
             for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.process == *pid) {
                 let quiet = || seen.get(&thread.tid).is_some_and(|seen| seen.pending == 0);
-                if thread.running == Running::Parked && !quiet() {
+                // Something that is not seen from outside may have changed.
+                if thread.running == Running::Parked && (!quiet() || thread.known.is_none()) {
                     thread.running = Running::Yes;
                     thread.settled = 0;
                     ptrace::interrupt(*tid).attempt(|| format!("stop thread {}", thread.tid))?;
@@ -315,6 +329,7 @@ fn capture_thread(
 ) -> Result<ThreadState> {
     let inside = thread.tid;
     let what = || format!("capture thread {inside} of process {pid}");
+    let asks_own = process.individual && inside != pid;
     if thread.running == Running::Group {
         return Err(Error::Unsupported {
             pid,
@@ -327,12 +342,14 @@ fn capture_thread(
     {
         let mut remote = Remote::begin(tid, &space.memory).attempt(what)?;
         let asked = signal::capture_thread(&mut remote);
+        let own = asks_own.then(|| attributes::capture_own(&mut remote, tid)).transpose();
         remote.end().attempt(what)?;
         let (stack, clear_tid) = asked.attempt(what)?;
+        let own = own.attempt(what)?.map(Box::new);
         let name = std::fs::read_to_string(proc::path(tid, "comm")).attempt(what)?.trim_end().to_owned();
-        thread.known = Some(Known { stack, clear_tid, name });
+        thread.known = Some(Known { stack, clear_tid, name, own });
     }
-    let Known { stack, clear_tid, mut name } = thread.known.clone().unwrap_or_default();
+    let Known { stack, clear_tid, mut name, own } = thread.known.clone().unwrap_or_default();
     // Another thread may have given it a name through /proc.
     if let Some(now) = seen.and_then(|seen| std::ffi::CStr::from_bytes_until_nul(&seen.name).ok()) {
         name = now.to_string_lossy().into_owned();
@@ -358,6 +375,7 @@ fn capture_thread(
         rseq: ptrace::rseq(tid).attempt(what)?,
         robust_list: ptrace::robust_list(tid).attempt(what)?,
         clear_tid,
+        own,
         deadline,
     })
 }
@@ -429,14 +447,8 @@ fn capture_attributes(pid: Pid, process: &Process) -> Result<Attributes> {
         umask: status.umask,
         uids: status.uids,
         gids: status.gids,
+        capabilities: attributes::capabilities_of(&status),
         groups: status.groups,
-        capabilities: [
-            status.cap_inheritable,
-            status.cap_permitted,
-            status.cap_effective,
-            status.cap_bounding,
-            status.cap_ambient,
-        ],
         no_new_privs: status.no_new_privs,
         lock_future: process.lock_future,
         layout: MemoryLayout {

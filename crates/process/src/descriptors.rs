@@ -24,7 +24,7 @@ use crate::object::file::{FileKey, MEMFD};
 use crate::object::inotify;
 use crate::object::scratch::{Scratch, Touched};
 use crate::object::signal_owner::{self, SignalOwner};
-use crate::object::tcp::{self, Injector, RawSegment, State, TcpSocket};
+use crate::object::tcp::{self, Framed, Injector, RawSegment, State, TcpSocket};
 use crate::refusals::Refusals;
 use crate::sys::bpf::files::{Lister, OpenFile, SocketNumbers, Table, TcpNumbers};
 use crate::sys::ptrace::Tid;
@@ -399,6 +399,7 @@ impl Descriptors {
         tables: Vec<(Pid, Vec<Row>)>,
         processes: &mut BTreeMap<Pid, Process>,
         checkpoint: &mut Checkpoint,
+        framed: &Framed,
         refusals: &mut Refusals,
     ) -> Result<()> {
         for (pid, rows) in tables {
@@ -428,7 +429,7 @@ impl Descriptors {
             .collect();
         let ids: Vec<ObjectId> = self.entries.keys().copied().collect();
         for id in ids {
-            refusals.pass(self.capture_entry(id, processes, &mut checkpoint.objects))?;
+            refusals.pass(self.capture_entry(id, processes, &mut checkpoint.objects, framed))?;
         }
         refusals.pass(self.capture_pipes(processes, &mut checkpoint.objects))?;
         checkpoint.orphans = self
@@ -613,11 +614,12 @@ impl Descriptors {
         id: ObjectId,
         processes: &BTreeMap<Pid, Process>,
         changed: &mut Vec<(ObjectId, Object)>,
+        framed: &Framed,
     ) -> Result<()> {
         let Some(entry) = self.entries.get(&id) else { return Ok(()) };
         let kind = entry.kind;
         if matches!(kind, Kind::Tcp { .. }) {
-            return self.capture_socket(id, processes, changed);
+            return self.capture_socket(id, processes, changed, framed);
         }
         let holders = entry.holders.clone();
         let Some((holder, others)) = holders.split_first() else { return Ok(()) };
@@ -698,6 +700,7 @@ impl Descriptors {
         id: ObjectId,
         processes: &BTreeMap<Pid, Process>,
         changed: &mut Vec<(ObjectId, Object)>,
+        framed: &Framed,
     ) -> Result<()> {
         let clock = tcp::Clock {
             monotonic: task::clock(libc::CLOCK_MONOTONIC),
@@ -739,7 +742,8 @@ impl Descriptors {
             && let Some(last) = &mut socket.last
             && socket.flags == flags
             && let Some((buffers, connection)) =
-                when_still(|| self.tcp.follow(socket.fd.as_fd(), last, numbers, clock)).map_err(refuse)?
+                when_still(|| self.tcp.follow(socket.fd.as_fd(), last, numbers, clock, framed))
+                    .map_err(refuse)?
         {
             last.buffers = buffers;
             last.state = State::Connected(Box::new(connection.clone()));

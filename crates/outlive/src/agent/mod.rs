@@ -7,6 +7,7 @@
 pub mod admit;
 pub mod host;
 mod membership;
+mod moves;
 mod peers;
 mod rejoin;
 mod seed;

@@ -216,15 +216,25 @@ fn decide(agent: &Arc<Agent>, node: &str, request: peer::Request) -> peer::Respo
                 }
             }
         }
-        peer::Request::HostBackup { version, .. } => peer::Response::Refused {
-            reason: format!(
-                "this agent speaks version {} of these messages and {node} version {version}: update the older node",
-                peer::VERSION
-            ),
-        },
+        peer::Request::HostBackup { version, .. } => other_version(node, version),
+        peer::Request::Order { version: peer::VERSION, name, order } => {
+            match super::moves::ordered(agent, &name, &order) {
+                Ok(response) => peer::Response::Ordered(response),
+                Err(failure) => refused(failure),
+            }
+        }
+        peer::Request::Order { version, .. } => other_version(node, version),
         peer::Request::Status { name } => match agent.supervisors.status(&name) {
             Ok(status) => peer::Response::Status(status.map(Box::new)),
             Err(failure) => refused(failure),
         },
     }
+}
+
+fn other_version(node: &str, version: u16) -> peer::Response {
+    let reason = format!(
+        "this agent speaks version {} of these messages and {node} version {version}: update the older node",
+        peer::VERSION
+    );
+    peer::Response::Refused { reason }
 }

@@ -172,7 +172,7 @@ fn search(agent: &Agent, name: &WorkloadName) -> Search {
     }
 }
 
-fn ask_node(agent: &Agent, node: &str, name: &str) -> Result<Option<Status>> {
+pub fn ask_node(agent: &Agent, node: &str, name: &str) -> Result<Option<Status>> {
     use outlive_epoch::peer;
     match agent.peers.ask(node, &peer::Request::Status { name: name.to_owned() })? {
         peer::Response::Status(status) => Ok(status.map(|status| *status)),
@@ -200,6 +200,8 @@ fn lost(name: &WorkloadName, register: &Register) -> Option<Status> {
         held_frames: 0,
         held_bytes: 0,
         exposed_because: None,
+        moving: None,
+        move_failed: None,
         last_failover: None,
         reprotect_ms: None,
         supervisor_pid: 0,
