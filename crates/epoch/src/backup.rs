@@ -240,6 +240,7 @@ fn apply(
     let Waiting { mut shell, namespace, inner, port, overheard, pipes, mut log, restorer } = waiting;
     let mut last = 0;
     let mut requests = Vec::new();
+    let mut ended = None;
     loop {
         // A control request is answered from the board; only a stop needs this thread, and ends the process.
         let Ok(work) = queue.recv() else { return Ok(Err("the listening thread ended".into())) };
@@ -248,12 +249,23 @@ fn apply(
                 let size = size_of_epoch(&epoch);
                 last = epoch.epoch;
                 point(Point::BackupApplying);
-                if let Some(pending) = apply_epoch(&mut shell, &mut log, *epoch)? {
-                    requests = pending;
-                    point(Point::BackupApplied);
+                match apply_epoch(&mut shell, &mut log, *epoch)? {
+                    Applied::Checkpoint(pending) => {
+                        requests = pending;
+                        point(Point::BackupApplied);
+                    }
+                    Applied::Backlog => {}
+                    Applied::Ended(status) => ended = Some(status),
                 }
                 pressure.done(size);
                 engine.status.lock().epoch = last;
+            }
+            Work::TakeOver { register, .. } if ended.is_some() => {
+                // The primary died before it could say so.
+                let outcome = engine.arbiter.ask(Transition::Stop { generation: register.generation });
+                return Ok(Err(format!(
+                    "the workload had ended by itself with status {ended:?}: {outcome:?}"
+                )));
             }
             Work::TakeOver { register, failover, granted, old } => {
                 return Ok(Ok(Prepared {
@@ -287,8 +299,15 @@ fn section(epoch: &Epoch, wanted: u8) -> &[u8] {
     epoch.sections.iter().find(|(section, _)| *section == wanted).map_or(&[], |(_, bytes)| bytes)
 }
 
-/// Returns the connections without a descriptor, if the epoch says.
-fn apply_epoch(shell: &mut Shell, log: &mut Log, epoch: Epoch) -> Result<Option<Vec<PendingConnection>>> {
+/// What an epoch held.
+enum Applied {
+    /// With the connections that have no descriptor.
+    Checkpoint(Vec<PendingConnection>),
+    Backlog,
+    Ended(i32),
+}
+
+fn apply_epoch(shell: &mut Shell, log: &mut Log, epoch: Epoch) -> Result<Applied> {
     let content: Content = postcard::from_bytes(section(&epoch, CONTENT))
         .map_err(|error| Error::Stream(format!("epoch {} is not understood: {error}", epoch.epoch)))?;
     let pages = section(&epoch, PAGES);
@@ -296,12 +315,16 @@ fn apply_epoch(shell: &mut Shell, log: &mut Log, epoch: Epoch) -> Result<Option<
         Content::Checkpoint { checkpoint, requests } => {
             log.append(&checkpoint.output).attempt(|| "write the workload's output".into())?;
             shell.apply(*checkpoint, pages)?;
-            Ok(Some(requests))
+            Ok(Applied::Checkpoint(requests))
         }
         Content::Backlog { whose, runs } => {
             shell.apply_backlog(whose, &runs, pages)?;
             point(Point::HostingPiece);
-            Ok(None)
+            Ok(Applied::Backlog)
+        }
+        Content::Ended { status, output } => {
+            log.append(&output).attempt(|| "write the workload's last output".into())?;
+            Ok(Applied::Ended(status))
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use outlive_cluster::Holder;
 use outlive_fault::{Point, point};
 use outlive_net::{InputSink, Moment};
+use outlive_process::checkpoint::Checkpoint;
 use outlive_process::delta::Cache;
 use outlive_process::space::PageData;
 use outlive_stream::Compression;
@@ -277,6 +278,8 @@ fn send(
                 let encoded = match &*content {
                     Content::Checkpoint { checkpoint, .. } => sent.encode(checkpoint, &pages),
                     Content::Backlog { whose, runs } => sent.encode_backlog(*whose, runs, &pages),
+                    // It has no pages.
+                    Content::Ended { .. } => sent.encode(&Checkpoint::default(), &pages),
                 };
                 let content = postcard::to_stdvec(&content).map_err(|error| error.to_string())?;
                 epochs.begin(&mut frames, id).map_err(|error| error.to_string())?;

@@ -6,6 +6,8 @@ use outlive_process::object::tcp_request::PendingConnection;
 use outlive_stream::frame::{Kind, KindSet};
 use serde::{Deserialize, Serialize};
 
+use crate::output::Pieces;
+
 /// Sections of an epoch: what it is, and the bytes of its pages.
 pub const CONTENT: u8 = 0;
 pub const PAGES: u8 = 1;
@@ -97,6 +99,8 @@ pub enum Content {
     },
     /// Content of memory, for a backup that is being given everything.
     Backlog { whose: Whose, runs: Vec<Run> },
+    /// The workload has ended by itself, with this `wait` status, after it had said this. There is nothing to take over.
+    Ended { status: i32, output: Pieces },
 }
 
 /// Before each frame of an input message: the epoch in which the workload received it, and its length.

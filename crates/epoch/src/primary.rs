@@ -4,6 +4,8 @@
 //! cut, resume, send. What follows arrives as events: sent, acknowledged, released. A planned change of primary is in
 //! [`moving`].
 
+mod ending;
+mod exposed;
 mod moving;
 
 use std::os::fd::AsFd;
@@ -48,8 +50,6 @@ const STOP_TRIES: u32 = 200;
 const BACKLOG_PIECE: u64 = 1024;
 /// Looking for a backup again after there was none.
 const RETRY_BACKUP: Duration = Duration::from_secs(1);
-/// What cannot be captured now may be gone later: how long until that is tried.
-const RETRY_UNSUPPORTED: Duration = Duration::from_secs(5);
 /// Asking the seed nodes again after they could not agree.
 const RETRY_ARBITRATION: Duration = Duration::from_millis(200);
 /// Most events handled before the workload is looked after again.
@@ -139,6 +139,7 @@ pub struct Primary<'a> {
     /// A move was given up, and the workload goes on when this is dropped.
     resuming: Option<InputClosed>,
     lost_reason: Option<String>,
+    refused: exposed::Refused,
 }
 
 /// What a supervisor brings when it becomes a primary.
@@ -185,6 +186,7 @@ impl<'a> Primary<'a> {
             order: None,
             resuming: None,
             lost_reason: None,
+            refused: exposed::Refused::default(),
         }
     }
 
@@ -202,13 +204,12 @@ impl<'a> Primary<'a> {
                 }
             }
         };
+        let end = match end {
+            End::Exited(status) => self.say_last(status)?,
+            other => other,
+        };
         // Silence first: nothing may leave that a successor does not include (R2).
         self.pump.silence();
-        if let End::Exited(_) = end {
-            let mut rest = std::mem::take(&mut self.unwritten);
-            self.pipes.drain(&mut rest).attempt(|| "read the workload's last output".into())?;
-            self.log.append(&rest).attempt(|| "write the workload's last output".into())?;
-        }
         self.workload.kill();
         if matches!(end, End::Exited(_) | End::Stopped) {
             self.entomb();
@@ -493,6 +494,7 @@ impl<'a> Primary<'a> {
                         outlive_fault::protected(true);
                         point(Point::CopyGranted);
                         joined.protected();
+                        self.refused.is_over();
                         self.phase = Phase::Protected { link: joined };
                         // Everything the backup has acknowledged is committed now.
                         let committed = self.epoch - u64::from(self.outstanding.is_some());
@@ -536,10 +538,8 @@ impl<'a> Primary<'a> {
 
     fn become_exposed(&mut self) {
         let now = Instant::now();
-        let retry = match self.lost_reason.as_deref() {
-            Some(reason) if reason.contains("cannot be protected") => now + RETRY_UNSUPPORTED,
-            _ => now,
-        };
+        let refused = matches!(&self.lost_reason, Some(reason) if reason.contains("cannot be protected"));
+        let retry = if refused { now + self.refused.again() } else { now };
         if let Some(reason) = self.lost_reason.take() {
             self.note_exposed(reason);
         }
@@ -562,6 +562,9 @@ impl<'a> Primary<'a> {
         let free = self.outstanding.is_none();
         let (ordered, last) = (self.order.is_some(), self.hands_over());
         let due = free && now >= self.not_before && self.pace.next(now, self.said()) == Next::Now;
+        if self.is_refused(now)? {
+            return Ok(());
+        }
         match &mut self.phase {
             Phase::Exposed { retry, asked } if !*asked && !ordered && now >= *retry => {
                 *asked = true;

@@ -2,10 +2,11 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use support::{OUTLIVE, outlive, refused, text, until};
+use support::{OUTLIVE, outlive, refused, text};
 
 /// Runs a program under `check` for this many seconds; its exit code and what was found.
 fn check(seconds: &str, options: &[&str], program: &[&str]) -> (i32, Value) {
@@ -49,7 +50,7 @@ assert ctypes.get_errno() == 38                 # ENOSYS, as the filter says
 assert libc.ptrace(0, 0, 0, 0) == -1
 print('in use', flush=True)
 time.sleep(60)";
-    let (code, found) = check("2", &[], &["python3", "-c", program]);
+    let (code, found) = check("6", &[], &["/usr/bin/python3", "-c", program]);
     assert_eq!((code, &found["can_be_protected"]), (5, &Value::Bool(false)), "{found:#}");
     row(&found, "refused", "a socket of family 40");
     let namespace = row(&found, "refused", "host name namespace");
@@ -96,12 +97,15 @@ fn a_program_that_runs_already_is_looked_at_from_outside() {
     let program = "import socket, sys, time; a = open('/var/tmp/outlive-check', 'w'); \
                    s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM); l = socket.create_server(('127.0.0.1', 0)); \
                    print('in use', flush=True); time.sleep(60)";
-    let mut child =
-        Command::new("python3").args(["-c", program]).stdout(Stdio::piped()).spawn().expect("python3");
+    let mut child = Command::new("/usr/bin/python3")
+        .args(["-c", program])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3");
     let pid = child.id();
-    until("it has its files open", || {
-        std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|fds| fds.count() >= 6)
-    });
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "in use\n");
     let output = outlive(&["check", "--pid", &pid.to_string(), "--json"]);
     let alive = child.try_wait().unwrap().is_none();
     child.kill().unwrap();

@@ -80,6 +80,7 @@ impl Shell {
                     stack: thread.stack,
                     clear_tid: thread.clear_tid,
                     name: thread.name.clone(),
+                    own: thread.own.clone(),
                 });
                 let registers = crate::capture::unpack(&thread.registers);
                 let waiting = Waiting::restored(&registers, thread.deadline);
@@ -588,14 +589,22 @@ fn restore_thread(
         }
         let Some(attributes) = &state.attributes else { return Ok(()) };
         let mut batch = Batch::new();
-        attributes::restore(&mut batch, &attributes.task);
+        let task = thread.own.as_ref().map_or(&attributes.task, |own| &own.task);
+        attributes::restore(&mut batch, task);
         remote.run(&batch)?;
         // Identity is per thread for the kernel.
         let own = proc::status(host)?;
-        let own =
-            [own.cap_inheritable, own.cap_permitted, own.cap_effective, own.cap_bounding, own.cap_ambient];
-        let user = (&attributes.uids, &attributes.gids, attributes.groups.as_slice());
-        attributes::become_user(&mut remote, user, &attributes.capabilities, &own, &attributes.task)
+        let held = attributes::capabilities_of(&own);
+        match &thread.own {
+            Some(own) => {
+                let user = (&own.uids, &own.gids, own.groups.as_slice());
+                attributes::become_user(&mut remote, user, &own.capabilities, &held, task)
+            }
+            None => {
+                let user = (&attributes.uids, &attributes.gids, attributes.groups.as_slice());
+                attributes::become_user(&mut remote, user, &attributes.capabilities, &held, task)
+            }
+        }
     })();
     remote.end().attempt(what)?;
     result.attempt(what)?;

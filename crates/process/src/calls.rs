@@ -90,7 +90,13 @@ pub(crate) fn look(
         let mut again = *regs;
         (again.rax, again.orig_rax, again.rip) = (ERESTARTNOHAND as u64, before.number, before.instruction);
         again.eflags |= MARK;
-        return Ok(Seen { registers: again, waiting: Some(before), changed: false });
+        // A handler that comes first ends the call, also one that would only now be made again; what is left was written at
+        // the stop before.
+        let ends = signal.is_some_and(|signal| !is_ignored(caller.tid, signal));
+        if ends {
+            correct_rest(&again, &before, caller)?;
+        }
+        return Ok(Seen { registers: again, waiting: Some(before), changed: ends });
     }
     if (number as i64) < 0 {
         return Ok(unchanged);
@@ -136,7 +142,8 @@ pub(crate) fn look(
         (again.rax, again.orig_rax) = (answer(waiting.number) as u64, u64::MAX);
         return Ok(Seen { registers: again, waiting: None, changed: true });
     }
-    if waiting.ours && result == ERESTART_RESTARTBLOCK {
+    let handled = signal.is_some_and(|signal| !is_ignored(caller.tid, signal));
+    if waiting.ours && result == ERESTART_RESTARTBLOCK || handled && before.is_some() {
         correct_rest(&again, &waiting, caller)?;
     }
     Ok(Seen { registers: again, waiting: Some(waiting), changed })
@@ -364,7 +371,8 @@ fn clear_results(regs: &Registers, caller: &Caller<'_>, rest: bool) -> io::Resul
     Ok(())
 }
 
-/// A sleep that is interrupted says what is left of it. After a failover the kernel says too much, since it began anew.
+/// A sleep that is interrupted says what is left of it. The kernel says too much after a failover, since it began anew, and where a
+/// stop had interrupted it before: it counts from there.
 fn correct_rest(regs: &Registers, waiting: &Waiting, caller: &Caller<'_>) -> io::Result<()> {
     let at = match regs.orig_rax as i64 {
         libc::SYS_nanosleep => regs.rsi,
@@ -373,7 +381,9 @@ fn correct_rest(regs: &Registers, waiting: &Waiting, caller: &Caller<'_>) -> io:
     };
     match (waiting.deadline, caller.memory) {
         (Some(deadline), Some(memory)) if at != 0 => {
-            memory.write_all_at(&timespec((deadline - caller.now).max(0)), at)
+            let left = (deadline - caller.now).max(0);
+            let said = caller.time(at, 1).filter(|said| *said >= 0).unwrap_or(i64::MAX);
+            memory.write_all_at(&timespec(left.min(said)), at)
         }
         _ => Ok(()),
     }
@@ -509,6 +519,26 @@ mod tests {
         assert!(!second.changed);
         assert_eq!(repeats(&second.registers), Some(libc::SYS_nanosleep as u64));
         assert_eq!(second.registers.rip, 0x1002);
+    }
+
+    #[test]
+    fn a_sleep_that_a_handler_ends_just_after_a_stop_says_what_is_left_now() {
+        let (wish, mut left) = ([5i64, 0], [4i64, 900_000_000]);
+        let mut regs = stopped_in(libc::SYS_nanosleep, ERESTART_RESTARTBLOCK);
+        (regs.rdi, regs.rsi) = (wish.as_ptr() as u64, left.as_mut_ptr() as u64);
+        // It ends at 5 s, and was interrupted at 0.1 s, when the kernel wrote what is left.
+        let kept = Some([libc::CLOCK_MONOTONIC as u64, 0, 5_000_000_000, 0]);
+        let first = seen_at(100 * MS, &regs, None, kept);
+        (regs.rax, regs.rip) = (libc::SYS_restart_syscall as u64, 0x1000);
+        let own = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
+        let process = task::pidfd_open(std::process::id() as Tid).unwrap();
+        let (tid, memory, process) = (std::process::id() as Tid, Some(&own), process.as_fd());
+        let caller = Caller { tid, memory, process, now: 150 * MS, ahead: 0, kept: None };
+        let mut signal = [0u8; 128];
+        signal[0] = libc::SIGALRM as u8;
+        let seen = look(&regs, first.waiting, Some(&signal), &caller).unwrap();
+        assert!(seen.changed && seen.registers.rax as i64 == ERESTARTNOHAND);
+        assert_eq!(std::hint::black_box(left), [4, 850_000_000]);
     }
 
     #[test]

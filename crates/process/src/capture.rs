@@ -139,6 +139,8 @@ impl Workload {
         }
         let strayed = self.namespaces.check_all(&self.processes, &self.threads);
         self.refusals.pass(strayed)?;
+        let routed = self.routing.check();
+        self.refusals.pass(routed)?;
         // These two first: what they find to be there for a moment only is waited for, and nothing has been taken yet.
         let looked = self.look_at_threads();
         let listed = self.refusals.pass(looked)?.unwrap_or_default();
@@ -277,7 +279,8 @@ impl Workload {
             }
             for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.process == *pid) {
                 let quiet = || seen.get(&thread.tid).is_some_and(|seen| seen.pending == 0);
-                if thread.running == Running::Parked && !quiet() {
+                // Something that is not seen from outside may have changed.
+                if thread.running == Running::Parked && (!quiet() || thread.known.is_none()) {
                     thread.running = Running::Yes;
                     thread.settled = 0;
                     ptrace::interrupt(*tid).attempt(|| format!("stop thread {}", thread.tid))?;
@@ -335,6 +338,7 @@ fn capture_thread(
 ) -> Result<ThreadState> {
     let inside = thread.tid;
     let what = || format!("capture thread {inside} of process {pid}");
+    let asks_own = process.individual && inside != pid;
     if thread.running == Running::Group {
         return Err(Error::Unsupported {
             pid,
@@ -348,12 +352,14 @@ fn capture_thread(
     {
         let mut remote = Remote::begin(tid, &space.memory).attempt(what)?;
         let asked = signal::capture_thread(&mut remote);
+        let own = asks_own.then(|| attributes::capture_own(&mut remote, tid)).transpose();
         remote.end().attempt(what)?;
         let (stack, clear_tid) = asked.attempt(what)?;
+        let own = own.attempt(what)?.map(Box::new);
         let name = std::fs::read_to_string(proc::path(tid, "comm")).attempt(what)?.trim_end().to_owned();
-        thread.known = Some(Known { stack, clear_tid, name });
+        thread.known = Some(Known { stack, clear_tid, name, own });
     }
-    let Known { stack, clear_tid, mut name } = thread.known.clone().unwrap_or_default();
+    let Known { stack, clear_tid, mut name, own } = thread.known.clone().unwrap_or_default();
     // Another thread may have given it a name through /proc.
     if let Some(now) = seen.and_then(|seen| std::ffi::CStr::from_bytes_until_nul(&seen.name).ok()) {
         name = now.to_string_lossy().into_owned();
@@ -379,6 +385,7 @@ fn capture_thread(
         rseq: ptrace::rseq(tid).attempt(what)?,
         robust_list: ptrace::robust_list(tid).attempt(what)?,
         clear_tid,
+        own,
         deadline,
     })
 }
@@ -474,14 +481,8 @@ fn capture_attributes(pid: Pid, process: &Process) -> Result<Attributes> {
         umask: status.umask,
         uids: status.uids,
         gids: status.gids,
+        capabilities: attributes::capabilities_of(&status),
         groups: status.groups,
-        capabilities: [
-            status.cap_inheritable,
-            status.cap_permitted,
-            status.cap_effective,
-            status.cap_bounding,
-            status.cap_ambient,
-        ],
         no_new_privs: status.no_new_privs,
         lock_future: process.lock_future,
         layout: MemoryLayout {

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::object::Object;
-use crate::object::attributes::TaskAttributes;
+use crate::object::attributes::{OwnAttributes, TaskAttributes};
 use crate::object::file::FileKey;
 use crate::object::memory::Mapping;
 use crate::object::posix_timer::PosixTimer;
@@ -115,6 +115,8 @@ pub struct ThreadState {
     pub robust_list: (u64, u64),
     /// Where the kernel writes 0 and wakes a futex when the thread ends.
     pub clear_tid: u64,
+    /// Where it may differ from the process's first thread.
+    pub own: Option<Box<OwnAttributes>>,
     /// When the time limit of the call that it waits in is over, by the workload's monotonic clock in nanoseconds.
     pub deadline: Option<i64>,
 }

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use nix::unistd::ForkResult;
@@ -27,6 +28,7 @@ use crate::sys::{seccomp, task};
 
 /// Directories that every workload has for itself, in memory.
 pub const PRIVATE_DIRECTORIES: [&str; 3] = ["/tmp", "/run", "/dev/shm"];
+const SETTINGS: &str = "/proc/sys";
 /// Bound on each of them, so that a workload cannot fill the host's memory through a file.
 const SCRATCH_LIMIT: &str = "size=512m,mode=1777";
 /// The descriptor by which init and the shell's processes receive descriptors from the supervisor. High enough that
@@ -348,7 +350,13 @@ fn prepare_mounts(scratch: &[String]) -> Result<()> {
     // A new pid namespace needs its own /proc; the old one is under it and shows nothing.
     let flags = flags | MsFlags::MS_NOEXEC;
     nix::mount::mount(Some("proc"), "/proc", Some("proc"), flags, none).attempt(|| "mount /proc".into())?;
-    Ok(())
+    // What is below it is the host's, or its namespace's, which is made alike on every node.
+    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    nix::mount::mount(Some(SETTINGS), SETTINGS, none, bind, none)
+        .and_then(|()| {
+            make_read_only(SETTINGS).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+        })
+        .attempt(|| format!("make {SETTINGS} read-only"))
 }
 
 /// `mount_setattr(2)` with AT_RECURSIVE: a bind remount would reach only the topmost mount.

@@ -15,6 +15,7 @@ pub mod inspect;
 pub mod launch;
 pub mod object;
 pub mod refusals;
+mod routing;
 pub mod shared;
 pub mod shell;
 pub mod sockets;

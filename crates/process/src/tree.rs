@@ -25,6 +25,7 @@ use crate::checkpoint::{Clocks, Pid, ProcessState, ThreadState, TreeEvent};
 use crate::descriptors::{Descriptors, Row};
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
+use crate::object::attributes::OwnAttributes;
 use crate::object::descriptor::Surroundings;
 use crate::object::posix_timer::{Cadence, PosixTimer};
 use crate::object::scratch::Scratch;
@@ -32,6 +33,7 @@ use crate::object::seccomp_filter::{Filter, Filters};
 use crate::object::signal::SignalStack;
 use crate::object::{sysv, tcp};
 use crate::refusals::{Refusals, Standing};
+use crate::routing::Routing;
 use crate::shared::SharedObjects;
 use crate::space::{Space, Unborn};
 use crate::strayed::Namespaces;
@@ -44,6 +46,10 @@ pub(crate) use adopt::{adopt_space, vdso_syscall};
 
 /// How long the first exec may take: a program of hundreds of megabytes on a cold disk.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long the end of what was killed is followed. It takes milliseconds.
+const DYING: Duration = Duration::from_secs(2);
+const DYING_REST: Duration = Duration::from_micros(200);
 
 /// While a connection is being closed, how soon it is looked whether it has been.
 const CLOSING: Duration = Duration::from_millis(1);
@@ -86,6 +92,8 @@ pub(crate) struct Known {
     pub stack: SignalStack,
     pub clear_tid: u64,
     pub name: String,
+    /// Where it may differ from its process's first thread.
+    pub own: Option<Box<OwnAttributes>>,
 }
 
 #[derive(Debug)]
@@ -138,6 +146,8 @@ pub(crate) struct Process {
     pub pidfd: OwnedFd,
     pub actions_changed: bool,
     pub attributes_changed: bool,
+    /// Its threads may have attributes of their own.
+    pub individual: bool,
     pub uses_timers: bool,
     /// POSIX timers as last captured; `None` until one is made.
     pub posix_timers: Option<Vec<PosixTimer>>,
@@ -192,6 +202,7 @@ pub struct Workload {
     pub(crate) refusals: Refusals,
     /// The namespaces and mounts that the workload began in.
     pub(crate) namespaces: Namespaces,
+    pub(crate) routing: Routing,
     /// What is seen of a program that is only looked at, before anything protects it.
     pub(crate) observed: Option<Box<Observed>>,
     pub(crate) freezing: bool,
@@ -227,6 +238,7 @@ impl Process {
             pidfd,
             actions_changed: true,
             attributes_changed: true,
+            individual: state.threads.iter().any(|thread| thread.own.is_some()),
             uses_timers: state.interval_timers.is_some(),
             posix_timers,
             cadences,
@@ -321,7 +333,7 @@ impl Workload {
             .attempt(|| "make a signal descriptor".into())?;
         let scratch = descriptors.scratch_directories().into();
         descriptors.root = container.init;
-        let namespaces = Namespaces::of(container.init)?;
+        let (namespaces, routing) = (Namespaces::of(container.init)?, Routing::of(container.init)?);
         Ok(Self {
             container,
             threads: HashMap::new(),
@@ -332,6 +344,7 @@ impl Workload {
             standing: Standing::default(),
             refusals: Refusals::default(),
             namespaces,
+            routing,
             observed: None,
             freezing: false,
             happened: Happened::default(),
@@ -581,6 +594,7 @@ impl Workload {
                     pidfd,
                     actions_changed: true,
                     attributes_changed: true,
+                    individual: false,
                     uses_timers: false,
                     posix_timers: None,
                     cadences: HashMap::new(),
@@ -626,6 +640,7 @@ impl Workload {
             process.unborn.clear();
             process.actions_changed = true;
             process.attributes_changed = true;
+            process.individual = false;
             process.uses_timers = false;
             process.posix_timers = None;
             process.timer_makers.clear();
@@ -823,6 +838,30 @@ impl Workload {
         let Some(first) = self.processes.get(&FIRST) else { return Ok(()) };
         let signal = Signal::try_from(signal)?;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(first.host), signal).map_err(Into::into)
+    }
+}
+
+impl Drop for Workload {
+    /// Its threads stop once more at their end, and wait for their tracer: without an answer they, and all that they have, stay for
+    /// as long as that lives.
+    fn drop(&mut self) {
+        self.container.kill();
+        let begun = Instant::now();
+        let mut left: Vec<Tid> = self.threads.keys().copied().chain([self.container.init]).collect();
+        while !left.is_empty() && begun.elapsed() < DYING {
+            left.retain(|tid| match ptrace::wait_for(*tid, false) {
+                Ok(Some(Event::Stopped(_))) => {
+                    // Gone meanwhile is as good.
+                    let _ = ptrace::resume(*tid, 0);
+                    true
+                }
+                Ok(Some(Event::Exited(_) | Event::Killed(_))) | Err(_) => false,
+                Ok(None) => proc::path(*tid, "stat").exists(),
+            });
+            if !left.is_empty() {
+                std::thread::sleep(DYING_REST);
+            }
+        }
     }
 }
 

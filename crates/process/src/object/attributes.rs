@@ -1,11 +1,13 @@
 //! What the kernel keeps of a task beside its identity: what is set by `prctl(2)`, scheduling, personality.
 //!
-//! Asked of the first thread, and given to all of a process.
+//! Asked of the first thread, and given to all of a process; where threads may differ ([`target`]), of each.
 
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::proc;
+use crate::sys::ptrace::{Registers, Tid};
 use crate::sys::remote::{Batch, Remote};
 
 /// `struct sched_attr` (`sched_setattr(2)`), first version.
@@ -14,6 +16,8 @@ const SCHED_SIZE: usize = 48;
 const AFFINITY_SIZE: usize = 1024;
 /// `ioprio_set(2)`.
 const IOPRIO_WHO_PROCESS: u64 = 1;
+/// `linux/membarrier.h`; since Linux 6.3.
+const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 /// What does not fail but says something: a question.
 const PERSONALITY_ASK: u64 = 0xffff_ffff;
 
@@ -37,6 +41,37 @@ pub struct TaskAttributes {
     #[serde(with = "serde_bytes")]
     pub affinity: Vec<u8>,
     pub io_priority: i64,
+    /// Commands of `membarrier(2)` that register something, as a mask.
+    pub barriers: i64,
+}
+
+/// What the kernel keeps for each thread, of one that may differ from its process's first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnAttributes {
+    pub uids: [u32; 4],
+    pub gids: [u32; 4],
+    pub groups: Vec<u32>,
+    pub capabilities: Capabilities,
+    pub task: TaskAttributes,
+}
+
+/// Asked of the thread itself.
+pub fn capture_own(remote: &mut Remote<'_>, tid: Tid) -> io::Result<OwnAttributes> {
+    let status = proc::status(tid)?;
+    let task = capture(remote)?;
+    let capabilities = capabilities_of(&status);
+    Ok(OwnAttributes { uids: status.uids, gids: status.gids, groups: status.groups, capabilities, task })
+}
+
+/// In the order of [`Capabilities`].
+pub fn capabilities_of(status: &proc::Status) -> Capabilities {
+    [
+        status.cap_inheritable,
+        status.cap_permitted,
+        status.cap_effective,
+        status.cap_bounding,
+        status.cap_ambient,
+    ]
 }
 
 pub fn capture(remote: &mut Remote<'_>) -> io::Result<TaskAttributes> {
@@ -57,6 +92,7 @@ pub fn capture(remote: &mut Remote<'_>) -> io::Result<TaskAttributes> {
     batch.call(libc::SYS_sched_getattr, &[0, scheduling, SCHED_SIZE as u64, 0]);
     batch.call(libc::SYS_sched_getaffinity, &[0, AFFINITY_SIZE as u64, affinity]);
     batch.call(libc::SYS_ioprio_get, &[IOPRIO_WHO_PROCESS, 0]);
+    batch.call(libc::SYS_membarrier, &[MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0]);
     let results = remote.run(&batch)?;
     // What this kernel does not know is not asked for on the other.
     let result = |index: usize| results.get(index).copied().unwrap_or(-1);
@@ -76,6 +112,7 @@ pub fn capture(remote: &mut Remote<'_>) -> io::Result<TaskAttributes> {
         scheduling,
         affinity,
         io_priority: result(10),
+        barriers: result(11),
     })
 }
 
@@ -105,8 +142,58 @@ pub fn restore(batch: &mut Batch, task: &TaskAttributes) {
         let at = batch.bytes(&task.affinity);
         batch.call(libc::SYS_sched_setaffinity, &[0, task.affinity.len() as u64, at]);
     }
+    for bit in
+        (0..i64::BITS - 1).map(|bit| 1i64 << bit).filter(|bit| task.barriers > 0 && task.barriers & bit != 0)
+    {
+        batch.call(libc::SYS_membarrier, &[bit as u64, 0, 0]);
+    }
     if task.io_priority > 0 {
         batch.call(libc::SYS_ioprio_set, &[IOPRIO_WHO_PROCESS, 0, task.io_priority as u64]);
+    }
+}
+
+/// Whose attributes a noticed call changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Those that the whole process has in common, or its memory's.
+    Process,
+    /// Those of the calling thread.
+    Thread,
+    /// Those of the thread or process with this id.
+    Other(i32),
+    /// Those of a group's or a user's.
+    Many,
+}
+
+/// Judged by the call's number and arguments.
+pub fn target(regs: &Registers) -> Target {
+    let of = |id: u64| if id as i32 == 0 { Target::Thread } else { Target::Other(id as i32) };
+    match regs.orig_rax as i64 {
+        libc::SYS_sched_setscheduler
+        | libc::SYS_sched_setparam
+        | libc::SYS_sched_setattr
+        | libc::SYS_sched_setaffinity => of(regs.rdi),
+        libc::SYS_prlimit64 if regs.rdi as i32 == 0 => Target::Process,
+        libc::SYS_prlimit64 => Target::Other(regs.rdi as i32),
+        libc::SYS_setpriority if regs.rdi as u32 == libc::PRIO_PROCESS => of(regs.rsi),
+        libc::SYS_ioprio_set if regs.rdi == IOPRIO_WHO_PROCESS => of(regs.rsi),
+        libc::SYS_setpriority | libc::SYS_ioprio_set => Target::Many,
+        libc::SYS_prctl => match regs.rdi as i32 {
+            libc::PR_SET_NAME | libc::PR_SET_VMA => Target::Process,
+            _ => Target::Thread,
+        },
+        libc::SYS_setuid
+        | libc::SYS_setgid
+        | libc::SYS_setreuid
+        | libc::SYS_setregid
+        | libc::SYS_setresuid
+        | libc::SYS_setresgid
+        | libc::SYS_setfsuid
+        | libc::SYS_setfsgid
+        | libc::SYS_setgroups
+        | libc::SYS_capset
+        | libc::SYS_personality => Target::Thread,
+        _ => Target::Process,
     }
 }
 

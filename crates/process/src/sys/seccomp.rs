@@ -117,7 +117,6 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_execve, Notice::Exec),
     (libc::SYS_execveat, Notice::Exec),
     // Refused: kernel state that no other host can be given.
-    (libc::SYS_process_vm_writev, Notice::Refused),
     (libc::SYS_setns, Notice::Refused),
     (libc::SYS_unshare, Notice::Refused),
     (libc::SYS_mount, Notice::Refused),

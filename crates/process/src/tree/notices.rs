@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use super::{Running, Workload, ignore_gone};
 use crate::checkpoint::{Pid, TreeEvent};
 use crate::error::{Attempt, Result};
+use crate::object::attributes::{self, Target};
 use crate::object::file::FileKey;
 use crate::object::posix_timer;
 use crate::sys::pagemap::{PAGE_SIZE, Range, USER_END};
@@ -46,6 +47,7 @@ impl Workload {
                 if let Some(thread) = self.threads.get_mut(&tid) {
                     thread.known = None;
                 }
+                self.attributes_change(pid, attributes::target(&regs));
             }
             Notice::Timer => {
                 let regs =
@@ -152,9 +154,7 @@ impl Workload {
                 let regs =
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
                 self.descriptors.option_changed(process, regs.rdi as i32);
-                if let Some((what, advice)) = unreadable_option(regs.rsi as i32, regs.rdx as i32) {
-                    self.refuse(pid, what, advice);
-                }
+                return Ok(unreadable_option(regs.rsi as i32, regs.rdx as i32).is_some());
             }
             Notice::SignalOwner => {
                 let regs =
@@ -195,15 +195,45 @@ impl Workload {
     }
 }
 
+impl Workload {
+    /// Who is to be asked about its attributes again. The call is made before any stop for a checkpoint.
+    fn attributes_change(&mut self, pid: Pid, target: Target) {
+        let of_own = |id: Pid| self.threads.values().any(|thread| thread.tid == id && thread.process == pid);
+        let everybody = match target {
+            Target::Process => return,
+            Target::Thread => false,
+            Target::Other(id) => !of_own(id),
+            Target::Many => true,
+        };
+        for (other, process) in self.processes.iter_mut().filter(|(other, _)| everybody || **other == pid) {
+            process.attributes_changed = true;
+            let threads = || self.threads.values().filter(|thread| thread.process == *other);
+            process.individual |= threads().nth(1).is_some();
+        }
+        let asked = |process: Pid| {
+            (everybody || process == pid)
+                && self.processes.get(&process).is_some_and(|process| process.individual)
+        };
+        for thread in self.threads.values_mut().filter(|thread| asked(thread.process)) {
+            thread.known = None;
+        }
+    }
+}
+
 /// Socket options that the kernel does not tell again (numbers: `include/uapi/asm-generic/socket.h`, `linux/tcp.h`).
-fn unreadable_option(level: i32, name: i32) -> Option<(&'static str, &'static str)> {
+pub(super) fn unreadable_option(level: i32, name: i32) -> Option<(&'static str, &'static str)> {
     const SO_ATTACH_REUSEPORT_CBPF: i32 = 51;
     const SO_ATTACH_REUSEPORT_EBPF: i32 = 52;
     const TCP_MD5SIG: i32 = 14;
     const TCP_MD5SIG_EXT: i32 = 32;
     const TCP_FASTOPEN_KEY: i32 = 33;
     const TCP_AO_ADD_KEY: i32 = 38;
+    /// `IPT_BASE_CTL` and its like of `linux/netfilter_*`: iptables, arptables, ebtables.
+    const FILTERS: [i32; 3] = [64, 96, 128];
     match (level, name) {
+        (libc::SOL_IP | libc::SOL_IPV6, name) if FILTERS.contains(&name) => {
+            Some(("packet filters of its own (iptables)", "let the hosts, or the network, filter packets"))
+        }
         (libc::SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF | SO_ATTACH_REUSEPORT_EBPF) => Some((
             "a program that chooses among sockets (SO_ATTACH_REUSEPORT_CBPF)",
             "switch it off in the program: the kernel then chooses by the sender's address",

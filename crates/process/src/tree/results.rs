@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use super::Workload;
+use super::{Workload, notices};
 use crate::checkpoint::Pid;
 use crate::error::{Attempt, Result};
 use crate::sys::ptrace::{self, Registers, Tid};
@@ -30,6 +30,11 @@ impl Workload {
             // What they leave behind is looked at: it lasts as long as it is there, and whoever is born into it has it too.
             libc::SYS_setns | libc::SYS_unshare => self.namespaces.entered = true,
             libc::SYS_mount | libc::SYS_umount2 | libc::SYS_pivot_root => self.namespaces.mounted = true,
+            libc::SYS_setsockopt => {
+                if let Some((what, advice)) = notices::unreadable_option(regs.rsi as i32, regs.rdx as i32) {
+                    self.refuse(pid, what, advice);
+                }
+            }
             libc::SYS_seccomp => {
                 let what = "a listener for system calls (SECCOMP_FILTER_FLAG_NEW_LISTENER)";
                 self.refuse(pid, what, "run the program without a supervisor for its system calls");

@@ -1,6 +1,6 @@
 // object: what `prctl` and others set: parent death signal, subreaper, dumpable, timer slack, securebits, personality
 // status: captured
-// note: those of a process's first thread are given to all of its threads after a failover; speculation control is not kept
+// note: `PR_SET_SPECULATION_CTRL` is hidden (EINVAL)
 #include "object.h"
 #include <linux/securebits.h>
 #include <sys/personality.h>

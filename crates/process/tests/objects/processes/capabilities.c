@@ -1,6 +1,6 @@
 // object: capabilities: permitted, effective, inheritable, ambient, bounding; of a user other than root
 // status: captured
-// note: those that the other host's agent has; those of a process's first thread are given to all of its threads
+// note: those that the other host's agent has
 #include "object.h"
 #include <grp.h>
 #include <linux/capability.h>

@@ -1,6 +1,6 @@
 // object: scheduling policy, priority, nice value, affinity, I/O priority
 // status: captured
-// note: as far as the other host has the processors and allows it; those of a process's first thread are given to all of its threads
+// note: as far as the other host has the processors and allows it
 #include "object.h"
 #include <sched.h>
 #include <sys/resource.h>
