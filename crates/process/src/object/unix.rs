@@ -3,7 +3,7 @@
 //! A connected socket is captured with what waits to be read from it; its peer is a socket of its own. The two are built
 //! together: by `socketpair`, or, where addresses are visible, by connecting to a listener that exists for just that.
 //!
-//! Messages that waited with credentials have the supervisor's afterwards.
+//! Who did that, and whose messages wait, is said again where a socket tells it ([`super::unix_actor`]).
 
 use std::collections::{HashMap, HashSet};
 use std::fs::read_link;
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::descriptor::{At, Inode, StatusFlags, Surroundings};
 use super::unix_actor::Credentials;
 pub(super) use super::unix_build::build;
-use crate::checkpoint::ObjectId;
+use crate::checkpoint::{ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
 use crate::sys::descriptor as sys;
 use crate::sys::proc;
@@ -36,6 +36,8 @@ pub(super) const OPTIONS: [i32; 6] = [
     libc::SO_OOBINLINE,
     libc::SO_PEEK_OFF,
 ];
+/// Of [`OPTIONS`].
+const PASSES_CREDENTIALS: usize = 3;
 /// Room for one look into a queue: more than a message can have with the largest send buffer that kernels allow by
 /// default (`net.core.wmem_max`, 4 MiB since Linux 6.17, is asked for by almost nobody; what is longer is refused).
 const ROOM: usize = 1 << 20;
@@ -114,10 +116,22 @@ pub enum Role {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Sent by the peer under its name; otherwise by a socket without a name.
-    pub named: bool,
+    pub sender: Sender,
+    /// Of whoever sent it, of a socket that asks for them (`SO_PASSCRED`).
+    pub credentials: Option<Credentials>,
     #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
+}
+
+/// Which socket a message is from, as its receiver is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sender {
+    /// One without a name.
+    Unnamed,
+    /// The peer, under its name.
+    Peer,
+    /// Another, by a name that its receiver may answer to.
+    Other(Name),
 }
 
 /// The unix sockets of the workload's network namespace, looked at together once per stop.
@@ -195,7 +209,10 @@ pub(super) fn capture(
     let mut queue = Vec::new();
     if kind == libc::SOCK_DGRAM || connected {
         let peer_name = peer.as_ref().map_or(&[][..], |peer| peer.name.as_slice());
-        queue = capture_queue(&socket, &entry, peer_name, ready, at, survey)?;
+        // Where others can send to, and no connection stands in between.
+        let open = name.is_some() && matches!(role, Role::Unconnected | Role::Sending { .. });
+        let asks = options[PASSES_CREDENTIALS] != 0;
+        queue = capture_queue(&socket, &entry, (peer_name, open, asks), ready, at, surroundings, survey)?;
     }
     let shutdown = entry.shutdown;
     let credentials = capture_credentials(inode, &socket, at, survey)?;
@@ -216,13 +233,22 @@ fn capture_credentials(
     {
         return Ok(told.clone());
     }
-    // A process of the workload's has as many numbers as its holder.
-    let depth = proc::status(at.holder.tid).attempt(what)?.namespaced.len();
-    let numbers = proc::status(who.pid).ok().filter(|_| who.pid > 0).map(|status| status.namespaced);
-    let pid = numbers.filter(|numbers| numbers.len() == depth).and_then(|numbers| numbers.last().copied());
-    let told = Some(Credentials { pid: pid.unwrap_or(0), uid: who.uid, gid: who.gid, groups });
+    let pid = inner_pid(who.pid, at)?;
+    let told = Some(Credentials { pid, uid: who.uid, gid: who.gid, groups });
     survey.told.insert(inode, (stamp, told.clone()));
     Ok(told)
+}
+
+/// A process as the workload sees it; 0 if it has ended, or is none of the workload's.
+fn inner_pid(pid: i32, at: &At<'_>) -> Result<Pid> {
+    // A process of the workload's has as many numbers as its holder.
+    let depth = proc::status(at.holder.tid)
+        .attempt(|| format!("read the numbers of process {}", at.holder.process))?
+        .namespaced
+        .len();
+    let numbers = proc::status(pid).ok().filter(|_| pid > 0).map(|status| status.namespaced);
+    let pid = numbers.filter(|numbers| numbers.len() == depth).and_then(|numbers| numbers.last().copied());
+    Ok(pid.unwrap_or(0))
 }
 
 fn readiness(socket: &OwnedFd) -> io::Result<PollFlags> {
@@ -406,9 +432,10 @@ fn check_reachable(
 fn capture_queue(
     socket: &OwnedFd,
     entry: &UnixEntry,
-    peer_name: &[u8],
+    (peer_name, open, asks): (&[u8], bool, bool),
     ready: PollFlags,
     at: &At<'_>,
+    surroundings: &Surroundings,
     survey: &mut Survey,
 ) -> Result<Vec<Message>> {
     let stream = i32::from(entry.kind) == libc::SOCK_STREAM;
@@ -457,22 +484,54 @@ fn capture_queue(
             at.refuse("a unix socket with very much in its queue", "leave its send buffer at its default")
         );
     }
-    // A stream's reader is not told a sender.
-    let unknown = |sender: &[u8]| !stream && !sender.is_empty() && sender != peer_name;
-    if seen.iter().any(|message| unknown(&message.sender)) {
-        let advice =
-            "it is kept as soon as that is read; or connect the two, or leave the sender without a name";
-        return Err(at.refuse("a datagram waiting from a socket that has a name and is not the peer", advice));
+    let total: usize = seen.iter().map(|message| message.bytes.len()).sum();
+    if stream && total != waiting {
+        let source = io::Error::other(format!("{waiting} bytes wait and {total} were seen"));
+        return Err(Error::System { attempt: "look at what waits in a unix socket".to_owned(), source });
     }
-    if stream {
-        let bytes = seen.into_iter().flat_map(|message| message.bytes).collect::<Vec<u8>>();
-        if bytes.len() != waiting {
-            let source = io::Error::other(format!("{waiting} bytes wait and {} were seen", bytes.len()));
-            return Err(Error::System { attempt: "look at what waits in a unix socket".to_owned(), source });
+    let mut queue: Vec<Message> = Vec::new();
+    for message in seen {
+        // A stream's reader is not told a sender.
+        let sender = match message.sender.as_slice() {
+            [] => Sender::Unnamed,
+            _ if stream => Sender::Unnamed,
+            name if name == peer_name => Sender::Peer,
+            name => Sender::Other(name_of_other(name, open, at, surroundings)?),
+        };
+        let credentials = match message.credentials.filter(|who| asks && who.pid > 0) {
+            Some(who) => Some(Credentials {
+                pid: inner_pid(who.pid, at)?,
+                uid: who.uid,
+                gid: who.gid,
+                groups: Vec::new(),
+            }),
+            None => None,
+        };
+        match queue.last_mut() {
+            // Of a stream only who has sent what keeps pieces apart.
+            Some(last) if stream && last.credentials == credentials => last.bytes.extend(message.bytes),
+            _ => queue.push(Message { sender, credentials, bytes: message.bytes }),
         }
-        return Ok(vec![Message { named: false, bytes }]);
     }
-    Ok(seen.into_iter().map(|m| Message { named: !m.sender.is_empty(), bytes: m.bytes }).collect())
+    Ok(queue)
+}
+
+/// The name of a sender that is not the peer: one that can be had for a moment.
+fn name_of_other(name: &[u8], open: bool, at: &At<'_>, surroundings: &Surroundings) -> Result<Name> {
+    if let [0, name @ ..] = name
+        && open
+    {
+        return Ok(Name::Abstract(name.to_vec()));
+    }
+    let path = std::str::from_utf8(name.strip_suffix(&[0]).unwrap_or(name)).ok();
+    if let Some(path) = path.filter(|path| open && path.starts_with('/') && !has_parent_steps(path)) {
+        let place = directory_of(&proc::path(at.holder.root, "root"), "/", path);
+        if place.is_ok_and(|(_, shown)| surroundings.is_scratch(&shown)) {
+            return Ok(Name::Path(path.to_owned()));
+        }
+    }
+    let advice = "it is kept as soon as that is read; or connect the two, or leave the sender without a name";
+    Err(at.refuse("a datagram waiting from a socket that has a name and is not the peer", advice))
 }
 
 /// Everything in the queue, from the offset that is set. Reads no further than what is there: the end of a stream would
