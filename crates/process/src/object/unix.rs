@@ -99,6 +99,13 @@ pub enum Role {
     Unconnected,
     Listening {
         backlog: u32,
+        /// Those who have connected and were not accepted, in their order.
+        waiting: Vec<ObjectId>,
+    },
+    /// Connected to a listener that has not accepted it, by this process.
+    Waiting {
+        listener: ObjectId,
+        caller: Credentials,
     },
     /// Each is the other's peer.
     Connected {
@@ -193,7 +200,11 @@ pub(super) fn capture(
     let name = capture_name(&entry, at)?;
     let (from, node) = capture_place(&entry, name.as_ref(), at, surroundings)?;
     let ready = readiness(&socket).attempt(|| "ask what a unix socket is ready for".to_owned())?;
-    let role = capture_role(&entry, peer.as_ref(), ready, at, objects)?;
+    let listener = entries.values().find(|other| other.waiting.contains(&inode)).cloned();
+    let role = match &listener {
+        Some(listener) => capture_waiting(&entry, listener, at, objects)?,
+        None => capture_role(&entry, peer.as_ref(), ready, at, objects)?,
+    };
     check_reachable(&entry, peer.as_ref(), &role, name.as_ref(), at, surroundings)?;
     let mut options = [0; OPTIONS.len()];
     for (value, name) in options.iter_mut().zip(OPTIONS) {
@@ -356,11 +367,18 @@ fn capture_role(
 ) -> Result<Role> {
     if entry.state == STATE_LISTEN {
         let (waiting, backlog) = entry.queues;
-        if waiting > 0 {
-            let what = format!("a listening unix socket with {waiting} connections not accepted");
-            return Err(at.refuse(what, "it is kept as soon as they are accepted"));
-        }
-        return Ok(Role::Listening { backlog });
+        let known: Option<Vec<ObjectId>> =
+            entry.waiting.iter().map(|inode| objects(Inode::Socket(*inode))).collect();
+        // A connection that is built is accepted from a listener by an abstract name, if there is one.
+        let known = known.filter(|known| known.len() == waiting as usize);
+        let by_path = waiting == 0 || entry.name.first().is_some_and(|first| *first != 0);
+        return match known.filter(|_| by_path) {
+            Some(waiting) => Ok(Role::Listening { backlog, waiting }),
+            None => {
+                let what = format!("a listening unix socket with {waiting} connections not accepted");
+                Err(at.refuse(what, "it is kept as soon as they are accepted"))
+            }
+        };
     }
     let datagrams = i32::from(entry.kind) == libc::SOCK_DGRAM;
     let Some(inode) = entry.peer else {
@@ -389,6 +407,27 @@ fn capture_role(
             Err(at.refuse("datagram sockets connected in a chain", "connect them in pairs, or to one server"))
         }
     }
+}
+
+/// One that a listener has not accepted. What it has said already is in a queue that nobody can look into.
+fn capture_waiting(
+    entry: &UnixEntry,
+    listener: &UnixEntry,
+    at: &At<'_>,
+    objects: &dyn Fn(Inode) -> Option<ObjectId>,
+) -> Result<Role> {
+    let advice = "it is kept as soon as it is accepted";
+    if entry.queues.1 > 0 {
+        return Err(at.refuse("a unix socket not accepted yet that has said something", advice));
+    }
+    let Some(id) = objects(Inode::Socket(listener.inode)) else {
+        return Err(at.refuse("a unix socket not accepted yet, by a listener outside", advice));
+    };
+    // Who has connected is told to whoever accepts, and to nobody before. It is taken for who has the socket.
+    let status =
+        proc::status(at.holder.tid).attempt(|| format!("read whose process {} is", at.holder.process))?;
+    let (pid, uid, gid) = (at.holder.process, status.uids[1], status.gids[1]);
+    Ok(Role::Waiting { listener: id, caller: Credentials { pid, uid, gid, groups: status.groups } })
 }
 
 /// That addresses can be brought about again.

@@ -26,6 +26,15 @@ pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContex
     check_place(object, context)?;
     match object.role {
         Role::Connected { peer } => build_connected(id, object, peer, context)?,
+        // Its listener makes all that wait, in their order.
+        Role::Waiting { listener, .. } => {
+            if !matches!(unix_object(context, listener)?.role, Role::Listening { .. }) {
+                return Err(Error::Mismatch(format!("unix socket {} waits for no listener", id.0)));
+            }
+            context.build(listener)?;
+            return context.take(id);
+        }
+        Role::Listening { backlog, ref waiting } => build_listener(object, backlog, waiting, context)?,
         Role::Sending { peer } => {
             let server_object = unix_object(context, peer)?;
             let Some(name) = server_object.name.as_ref().filter(|_| server_object.role == Role::Unconnected)
@@ -42,15 +51,11 @@ pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContex
                 finish(object, fd)
             })
         }
-        Role::Unconnected | Role::Listening { .. } => {
+        Role::Unconnected => {
             let senders = built_datagrams(context);
             in_workload(context, |stage| {
                 let fd = sys::unix_socket(object.kind)?;
                 with_name(object, &fd, || fill_by_name(stage, object, None, &senders))?;
-                if let Role::Listening { backlog } = object.role {
-                    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
-                    stage.listen(object.credentials.as_ref(), fd.as_fd(), backlog)?;
-                }
                 finish(object, fd)
             })
         }
@@ -90,6 +95,61 @@ fn built_datagrams<'a>(context: &'a BuildContext<'_>) -> Vec<(&'a Name, Borrowed
         Some((object.name.as_ref()?, context.get(id)?))
     };
     context.built_ids().filter_map(named).collect()
+}
+
+/// Makes a listener, and those who wait to be accepted, who are given to the context.
+fn build_listener(
+    object: &UnixSocket,
+    backlog: u32,
+    waiting: &[ObjectId],
+    context: &mut BuildContext<'_>,
+) -> Result<io::Result<OwnedFd>> {
+    let mut clients = Vec::new();
+    for id in waiting {
+        let client = unix_object(context, *id)?;
+        check_place(client, context)?;
+        let Role::Waiting { caller, .. } = &client.role else {
+            return Err(Error::Mismatch(format!("unix socket {} waits for nobody to accept it", id.0)));
+        };
+        if client.kind != object.kind || context.is_built(*id) || object.name.is_none() {
+            return Err(Error::Mismatch(format!("unix socket {} cannot wait to be accepted", id.0)));
+        }
+        clients.push((*id, client, caller));
+    }
+    let made = in_workload(context, |stage| {
+        let fd = sys::unix_socket(object.kind)?;
+        let address = object.name.as_ref().map(Name::address).unwrap_or_default();
+        let mut connected = Vec::new();
+        with_name(object, &fd, || {
+            let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+            stage.listen(object.credentials.as_ref(), fd.as_fd(), backlog)
+        })?;
+        for (id, client, caller) in &clients {
+            let connecting = named_client(object.kind, Some(client))?;
+            told_from(object, || stage.connect(Some(caller), connecting.as_fd(), &address))?;
+            connected.push((*id, finish(client, connecting)?));
+        }
+        Ok((finish(object, fd)?, connected))
+    });
+    Ok(made.map(|(fd, connected)| {
+        connected.into_iter().for_each(|(id, fd)| context.insert(id, fd));
+        fd
+    }))
+}
+
+/// A socket that is about to connect, bound to its name; not waiting for a listener whose queue is full.
+fn named_client(kind: i32, client: Option<&UnixSocket>) -> io::Result<OwnedFd> {
+    let connecting = sys::unix_socket(kind | libc::SOCK_NONBLOCK)?;
+    if let Some(client) = client {
+        told_from(client, || match &client.name {
+            Some(Name::Path(path)) => {
+                while_free(path, || sys::unix_bind(connecting.as_fd(), path.as_bytes()))
+            }
+            Some(name) => sys::unix_bind(connecting.as_fd(), &name.address()),
+            None => Ok(()),
+        })?;
+    }
+    Ok(connecting)
 }
 
 /// Makes both ends; the peer is given to the context.
@@ -257,17 +317,7 @@ fn connect_by_name(
     client: Option<&UnixSocket>,
     listener: Option<BorrowedFd<'_>>,
 ) -> io::Result<(OwnedFd, OwnedFd)> {
-    // Not waiting for a listener whose queue is full.
-    let connecting = sys::unix_socket(accepted.kind | libc::SOCK_NONBLOCK)?;
-    if let Some(client) = client {
-        told_from(client, || match &client.name {
-            Some(Name::Path(path)) => {
-                while_free(path, || sys::unix_bind(connecting.as_fd(), path.as_bytes()))
-            }
-            Some(name) => sys::unix_bind(connecting.as_fd(), &name.address()),
-            None => Ok(()),
-        })?;
-    }
+    let connecting = named_client(accepted.kind, client)?;
     // The accepted end tells of who has connected, the other of who has listened.
     let (caller, server) =
         (accepted.credentials.as_ref(), client.and_then(|client| client.credentials.as_ref()));

@@ -256,6 +256,24 @@ fn r3_descriptors_in_flight_are_refused() {
 }
 
 #[test]
+fn connections_not_accepted_wait_in_their_order() {
+    let _alone = alone();
+    let directory = tempfile::tempdir_in("/tmp").unwrap();
+    let path = directory.path().join("server");
+    let listener = OwnedFd::from(UnixListener::bind(&path).unwrap());
+    let clients: Vec<OwnedFd> = (0..3).map(|_| UnixStream::connect(&path).unwrap().into()).collect();
+    let [first, second, third] = clients.try_into().unwrap();
+    // Whichever is met first.
+    let built = carry(vec![second, listener, first, third], Path::new("/"));
+    let listener = UnixListener::from(built[1].try_clone().unwrap());
+    for (client, word) in [(2, b"1"), (0, b"2"), (3, b"3")] {
+        let accepted = OwnedFd::from(listener.accept().unwrap().0);
+        put(&built[client], word);
+        assert_eq!(read_now(&accepted).unwrap(), word);
+    }
+}
+
+#[test]
 fn r3_connections_not_accepted_are_refused() {
     let _alone = alone();
     let directory = tempfile::tempdir_in("/tmp").unwrap();
