@@ -2,32 +2,36 @@
 //!
 //! One thread listens, acknowledges and decides; the tracer's thread applies. An epoch is acknowledged when it is held in
 //! memory, whole and verified; applying it may lag, within a bound. When the primary is gone the listening thread stops
-//! acknowledging, for good, by leaving its loop; only then does it ask for the next generation (R2).
+//! acknowledging, for good, by leaving its loop; only then does it ask for the next generation (R2). If the primary hands
+//! over instead, it says so with the register that names this one.
 
 use std::net::TcpListener;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use outlive_cluster::{Outcome, Register, Transition};
+use outlive_cluster::{Outcome, Refused, Register, Transition};
 use outlive_fault::{Point, point};
-use outlive_net::{InnerTap, InputLog, InputLogLimits, Namespace, Port};
+use outlive_net::{Frame, InnerTap, InputLog, InputLogLimits, Moment, Namespace, Overheard, Port};
 use outlive_process::object::tcp_request::{PendingConnection, Restorer};
 use outlive_process::shell::Shell;
 use outlive_stream::connection::{Reader, Writer};
 use outlive_stream::epoch_reader::{Epoch, EpochReader, Received};
 use outlive_stream::frame::{FrameReader, FrameWriter};
 use outlive_stream::hello::{Stream, VERSIONS};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::control::{Failover, Side, State};
-use crate::engine::{Board, Engine};
+use crate::engine::{Board, Engine, Event};
 use crate::error::{Attempt, Error, Result};
+use crate::events::Teller;
 use crate::link::{Watch, carry_life};
 use crate::message::{
-    CONTENT, Content, FROM_PRIMARY, Fitness, PAGES, PAIRING, PROTECTED, Pairing, VERSION, unpack_input,
+    CONTENT, Content, FROM_PRIMARY, Fitness, MOVED, PAGES, PAIRING, PROTECTED, Pairing, RUNNING, VERSION,
+    unpack_input,
 };
 use crate::output::{Log, Pipes};
 use crate::protector;
@@ -48,6 +52,8 @@ enum Work {
         register: Box<Register>,
         failover: Failover,
         granted: Instant,
+        /// The way back to an old primary that has handed over.
+        old: Option<OldPrimary>,
     },
     /// It is not ours, or there is nothing to take.
     Leave(String),
@@ -91,13 +97,79 @@ pub struct Prepared {
     pub pipes: Pipes,
     pub log: Log,
     pub restorer: Option<Restorer>,
-    pub retained: InputLog,
+    pub retained: Arc<Retained>,
+    pub overheard: Arc<Overheard>,
     /// Connections without a descriptor, of the last epoch.
     pub requests: Vec<PendingConnection>,
     pub register: Register,
     pub failover: Failover,
     pub granted: Instant,
     pub epoch: u64,
+    pub old: Option<OldPrimary>,
+}
+
+impl Prepared {
+    /// The node of a primary that has handed over, and can be a backup soon.
+    pub fn old_primary(&self) -> Option<String> {
+        let holder = self.old.as_ref().and(self.register.synced_backup())?;
+        Some(holder.node.as_str().to_owned())
+    }
+}
+
+/// An old primary that stands still until it hears that it is not needed any more.
+pub struct OldPrimary(Arc<Mutex<FrameWriter<Writer>>>);
+
+impl OldPrimary {
+    /// The workload runs here. An old primary that is gone needs no news.
+    pub fn let_go(&self) {
+        let mut writer = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Err(error) = writer.send(RUNNING, &[]) {
+            debug!(%error, "the old primary was not told");
+        }
+    }
+}
+
+/// Copies of frames for the workload: kept until it runs here, then handed on.
+pub struct Retained(Mutex<Kept>);
+
+struct Kept {
+    log: InputLog,
+    onward: Option<Teller<Event>>,
+}
+
+impl Retained {
+    fn new() -> Self {
+        Self(Mutex::new(Kept { log: InputLog::new(InputLogLimits::default()), onward: None }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn push(&self, message: Vec<u8>) -> Result<(), String> {
+        let mut kept = self.lock();
+        let Kept { log, onward } = &mut *kept;
+        match onward {
+            Some(onward) => onward.tell(Event::Forwarded(message)),
+            None => {
+                unpack_input(&message)
+                    .try_for_each(|input| input.map(|(epoch, frame)| log.push(epoch, frame)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows what is kept, without taking it.
+    pub fn show(&self, mut look: impl FnMut(&[u8])) {
+        self.lock().log.frames().for_each(&mut look);
+    }
+
+    /// Takes what is kept, in order. What comes later is told as [`Event::Forwarded`].
+    pub fn take(&self, onward: Teller<Event>) -> Vec<Frame> {
+        let mut kept = self.lock();
+        kept.onward = Some(onward);
+        kept.log.drain().collect()
+    }
 }
 
 /// What a backup makes before its primary connects.
@@ -106,6 +178,7 @@ pub struct Waiting {
     pub namespace: Namespace,
     pub inner: InnerTap,
     pub port: Port,
+    pub overheard: Arc<Overheard>,
     pub pipes: Pipes,
     pub log: Log,
     /// For connections without a descriptor; `None` where the kernel cannot rebuild them.
@@ -120,7 +193,7 @@ pub fn run(
     primary: &str,
 ) -> Result<Result<Prepared, String>> {
     let (work, queue) = mpsc::channel();
-    let retained = Arc::new(Mutex::new(InputLog::new(InputLogLimits::default())));
+    let retained = Arc::new(Retained::new());
     let pressure = Arc::new(Backpressure {
         bytes: Mutex::new(0),
         less: Condvar::new(),
@@ -138,10 +211,12 @@ pub fn run(
         arbiter: Arc::clone(&engine.arbiter),
         me: engine.me.clone(),
         name: engine.setup.workload.name.clone(),
+        forced: Arc::clone(&engine.forced),
         primary: primary.to_owned(),
         detection: engine.setup.node.tuning.detection,
         epoch_limit: engine.setup.node.tuning.epoch_limit,
         retained: Arc::clone(&retained),
+        overheard: Arc::clone(&waiting.overheard),
         pressure: Arc::clone(&pressure),
         status: engine.status.clone(),
         work: work.clone(),
@@ -159,10 +234,10 @@ fn apply(
     engine: &Engine,
     waiting: Waiting,
     queue: &Receiver<Work>,
-    retained: &Mutex<InputLog>,
+    retained: &Arc<Retained>,
     pressure: &Backpressure,
 ) -> Result<Result<Prepared, String>> {
-    let Waiting { mut shell, namespace, inner, port, pipes, mut log, restorer } = waiting;
+    let Waiting { mut shell, namespace, inner, port, overheard, pipes, mut log, restorer } = waiting;
     let mut last = 0;
     let mut requests = Vec::new();
     loop {
@@ -180,9 +255,7 @@ fn apply(
                 pressure.done(size);
                 engine.status.lock().epoch = last;
             }
-            Work::TakeOver { register, failover, granted } => {
-                let retained =
-                    std::mem::take(&mut *retained.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+            Work::TakeOver { register, failover, granted, old } => {
                 return Ok(Ok(Prepared {
                     shell,
                     namespace,
@@ -191,12 +264,14 @@ fn apply(
                     pipes,
                     log,
                     restorer,
-                    retained,
+                    retained: Arc::clone(retained),
+                    overheard,
                     requests,
                     register: *register,
                     failover,
                     granted,
                     epoch: last,
+                    old,
                 }));
             }
             Work::Leave(reason) => return Ok(Err(reason)),
@@ -236,10 +311,13 @@ struct Listening {
     arbiter: Arc<crate::arbiter::Arbiter>,
     me: outlive_cluster::Holder,
     name: String,
+    /// An operator wants it to take over.
+    forced: Arc<AtomicBool>,
     primary: String,
     detection: Duration,
     epoch_limit: usize,
-    retained: Arc<Mutex<InputLog>>,
+    retained: Arc<Retained>,
+    overheard: Arc<Overheard>,
     pressure: Arc<Backpressure>,
     status: Board,
     work: Sender<Work>,
@@ -252,7 +330,10 @@ impl Listening {
             Err(reason) => return self.leave(reason),
         };
         let Stream { writer, reader, .. } = stream;
-        let heard = self.follow(writer, reader);
+        let heard = match self.follow(writer, reader) {
+            Ok(moved) => return self.lead(moved),
+            Err(heard) => heard,
+        };
         // From here on nothing is acknowledged: the halves of the stream are gone.
         outlive_fault::protected(false);
         let decided = Instant::now();
@@ -262,6 +343,26 @@ impl Listening {
         }
         point(Point::TakeoverSilence);
         self.ask(heard.last.elapsed(), decided);
+        if let Some(kept) = heard.kept {
+            let (_silent, reader) = *kept;
+            self.listen_on(reader);
+        }
+    }
+
+    /// What still reaches a primary that lives, and does not know yet: clients wait for it. Nothing is answered.
+    fn listen_on(&self, mut reader: FrameReader<Reader>) {
+        let mut frames = EpochReader::new(self.epoch_limit);
+        loop {
+            match frames.next(&mut reader) {
+                Ok(Received::Input(payload)) => {
+                    if let Err(reason) = self.retained.push(payload) {
+                        return debug!(reason, "nothing more is taken from the old primary");
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => return debug!(%error, "nothing more comes from the old primary"),
+            }
+        }
     }
 
     fn leave(&self, reason: String) {
@@ -288,14 +389,18 @@ impl Listening {
     }
 
     /// Receives and acknowledges until the primary falls silent.
-    fn follow(&self, mut writer: FrameWriter<Writer>, mut reader: FrameReader<Reader>) -> Heard {
+    fn follow(
+        &self,
+        mut writer: FrameWriter<Writer>,
+        mut reader: FrameReader<Reader>,
+    ) -> Result<Moved, Heard> {
         carry_life();
         let watch = Watch::new(self.detection);
         let mut epochs = EpochReader::new(self.epoch_limit);
-        let mut heard = Heard { epochs: 0, last: Instant::now(), reason: String::new() };
+        let mut heard = Heard { epochs: 0, last: Instant::now(), reason: String::new(), kept: None };
         if let Err(error) = reader.get_mut().set_timeout(Some(self.detection)) {
             heard.reason = error.to_string();
-            return heard;
+            return Err(heard);
         }
         loop {
             let received = match epochs.next(&mut reader) {
@@ -303,21 +408,25 @@ impl Listening {
                 Err(error) if error.is_timeout() && !watch.is_over(heard.last) => continue,
                 Err(error) if error.is_timeout() => {
                     heard.reason = format!("no sign of life for {} ms", heard.last.elapsed().as_millis());
-                    return heard;
+                    return Err(heard);
                 }
                 Err(error) => {
                     heard.reason = error.to_string();
-                    return heard;
+                    return Err(heard);
                 }
             };
             heard.last = Instant::now();
+            self.overheard.alive(Moment::now());
+            if self.forced.load(Ordering::Acquire) {
+                heard.reason = "an operator has ordered a failover".into();
+                // A primary that saw its backup leave would ask as well, and might be first.
+                heard.kept = Some(Box::new((writer, reader)));
+                return Err(heard);
+            }
             let answered = match received {
                 Received::Epoch(epoch) => self.hold(epoch, &mut heard, &mut writer),
                 Received::Input(payload) => {
-                    let mut retained = self.retained.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    let kept = unpack_input(&payload)
-                        .try_for_each(|input| input.map(|(epoch, frame)| retained.push(epoch, frame)));
-                    drop(retained);
+                    let kept = self.retained.push(payload);
                     point(Point::BackupInputKept);
                     kept
                 }
@@ -332,12 +441,16 @@ impl Listening {
                     point(Point::HostingProtected);
                     Ok(())
                 }
+                Received::Other(frame) if frame.kind == MOVED => match self.named_by(&frame.payload) {
+                    Ok(register) => return Ok(Moved { register, writer, reader, begun: Instant::now() }),
+                    Err(reason) => Err(reason),
+                },
                 Received::Other(frame) if frame.kind == PAIRING => Err("a second introduction".into()),
                 _ => Err("the primary sent what a primary does not send".into()),
             };
             if let Err(reason) = answered {
                 heard.reason = reason;
-                return heard;
+                return Err(heard);
             }
         }
     }
@@ -352,13 +465,60 @@ impl Listening {
             alive.send(writer).map_err(|error| error.to_string())?;
         }
         self.pressure.add(size);
-        self.retained.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).committed(number);
+        self.retained.lock().log.committed(number);
         self.work.send(Work::Epoch(Box::new(epoch))).map_err(|_| "the shell is gone".to_owned())?;
         heard.epochs += 1;
         point(Point::BackupHeld);
         ack.send(writer).map_err(|error| error.to_string())?;
         point(Point::BackupAcknowledged);
         Ok(())
+    }
+
+    fn is_named_by(&self, register: &Register) -> bool {
+        register.primary().is_some_and(|holder| holder.incarnation == self.me.incarnation)
+    }
+
+    /// The register by which the primary hands over.
+    fn named_by(&self, payload: &[u8]) -> Result<Register, String> {
+        let register: Register =
+            postcard::from_bytes(payload).map_err(|error| format!("not a register: {error}"))?;
+        if self.is_named_by(&register) {
+            Ok(register)
+        } else {
+            Err(format!("a register that names another was handed over: {register}"))
+        }
+    }
+
+    /// The primary has handed over: what still reaches it comes here, and it lives until it hears that we speak.
+    fn lead(&self, moved: Moved) {
+        let Moved { register, writer, mut reader, begun } = moved;
+        info!(generation = register.generation, "taking over, as was ordered");
+        outlive_fault::protected(false);
+        point(Point::MoveHeard);
+        let writer = Arc::new(Mutex::new(writer));
+        let old = OldPrimary(Arc::clone(&writer));
+        self.take_over(register, Failover::default(), begun, Some(old));
+        let mut frames = EpochReader::new(self.epoch_limit);
+        loop {
+            let carried = match frames.next(&mut reader) {
+                Ok(Received::Input(payload)) => self.retained.push(payload),
+                Ok(Received::Heartbeat(beat)) => {
+                    let mut writer = writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                    beat.send(&mut *writer).map_err(|error| error.to_string())
+                }
+                Ok(_) => Err("it sent what an old primary does not send".into()),
+                Err(error) if error.is_timeout() => Ok(()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(reason) = carried {
+                return debug!(reason, "nothing more comes from the old primary");
+            }
+        }
+    }
+
+    fn take_over(&self, register: Register, failover: Failover, granted: Instant, old: Option<OldPrimary>) {
+        // A tracer that is gone has nothing to take over with.
+        let _ = self.work.send(Work::TakeOver { register: Box::new(register), failover, granted, old });
     }
 
     /// Asks for the next generation until the seed nodes say yes or no.
@@ -374,9 +534,16 @@ impl Listening {
                         arbitrate_ms: (granted - decided).as_secs_f64() * 1000.0,
                         activate_ms: 0.0,
                     };
-                    let _ =
-                        self.work.send(Work::TakeOver { register: Box::new(register), failover, granted });
-                    return;
+                    return self.take_over(register, failover, granted, None);
+                }
+                // It handed over, and was gone before it could say so.
+                Outcome::Refused(Refused { current: Some(register), .. }) if self.is_named_by(&register) => {
+                    info!(generation = register.generation, "taking over, as was ordered");
+                    let granted = Instant::now();
+                    let detect_ms = silent.as_secs_f64() * 1000.0;
+                    let arbitrate_ms = (granted - decided).as_secs_f64() * 1000.0;
+                    let failover = Failover { detect_ms, arbitrate_ms, activate_ms: 0.0 };
+                    return self.take_over(*register, failover, granted, None);
                 }
                 Outcome::Refused(refused) => return self.leave(format!("not granted: {refused}")),
                 outcome => {
@@ -389,10 +556,20 @@ impl Listening {
     }
 }
 
+/// The primary has handed over.
+struct Moved {
+    register: Register,
+    writer: FrameWriter<Writer>,
+    reader: FrameReader<Reader>,
+    begun: Instant,
+}
+
 struct Heard {
     epochs: u64,
     last: Instant,
     reason: String,
+    /// Both halves of the stream, which nobody uses any more: open, so that the primary does not know yet.
+    kept: Option<Box<(FrameWriter<Writer>, FrameReader<Reader>)>>,
 }
 
 fn accept_within(listener: &TcpListener, limit: Duration) -> Result<std::net::TcpStream, String> {

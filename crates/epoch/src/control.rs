@@ -11,6 +11,12 @@ pub enum Request {
     Kill {
         signal: i32,
     },
+    /// Begins to hand over to the backup, or to this node. How it goes is in the status.
+    Switchover {
+        to: Option<String>,
+    },
+    /// To a synced backup: takes over now, whether its primary lives or not.
+    Failover,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,6 +93,10 @@ pub struct Status {
     pub held_bytes: u64,
     /// Why the workload has no backup, if it has none.
     pub exposed_because: Option<String>,
+    /// The node that an operator moves the workload to now.
+    pub moving: Option<String>,
+    /// Why the last move that was ordered did not come about.
+    pub move_failed: Option<String>,
     pub last_failover: Option<Failover>,
     /// How long the last first copy took, from the start of the copy to protected.
     pub reprotect_ms: Option<f64>,

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -21,8 +22,16 @@ use crate::setup::Setup;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
     Alone,
-    AddBackup { link: u64 },
+    AddBackup {
+        link: u64,
+    },
     Stop,
+    /// To hand over to the backup.
+    Switchover,
+    /// What became of that.
+    Settle,
+    /// To go on after all: who was to be the new primary is gone.
+    Back,
 }
 
 pub enum Event {
@@ -30,6 +39,8 @@ pub enum Event {
     Link(u64, LinkEvent),
     Candidate(Result<Box<Candidate>, String>),
     Arbitrated(Asked, Outcome),
+    /// Frames for the workload that reached its old primary, as an input message.
+    Forwarded(Vec<u8>),
     Control(control::Request, Sender<control::Response>),
 }
 
@@ -41,6 +52,8 @@ pub struct Engine {
     pub events: Events<Event>,
     pub status: Board,
     pub launcher: Vec<std::ffi::OsString>,
+    /// An operator wants this backup to take over.
+    pub forced: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -62,7 +75,16 @@ impl Engine {
         let arbiter = Arc::new(Arbiter::new(node.seeds.clone(), workload, &identity, address_of));
         let status = Board::new(&setup, &me);
         let launcher = setup.launcher.iter().map(Into::into).collect();
-        Ok(Self { identity, me, arbiter, events: Events::new()?, status, launcher, setup })
+        Ok(Self {
+            identity,
+            me,
+            arbiter,
+            events: Events::new()?,
+            status,
+            launcher,
+            forced: Arc::default(),
+            setup,
+        })
     }
 
     pub fn teller(&self) -> Teller<Event> {
@@ -76,11 +98,22 @@ impl Engine {
 
 /// The status, written by the engine and read by whoever asks.
 #[derive(Clone)]
-pub struct Board(Arc<Mutex<Status>>);
+pub struct Board {
+    status: Arc<Mutex<Status>>,
+    figures: Arc<Mutex<Figures>>,
+}
+
+/// Of the last epochs: how long the workload stood still (µs), pages written, from its going on to the commit (µs).
+#[derive(Debug, Default)]
+pub struct Figures {
+    pub pause: History,
+    pub pages: History,
+    pub commit: History,
+}
 
 impl Board {
     fn new(setup: &Setup, me: &Holder) -> Self {
-        Self(Arc::new(Mutex::new(Status {
+        let status = Status {
             name: setup.workload.name.clone(),
             state: State::Waiting,
             role: Side::Backup,
@@ -97,20 +130,33 @@ impl Board {
             held_frames: 0,
             held_bytes: 0,
             exposed_because: None,
+            moving: None,
+            move_failed: None,
             last_failover: None,
             reprotect_ms: None,
             supervisor_pid: std::process::id(),
             init_pid: 0,
-        })))
+        };
+        Self { status: Arc::new(Mutex::new(status)), figures: Arc::default() }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Status> {
         // Plain figures: whatever was written is as good as before.
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.status.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    pub fn figures(&self) -> MutexGuard<'_, Figures> {
+        self.figures.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The status as it is told, with what is worth computing only for somebody who asks.
     pub fn get(&self) -> Status {
-        self.lock().clone()
+        let mut status = self.lock().clone();
+        let figures = self.figures();
+        status.pause_us = figures.pause.spread();
+        status.dirty_pages = figures.pages.spread();
+        status.commit_us = figures.commit.spread();
+        status
     }
 }
 

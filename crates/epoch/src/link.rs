@@ -22,7 +22,7 @@ use outlive_stream::hello::Stream;
 use outlive_process::sys::task;
 use tracing::debug;
 
-use crate::message::{CONTENT, Content, PAGES, PROTECTED, pack_input, packed_size};
+use crate::message::{CONTENT, Content, MOVED, PAGES, PROTECTED, RUNNING, pack_input, packed_size};
 
 /// Epochs and what goes between them, waiting to be sent.
 const QUEUE: usize = 64;
@@ -52,12 +52,16 @@ pub enum LinkEvent {
     Alive {
         since: Moment,
     },
+    /// The backup has become the primary, and speaks.
+    Running,
     Down(String),
 }
 
 pub enum Outgoing {
     /// The backup is the synced one now: from here on both sides watch each other closely.
     Protected,
+    /// The backup is the primary now, by this register.
+    Moved(Vec<u8>),
     /// A heartbeat now: its answer lets go what the kernel alone says.
     Beat,
     Epoch {
@@ -163,6 +167,11 @@ impl Link {
         let _ = self.queue.send(Outgoing::Protected);
     }
 
+    /// The register names it the primary.
+    pub fn moved(&self, register: Vec<u8>) {
+        let _ = self.queue.send(Outgoing::Moved(register));
+    }
+
     pub fn beat(&self) {
         // With a full queue signs of life are on their way anyway.
         let _ = self.queue.try_send(Outgoing::Beat);
@@ -237,6 +246,7 @@ fn send(
     let mut sent = Cache::new(PAGES_REMEMBERED);
     let mut beaten = Moment::now();
     let mut input_due: Option<Instant> = None;
+    let mut input_delay = INPUT_DELAY;
     loop {
         let now = Moment::now();
         if now.since(beaten) >= beat {
@@ -282,7 +292,7 @@ fn send(
                 tell(LinkEvent::Sent { seal, at });
             }
             Ok(Outgoing::Input) => {
-                input_due.get_or_insert(Instant::now() + INPUT_DELAY);
+                input_due.get_or_insert(Instant::now() + input_delay);
             }
             Ok(Outgoing::Beat) => {
                 Heartbeat { time: Moment::now().as_nanos() }
@@ -290,6 +300,16 @@ fn send(
                     .map_err(|error| error.to_string())?;
             }
             Ok(Outgoing::Protected) => frames.send(PROTECTED, &[]).map_err(|error| error.to_string())?,
+            Ok(Outgoing::Moved(register)) => {
+                let copies = input.take();
+                if !copies.is_empty() {
+                    frames.queue(Kind::INPUT, &[&copies]).map_err(|error| error.to_string())?;
+                }
+                frames.send(MOVED, &[&register]).map_err(|error| error.to_string())?;
+                // What still comes here is waited for by clients, and there is nothing else to carry.
+                (input_due, input_delay) = (None, Duration::ZERO);
+                point(Point::MoveSaid);
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
@@ -319,6 +339,7 @@ fn listen(
                 tell(LinkEvent::Acknowledged(ack));
             }
             Ok(Received::Heartbeat(beat)) => tell(LinkEvent::Alive { since: Moment::from_nanos(beat.time) }),
+            Ok(Received::Other(frame)) if frame.kind == RUNNING => tell(LinkEvent::Running),
             Ok(_) => return "the backup sent what a backup does not send".into(),
             Err(error) if error.is_timeout() && !watch.is_over(last) => {}
             Err(error) if error.is_timeout() => {

@@ -16,6 +16,13 @@ pub const PAIRING: Kind = Kind(Kind::FIRST_APPLICATION);
 /// From the primary: the register names this backup now.
 pub const PROTECTED: Kind = Kind(Kind::FIRST_APPLICATION + 1);
 
+/// From the primary: the register that names this backup the primary. It has everything; nothing but copies of incoming
+/// frames follows.
+pub const MOVED: Kind = Kind(Kind::FIRST_APPLICATION + 2);
+
+/// From who was the backup: it speaks, and the old primary is not needed any more.
+pub const RUNNING: Kind = Kind(Kind::FIRST_APPLICATION + 3);
+
 /// What a primary sends, and what a backup sends.
 pub const FROM_PRIMARY: KindSet = KindSet::of(&[
     Kind::EPOCH_BEGIN,
@@ -26,8 +33,9 @@ pub const FROM_PRIMARY: KindSet = KindSet::of(&[
     Kind::INPUT,
     PAIRING,
     PROTECTED,
+    MOVED,
 ]);
-pub const FROM_BACKUP: KindSet = KindSet::of(&[Kind::ACK, Kind::HEARTBEAT, PAIRING]);
+pub const FROM_BACKUP: KindSet = KindSet::of(&[Kind::ACK, Kind::HEARTBEAT, PAIRING, RUNNING]);
 
 /// Version of everything in this module.
 pub const VERSION: u16 = 5;

@@ -1,7 +1,10 @@
 //! The primary's side: runs the workload, takes its checkpoints, lets its output go.
 //!
 //! One epoch reads from top to bottom in [`Primary::checkpoint`]: live round, input closed, everything stopped, capture,
-//! cut, resume, send. What follows arrives as events: sent, acknowledged, released.
+//! cut, resume, send. What follows arrives as events: sent, acknowledged, released. A planned change of primary is in
+//! [`moving`].
+
+mod moving;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -10,15 +13,17 @@ use std::time::{Duration, Instant};
 
 use outlive_cluster::{Outcome, Register, Transition};
 use outlive_fault::{Point, point};
-use outlive_net::{Moment, Pump};
+use outlive_net::{InputClosed, Moment, Pump, VNET_HEADER};
 use outlive_process::error::Error as ProcessError;
+use outlive_process::object::tcp::Framed;
 use outlive_process::space::PageData;
 use outlive_process::tree::Workload;
 use outlive_stream::epoch::{Ack, EpochId, Seal};
 use tracing::{info, warn};
 
+use crate::arbiter::Arbiter;
 use crate::control::{self, Side, State};
-use crate::engine::{Asked, Engine, Event, History};
+use crate::engine::{Asked, Engine, Event};
 use crate::error::{Attempt, Result};
 use crate::link::{Copies, Link, LinkEvent};
 use crate::message::Content;
@@ -27,6 +32,7 @@ use crate::pace::{Next, Pace};
 use crate::protector::{Candidate, Protector};
 use crate::requests::Requests;
 use crate::setup::WhenExposed;
+use moving::{Handover, Order};
 
 /// How long stopping all threads may take. A thread in the kernel's uninterruptible sleep (a disk, a vfork) is waited
 /// for that long, then everything runs on and is tried again.
@@ -55,6 +61,8 @@ pub enum End {
     /// The workload ended by itself, with this `wait` status.
     Exited(i32),
     Stopped,
+    /// The new primary speaks, as was ordered.
+    Moved(Box<Register>),
     /// Another holds the next generation.
     Deposed(Option<Box<Register>>),
 }
@@ -82,6 +90,11 @@ enum Phase {
     Protected {
         link: Link,
     },
+    /// The backup has everything, and is to be the primary. The workload stands still and nothing leaves.
+    Moving {
+        link: Link,
+        handover: Handover,
+    },
 }
 
 /// An epoch that is not committed.
@@ -94,13 +107,6 @@ struct Outstanding {
     resumed: Instant,
     /// It holds a checkpoint: when it commits, output may leave.
     checkpoint: bool,
-}
-
-#[derive(Default)]
-struct Figures {
-    pause: History,
-    pages: History,
-    commit: History,
 }
 
 pub struct Primary<'a> {
@@ -117,7 +123,6 @@ pub struct Primary<'a> {
     phase: Phase,
     outstanding: Option<Outstanding>,
     pace: Pace,
-    figures: Figures,
     protector: Protector,
     next_link: u64,
     last_pages: usize,
@@ -130,6 +135,9 @@ pub struct Primary<'a> {
     drained: Pieces,
     pressed: bool,
     stopping: Option<std::sync::mpsc::Sender<control::Response>>,
+    order: Option<Order>,
+    /// A move was given up, and the workload goes on when this is dropped.
+    resuming: Option<InputClosed>,
     lost_reason: Option<String>,
 }
 
@@ -164,7 +172,6 @@ impl<'a> Primary<'a> {
             phase: Phase::Exposed { retry: now, asked: false },
             outstanding: None,
             pace,
-            figures: Figures::default(),
             protector,
             next_link: 1,
             last_pages: 0,
@@ -175,6 +182,8 @@ impl<'a> Primary<'a> {
             drained: Vec::new(),
             pressed: false,
             stopping: None,
+            order: None,
+            resuming: None,
             lost_reason: None,
         }
     }
@@ -221,6 +230,9 @@ impl<'a> Primary<'a> {
         }
         let happened = self.workload.take_happened();
         if let Some(status) = happened.ended {
+            if let Phase::Moving { .. } = self.phase {
+                return Ok(Some(self.ended_while_moving(status)));
+            }
             return Ok(Some(End::Exited(status)));
         }
         if happened.wants_epoch {
@@ -245,6 +257,9 @@ impl<'a> Primary<'a> {
         match &self.phase {
             Phase::Exposed { retry, asked: false } => retry.saturating_duration_since(now).min(IDLE),
             Phase::Syncing { .. } if self.outstanding.is_none() => Duration::ZERO,
+            Phase::Protected { .. } if self.outstanding.is_none() && self.hands_over() => {
+                self.not_before.saturating_duration_since(now)
+            }
             Phase::Joining { .. } | Phase::Protected { .. }
                 if self.outstanding.is_none() && !self.pressed =>
             {
@@ -267,7 +282,9 @@ impl<'a> Primary<'a> {
     fn handle(&mut self, event: Event) -> Result<Option<End>> {
         match event {
             Event::Pump(event) => self.pump_said(event),
+            Event::Link(number, LinkEvent::Running) => return Ok(self.successor_runs(number)),
             Event::Link(number, event) => self.link_said(number, event)?,
+            Event::Candidate(found) if self.seeks_another() => self.other_backup(found),
             Event::Candidate(Ok(candidate)) => self.begin_sync(*candidate)?,
             Event::Candidate(Err(reason)) => {
                 self.note_exposed(reason);
@@ -276,6 +293,7 @@ impl<'a> Primary<'a> {
                 }
             }
             Event::Arbitrated(asked, outcome) => return self.arbitrated(asked, outcome),
+            Event::Forwarded(message) => self.forwarded(&message),
             Event::Control(request, reply) => return Ok(self.control(request, reply)),
         }
         Ok(None)
@@ -301,9 +319,10 @@ impl<'a> Primary<'a> {
 
     fn link(&self) -> Option<&Link> {
         match &self.phase {
-            Phase::Syncing { link, .. } | Phase::Joining { link, .. } | Phase::Protected { link } => {
-                Some(link)
-            }
+            Phase::Syncing { link, .. }
+            | Phase::Joining { link, .. }
+            | Phase::Protected { link }
+            | Phase::Moving { link, .. } => Some(link),
             _ => None,
         }
     }
@@ -330,6 +349,7 @@ impl<'a> Primary<'a> {
                 }
             }
             LinkEvent::Down(reason) => self.lose_backup(&reason),
+            LinkEvent::Running => {}
         }
         Ok(())
     }
@@ -354,7 +374,7 @@ impl<'a> Primary<'a> {
         if !done.checkpoint {
             return Ok(());
         }
-        self.figures.commit.push(done.resumed.elapsed().as_micros() as f64);
+        self.engine.status.figures().commit.push(done.resumed.elapsed().as_micros() as f64);
         match &self.phase {
             Phase::Protected { .. } => {
                 self.pump.acknowledged(done.id.epoch, at)?;
@@ -362,6 +382,9 @@ impl<'a> Primary<'a> {
                 self.log.append(&done.output).attempt(|| "write the workload's output".into())?;
                 point(Point::PrimaryLogged);
                 self.engine.status.lock().epoch = done.id.epoch;
+                if self.is_stopped() {
+                    self.ask_to_hand_over()?;
+                }
             }
             Phase::Joining { asked: false, link, .. } => {
                 let (number, backup) = (link.number, link.backup.clone());
@@ -388,7 +411,16 @@ impl<'a> Primary<'a> {
         if matches!(self.phase, Phase::Losing | Phase::Exposed { .. }) {
             return;
         }
+        if let Phase::Moving { .. } = self.phase {
+            return self.successor_lost(reason);
+        }
+        self.give_up_move(reason);
         warn!(reason, "the backup is lost");
+        self.leave_backup(reason);
+    }
+
+    /// Does without the backup from here on. Returns the phase that ends, with the link in it.
+    fn leave_backup(&mut self, reason: &str) -> Phase {
         outlive_fault::protected(false);
         self.lost_reason = Some(reason.to_owned());
         self.copies.set(None);
@@ -398,7 +430,7 @@ impl<'a> Primary<'a> {
             self.unwritten.extend(outstanding.output);
         }
         let was_held = !matches!(self.phase, Phase::Syncing { .. });
-        self.phase = Phase::Losing;
+        let former = std::mem::replace(&mut self.phase, Phase::Losing);
         if was_held {
             point(Point::PrimaryBackupLost);
             self.ask_alone();
@@ -407,6 +439,7 @@ impl<'a> Primary<'a> {
             self.become_exposed();
         }
         self.publish();
+        former
     }
 
     fn ask_alone(&self) {
@@ -415,10 +448,14 @@ impl<'a> Primary<'a> {
     }
 
     fn ask(&self, why: Asked, transition: Transition) {
+        self.ask_for(why, move |arbiter| arbiter.ask(transition.clone()));
+    }
+
+    fn ask_for(&self, why: Asked, question: impl Fn(&Arbiter) -> Outcome + Clone + Send + 'static) {
         let (arbiter, teller) = (Arc::clone(&self.engine.arbiter), self.engine.teller());
-        let again = transition.clone();
+        let again = question.clone();
         let asking = thread::Builder::new().name("arbitration".into()).spawn(move || {
-            let outcome = arbiter.ask(transition);
+            let outcome = question(&arbiter);
             if matches!(outcome, Outcome::NoMajority(_) | Outcome::Unknown(_)) {
                 thread::sleep(RETRY_ARBITRATION);
             }
@@ -427,13 +464,16 @@ impl<'a> Primary<'a> {
         if let Err(error) = asking {
             warn!(%error, "cannot start a thread to ask the seed nodes");
             // Then this one asks; the workload waits longer for its turn, and nothing may leave in any case.
-            let outcome = self.engine.arbiter.ask(again);
+            let outcome = again(&self.engine.arbiter);
             self.engine.teller().tell(Event::Arbitrated(why, outcome));
         }
     }
 
     fn arbitrated(&mut self, asked: Asked, outcome: Outcome) -> Result<Option<End>> {
         match (asked, outcome) {
+            (Asked::Switchover | Asked::Settle | Asked::Back, outcome) => {
+                return self.handover_arbitrated(asked, outcome);
+            }
             (Asked::Alone, Outcome::Granted(register)) => {
                 info!(generation = register.generation, "speaking on without a backup");
                 self.generation = register.generation;
@@ -520,17 +560,19 @@ impl<'a> Primary<'a> {
     fn advance(&mut self) -> Result<()> {
         let now = Instant::now();
         let free = self.outstanding.is_none();
+        let (ordered, last) = (self.order.is_some(), self.hands_over());
         let due = free && now >= self.not_before && self.pace.next(now, self.said()) == Next::Now;
         match &mut self.phase {
-            Phase::Exposed { retry, asked } if !*asked && now >= *retry => {
+            Phase::Exposed { retry, asked } if !*asked && !ordered && now >= *retry => {
                 *asked = true;
                 self.protector.find();
             }
             Phase::Syncing { .. } if free => self.sync_piece()?,
+            Phase::Protected { .. } if free && last && now >= self.not_before => self.checkpoint()?,
             Phase::Joining { .. } | Phase::Protected { .. } if due => self.checkpoint()?,
             _ => {}
         }
-        Ok(())
+        self.advance_move()
     }
 
     /// Output of the workload goes to the file at once when nobody needs to hold it first.
@@ -650,7 +692,9 @@ impl<'a> Primary<'a> {
             Err(error) => return Err(error.into()),
         }
         self.pipes.drain(&mut output).attempt(|| "read the workload's output".into())?;
-        let captured = self.workload.capture();
+        let mut framed = Framed::default();
+        self.pump.each_said(&mut |frame| framed.note(frame.get(VNET_HEADER..).unwrap_or_default()));
+        let captured = self.workload.capture_said(&framed);
         if let Err(ProcessError::NotNow(reason)) = captured {
             drop(closed);
             self.workload.thaw()?;
@@ -663,10 +707,12 @@ impl<'a> Primary<'a> {
         point(Point::PrimaryCut);
         self.requests.accepted(&self.workload.take_arrived());
         let pending = self.requests.snapshot();
-        drop(closed);
-        point(Point::PrimaryInputOpen);
-        self.workload.thaw()?;
-        point(Point::PrimaryThawed);
+        if let Some(closed) = self.stay_stopped(closed) {
+            drop(closed);
+            point(Point::PrimaryInputOpen);
+            self.workload.thaw()?;
+            point(Point::PrimaryThawed);
+        }
         let paused = begun.elapsed();
         cut?;
         let (mut checkpoint, pages) = match captured {
@@ -684,9 +730,12 @@ impl<'a> Primary<'a> {
         }
         self.failed_stops = 0;
         self.pace.taken(Instant::now(), paused);
-        self.figures.pause.push(paused.as_micros() as f64);
         self.last_pages = pages.len() / 4096;
-        self.figures.pages.push((pages.len() / 4096) as f64);
+        {
+            let mut figures = self.engine.status.figures();
+            figures.pause.push(paused.as_micros() as f64);
+            figures.pages.push(self.last_pages as f64);
+        }
         checkpoint.output = output.clone();
         let content = Content::Checkpoint { checkpoint: Box::new(checkpoint), requests: pending.connections };
         self.send(content, pages, output, true);
@@ -737,6 +786,9 @@ impl<'a> Primary<'a> {
         reply: std::sync::mpsc::Sender<control::Response>,
     ) -> Option<End> {
         let response = match request {
+            control::Request::Stop | control::Request::Kill { .. } if self.is_stopped() => {
+                control::Response::Failed { reason: "it is being moved at this moment: ask again".into() }
+            }
             control::Request::Status => {
                 self.publish();
                 control::Response::Status(Box::new(self.engine.status.get()))
@@ -745,6 +797,13 @@ impl<'a> Primary<'a> {
                 Ok(()) => control::Response::Done,
                 Err(error) => control::Response::Failed { reason: error.to_string() },
             },
+            control::Request::Switchover { to } => match self.order_move(to) {
+                Ok(()) => control::Response::Done,
+                Err(reason) => control::Response::Failed { reason },
+            },
+            control::Request::Failover => {
+                control::Response::Failed { reason: "this is the primary: a failover is its backup's".into() }
+            }
             control::Request::Stop => {
                 self.stopping = Some(reply);
                 return Some(End::Stopped);
@@ -774,6 +833,7 @@ impl<'a> Primary<'a> {
             Phase::Losing => State::Waiting,
             Phase::Syncing { .. } | Phase::Joining { .. } => State::Syncing,
             Phase::Protected { .. } => State::Protected,
+            Phase::Moving { .. } => self.state_of_handover(),
         };
         let mut status = self.engine.status.lock();
         status.role = Side::Primary;
@@ -782,18 +842,16 @@ impl<'a> Primary<'a> {
         status.primary_node = Some(self.engine.me.node.as_str().to_owned());
         status.backup_node = backup;
         status.lag_epochs = u64::from(self.outstanding.is_some());
+        status.moving = self.order.as_ref().map(|order| order.to.clone());
         status.held_frames = stats.held_frames;
         status.held_bytes = stats.held_bytes;
         status.init_pid = self.workload.init() as u32;
-        status.pause_us = self.figures.pause.spread();
-        status.dirty_pages = self.figures.pages.spread();
-        status.commit_us = self.figures.commit.spread();
     }
 
     fn publish_end(&self, end: &End) {
         let mut status = self.engine.status.lock();
         status.state = State::Stopped;
-        if let End::Deposed(Some(register)) = end {
+        if let End::Deposed(Some(register)) | End::Moved(register) = end {
             status.generation = register.generation;
             status.primary_node = register.primary().map(|holder| holder.node.as_str().to_owned());
         }

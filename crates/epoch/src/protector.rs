@@ -29,7 +29,17 @@ pub struct Candidate {
 
 /// Answers each request for a backup with a candidate, or with why there is none.
 pub struct Protector {
-    requests: Sender<()>,
+    requests: Sender<Wish>,
+    /// Peers that may be asked.
+    peers: Vec<String>,
+}
+
+enum Wish {
+    Any,
+    /// This node and no other.
+    On(String),
+    /// From now on this one first, if it may be asked at all.
+    Prefer(String),
 }
 
 impl Protector {
@@ -40,40 +50,67 @@ impl Protector {
         tell: impl Fn(Result<Candidate, String>) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (requests, queue) = mpsc::channel();
+        let all: Vec<Peer> = others(setup).cloned().collect();
+        let peers = all.iter().map(|peer| peer.name.clone()).collect();
         let finder = Finder {
             peers: candidates(setup),
+            all,
             workload: setup.workload.clone(),
             identity: Arc::clone(identity),
             me,
             next: 0,
         };
         thread::Builder::new().name("protector".into()).spawn(move || serve(finder, &queue, tell))?;
-        Ok(Self { requests })
+        Ok(Self { requests, peers })
     }
 
     pub fn find(&self) {
         // The thread lives as long as this does.
-        let _ = self.requests.send(());
+        let _ = self.requests.send(Wish::Any);
+    }
+
+    /// As [`Self::find`], on one node only, which has to be a peer.
+    pub fn find_on(&self, node: &str) -> Result<(), String> {
+        if !self.peers.iter().any(|peer| peer == node) {
+            let peers = self.peers.join(", ");
+            return Err(format!("{node} is no peer of the node that it runs on ({peers})"));
+        }
+        let _ = self.requests.send(Wish::On(node.to_owned()));
+        Ok(())
+    }
+
+    /// The next search begins with this node.
+    pub fn prefer(&self, node: String) {
+        let _ = self.requests.send(Wish::Prefer(node));
     }
 }
 
 fn candidates(setup: &Setup) -> Vec<Peer> {
     let wanted = setup.workload.backup.as_deref();
-    let others = setup.node.peers.iter().filter(|peer| peer.name != setup.node.name);
+    let others = others(setup);
     // A named backup that is this node itself: after a failover the former primary's node takes its place.
     let named: Vec<Peer> =
         others.clone().filter(|peer| wanted == Some(peer.name.as_str())).cloned().collect();
     if named.is_empty() { others.cloned().collect() } else { named }
 }
 
-fn serve(mut finder: Finder, queue: &Receiver<()>, tell: impl Fn(Result<Candidate, String>)) {
-    while queue.recv().is_ok() {
-        tell(finder.find());
+fn others(setup: &Setup) -> impl Iterator<Item = &Peer> + Clone {
+    setup.node.peers.iter().filter(|peer| peer.name != setup.node.name)
+}
+
+fn serve(mut finder: Finder, queue: &Receiver<Wish>, tell: impl Fn(Result<Candidate, String>)) {
+    while let Ok(wish) = queue.recv() {
+        match wish {
+            Wish::Any => tell(finder.find()),
+            Wish::On(node) => tell(finder.find_on(&node)),
+            Wish::Prefer(node) => finder.prefer(&node),
+        }
     }
 }
 
 struct Finder {
     peers: Vec<Peer>,
+    all: Vec<Peer>,
     workload: Workload,
     identity: Arc<Identity>,
     me: Holder,
@@ -96,6 +133,17 @@ impl Finder {
             return Err("no peer is configured; add a [[peers]] entry".into());
         }
         Err(reasons.join("; "))
+    }
+
+    fn find_on(&self, node: &str) -> Result<Candidate, String> {
+        let peer = self.all.iter().find(|peer| peer.name == node);
+        self.try_peer(peer.ok_or_else(|| format!("{node} is no peer"))?)
+    }
+
+    fn prefer(&mut self, node: &str) {
+        if let Some(place) = self.peers.iter().position(|peer| peer.name == node) {
+            self.next = place;
+        }
     }
 
     fn try_peer(&self, peer: &Peer) -> Result<Candidate, String> {

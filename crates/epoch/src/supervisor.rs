@@ -9,12 +9,13 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use outlive_cluster::{Outcome, Transition};
-use outlive_net::{InnerTap, Namespace, Port, Pump, Voice};
+use outlive_net::{InnerTap, Namespace, Overheard, Port, Pump, Voice};
 use outlive_process::shell::Shell;
 use outlive_process::sys::task;
 use outlive_process::tree::Workload;
@@ -30,7 +31,7 @@ use crate::output::{Log, Pipes};
 use crate::primary::{End, Primary, Running};
 use crate::protector::Protector;
 use crate::requests::{self, Requests};
-use crate::setup::{Role, Setup, Started};
+use crate::setup::{Lost, Role, Setup, Started};
 use crate::takeover::{self, TRACER_PRIORITY};
 
 /// How long whoever asks over the control socket may take to do so.
@@ -100,7 +101,7 @@ fn start(setup: Setup) -> Result<()> {
         .attempt(|| "start the protector".into())?
     };
     let listener = match &role {
-        Role::Primary => None,
+        Role::Primary | Role::Restart(_) => None,
         Role::Backup { .. } => {
             let address = SocketAddr::new(engine.setup.node.listen.ip(), 0);
             Some(TcpListener::bind(address).attempt(|| format!("listen on {address}"))?)
@@ -112,7 +113,15 @@ fn start(setup: Setup) -> Result<()> {
             warn!(%error, "the tracer is not a real-time thread: pauses will be longer");
         }
         let result = match role {
-            Role::Primary => be_primary(&mut engine, protector),
+            Role::Primary => {
+                let by = engine.me.clone();
+                be_primary(&mut engine, protector, Transition::Create { by })
+            }
+            Role::Restart(Lost { generation, primary: lost, backup: lost_backup }) => {
+                let by = engine.me.clone();
+                let again = Transition::RestartLost { by, generation, lost, lost_backup };
+                be_primary(&mut engine, protector, again)
+            }
             Role::Backup { primary } => be_backup(&mut engine, protector, listener, &primary),
         };
         engine.status.lock().state = State::Stopped;
@@ -134,9 +143,9 @@ fn make_network(engine: &Engine) -> Result<(Namespace, InnerTap, Port)> {
     Ok((namespace, inner, port))
 }
 
-fn be_primary(engine: &mut Engine, protector: Protector) -> Result<()> {
+fn be_primary(engine: &mut Engine, protector: Protector, begins: Transition) -> Result<()> {
     let (namespace, inner, port) = make_network(engine)?;
-    let outcome = engine.arbiter.ask(Transition::Create { by: engine.me.clone() });
+    let outcome = engine.arbiter.ask(begins);
     let register = match outcome {
         Outcome::Granted(register) => register,
         Outcome::Refused(refused) => return Err(Error::Arbitration(refused.to_string())),
@@ -192,6 +201,9 @@ fn be_backup(
     let listener = listener.ok_or_else(|| Error::Stream("a backup needs an address to listen on".into()))?;
     let listen = listener.local_addr().attempt(|| "read the listening address".into())?;
     let (namespace, inner, port) = make_network(engine)?;
+    let (mac, keep) = (engine.setup.workload.network.mac, engine.setup.node.tuning.detection);
+    let overheard =
+        Arc::new(Overheard::start(mac, keep).attempt(|| "listen for the workload's frames".into())?);
     let log = Log::open(&engine.directory(), engine.setup.node.tuning.log_limit)?;
     let (pipes, ends) = Pipes::new()?;
     let shell = Shell::create(&engine.setup.workload.program, namespace.fd(), &engine.launcher, ends)?;
@@ -201,9 +213,12 @@ fn be_backup(
     let outcome = engine.arbiter.read();
     info!(?outcome, "waiting for the primary");
     announce(&Started::Ready { listen: Some(listen) });
-    let waiting = Waiting { shell, namespace, inner, port, pipes, log, restorer };
+    let waiting = Waiting { shell, namespace, inner, port, overheard, pipes, log, restorer };
     match backup::run(engine, waiting, listener, primary)? {
         Ok(prepared) => {
+            if let Some(old) = prepared.old_primary() {
+                protector.prefer(old);
+            }
             let running = takeover::run(engine, prepared)?;
             serve(engine, running, protector)
         }
@@ -218,6 +233,7 @@ fn serve(engine: &mut Engine, running: Running, protector: Protector) -> Result<
     match Primary::new(engine, running, protector).run()? {
         End::Exited(status) => info!(status, "the workload has ended"),
         End::Stopped => info!("stopped"),
+        End::Moved(register) => info!(%register, "moved"),
         End::Deposed(register) => warn!(?register, "another node holds this workload now"),
     }
     Ok(())
@@ -229,15 +245,15 @@ fn serve_control(engine: &Engine) -> Result<()> {
     // A supervisor that was killed leaves its socket behind; a live one is found by the agent before it starts another.
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).attempt(|| format!("listen on {}", path.display()))?;
-    let (teller, status) = (engine.teller(), engine.status.clone());
+    let (teller, status, forced) = (engine.teller(), engine.status.clone(), Arc::clone(&engine.forced));
     std::thread::Builder::new()
         .name("control".into())
         .spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (teller, status) = (teller.clone(), status.clone());
+                let (teller, status, forced) = (teller.clone(), status.clone(), Arc::clone(&forced));
                 // One that cannot be started costs this request only.
                 let _ = std::thread::Builder::new().name("control request".into()).spawn(move || {
-                    if let Err(error) = answer(stream, &teller, &status) {
+                    if let Err(error) = answer(stream, &teller, &status, &forced) {
                         warn!(%error, "a control request failed");
                     }
                 });
@@ -247,17 +263,25 @@ fn serve_control(engine: &Engine) -> Result<()> {
         .map(drop)
 }
 
-fn answer(stream: UnixStream, teller: &Teller<Event>, status: &crate::engine::Board) -> std::io::Result<()> {
+fn answer(
+    stream: UnixStream,
+    teller: &Teller<Event>,
+    status: &crate::engine::Board,
+    forced: &AtomicBool,
+) -> std::io::Result<()> {
     stream.set_read_timeout(Some(CONTROL_TIMEOUT))?;
     let mut line = String::new();
     BufReader::new((&stream).take(CONTROL_LINE)).read_line(&mut line)?;
     let response = match serde_json::from_str::<control::Request>(&line) {
         Err(error) => control::Response::Failed { reason: format!("not understood: {error}") },
         Ok(control::Request::Status) => control::Response::Status(Box::new(status.get())),
-        Ok(control::Request::Stop) if status.get().role == control::Side::Backup => {
-            control::Response::Failed {
-                reason: "this is the backup; stop the workload on its primary's node".into(),
-            }
+        Ok(control::Request::Failover) if status.get().role == control::Side::Backup => {
+            force(&status.get(), forced)
+        }
+        Ok(control::Request::Stop | control::Request::Switchover { .. } | control::Request::Kill { .. })
+            if status.get().role == control::Side::Backup =>
+        {
+            control::Response::Failed { reason: "this is the backup; ask on its primary's node".into() }
         }
         Ok(request) => {
             let (reply, answer) = mpsc::channel();
@@ -269,4 +293,14 @@ fn answer(stream: UnixStream, teller: &Teller<Event>, status: &crate::engine::Bo
     };
     let mut stream = stream;
     writeln!(stream, "{}", serde_json::to_string(&response)?)
+}
+
+/// The listening thread of the backup looks at it whenever it hears something, and a heartbeat comes soon.
+fn force(status: &control::Status, forced: &AtomicBool) -> control::Response {
+    if status.state != State::Protected {
+        let reason = "this backup does not have everything yet, so the seed nodes would not grant it".into();
+        return control::Response::Failed { reason };
+    }
+    forced.store(true, Ordering::Release);
+    control::Response::Done
 }

@@ -2,26 +2,34 @@
 //!
 //! The address moves first, so that answers can come; then every peer is asked what it has; then sockets are built, the
 //! shell comes to life with everything stopped, what came in meanwhile is delivered, and it runs.
+//!
+//! After a planned change the old primary can still go on, as the register says: then nothing of the workload's leaves until
+//! the seed nodes have agreed, when it is whole here, that this one speaks alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use outlive_cluster::{Outcome, Transition};
 use outlive_fault::{Point, point};
 use outlive_net::probe::{Answer, ProbeTarget, Timestamps, run_probes};
 use outlive_net::{Announcer, Moment, Neighbours, NetworkConfig, Pump, PumpConfig, Voice};
 use outlive_process::checkpoint::ObjectId;
 use outlive_process::object::tcp::PeerAck;
 use outlive_process::sockets::Asked;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::backup::Prepared;
+use crate::control::State;
 use crate::engine::{Engine, Event};
-use crate::error::{Attempt, Result};
+use crate::error::{Attempt, Error, Result};
 use crate::link::Copies;
 use crate::primary::Running;
 use crate::requests::Requests;
 
+/// Between two questions to seed nodes that could not agree.
+const RETRY: Duration = Duration::from_millis(100);
 /// How long peers may take to answer. On one network they do so in a fraction of a millisecond; those that are silent
 /// are taken to have received anything between what is known and what was sent, and cost a retransmission at worst.
 const ANSWERS: Duration = Duration::from_millis(20);
@@ -37,14 +45,15 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
         log,
         restorer,
         retained,
+        overheard,
         requests,
         register,
         failover,
         granted,
         epoch,
+        old,
     } = prepared;
     let network = &engine.setup.workload.network;
-    let mut retained = retained;
     port.attach()?;
     point(Point::TakeoverAttached);
     let mut announcer = Announcer::new(network);
@@ -53,8 +62,11 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
         port.send(frame).attempt(|| "announce the workload's address".into())?;
     }
     point(Point::TakeoverAnnounced);
+    // Until now clients have spoken into the dark. Taken before the first question: what a peer said earlier is no answer to it.
+    let overheard = overheard.take();
     let mut neighbours = Neighbours::new(network.clone());
-    retained.frames().for_each(|frame| neighbours.learn(frame));
+    retained.show(|frame| neighbours.learn(frame));
+    overheard.iter().for_each(|frame| neighbours.learn(frame));
     let asked = shell.to_be_asked();
     let mut arrived: Vec<Vec<u8>> = Vec::new();
     let targets: Vec<ProbeTarget> = asked.iter().map(target).collect();
@@ -77,7 +89,9 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     let (requests, rebuilding) = Requests::resume(restorer, requests);
     let requests = Arc::new(requests);
 
-    let voice = Voice::Exposed { generation: register.generation };
+    let mut generation = register.generation;
+    let is_shared = register.synced_backup().is_some();
+    let voice = if is_shared { Voice::Plugged { generation } } else { Voice::Exposed { generation } };
     let copies = Arc::new(Copies::default());
     let teller = engine.teller();
     let notify = Arc::new(move |event| teller.tell(Event::Pump(event)));
@@ -87,16 +101,32 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     point(Point::TakeoverPumping);
     requests.rebuild(&pump, rebuilding);
     point(Point::TakeoverRebuilt);
-    let frames: Vec<_> = retained.drain().collect();
-    for frame in frames.iter().map(|frame| &frame[..]).chain(arrived.iter().map(Vec::as_slice)) {
+    let frames = retained.take(engine.teller());
+    // A frame that the primary received as well may have been flooded too, and one is heard in two ways while the address moves; a
+    // datagram must not come twice by that.
+    let mut seen: HashSet<&[u8]> = frames.iter().map(|frame| &frame[..]).collect();
+    let dark = overheard.iter().map(|frame| &frame[..]).chain(arrived.iter().map(Vec::as_slice));
+    let dark: Vec<&[u8]> = dark.filter(|frame| seen.insert(frame)).collect();
+    for frame in frames.iter().map(|frame| &frame[..]).chain(dark) {
         pump.inject(frame);
         point(Point::TakeoverHalfInjected);
     }
     point(Point::TakeoverInjected);
+    if is_shared {
+        point(Point::MoveReady);
+        generation = speak_alone(engine, generation)?;
+        point(Point::MoveAlone);
+        pump.expose(generation)?;
+        pump.announce();
+    }
     workload.thaw()?;
     point(Point::TakeoverThawed);
     drop(closed);
     point(Point::TakeoverDone);
+    if let Some(old) = old {
+        point(Point::MoveRunning);
+        old.let_go();
+    }
     let mut done = failover;
     done.activate_ms = granted.elapsed().as_secs_f64() * 1000.0;
     info!(
@@ -106,7 +136,23 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
         "running"
     );
     engine.status.lock().last_failover = Some(done);
-    Ok(Running { workload, pump, copies, requests, pipes, log, generation: register.generation, epoch })
+    Ok(Running { workload, pump, copies, requests, pipes, log, generation, epoch })
+}
+
+/// Asks until it is known whether this one may speak without the old primary, which could otherwise go on instead.
+fn speak_alone(engine: &Engine, generation: u64) -> Result<u64> {
+    let by = engine.me.incarnation;
+    loop {
+        match engine.arbiter.ask(Transition::PrimaryAlone { by, generation }) {
+            Outcome::Granted(register) => return Ok(register.generation),
+            Outcome::Refused(refused) => return Err(Error::Arbitration(refused.to_string())),
+            outcome => {
+                engine.status.lock().state = State::Waiting;
+                warn!(?outcome, "no majority of seed nodes; nothing is said");
+                thread::sleep(RETRY);
+            }
+        }
+    }
 }
 
 /// How every supervisor's pump is set up.

@@ -3,7 +3,7 @@
 macro_rules! points {
     ($($(#[$doc:meta])* $point:ident = $name:literal,)*) => {
         /// A step of the protocol. The part before the dot says whose: `primary` and `link` (its stream to the backup), `plug`,
-        /// `backup`, `takeover`, `copy` (a first copy, the primary's side), `hosting` (the backup's side of it), `arbiter`
+        /// `backup`, `takeover`, `copy` (a first copy, the primary's side), `hosting` (the backup's side of it), `move` (a planned change), `arbiter`
         /// (whoever asks the seed nodes), `seed`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Point {
@@ -161,6 +161,28 @@ points! {
     HostingPiece = "hosting.piece",
     /// It is said to be in the register.
     HostingProtected = "hosting.protected",
+
+    // A planned change of primary. What the new one does is a takeover in between.
+    /// The last checkpoint is with the link's sender, everything stays stopped.
+    MoveStopped = "move.stopped",
+    /// The backup has it, the seed nodes are not asked yet.
+    MoveCommitted = "move.committed",
+    /// The register names the backup the primary, which does not know so yet.
+    MoveGranted = "move.granted",
+    /// It is told.
+    MoveSaid = "move.said",
+    /// It knows.
+    MoveHeard = "move.heard",
+    /// It is whole, and has not asked to speak alone.
+    MoveReady = "move.ready",
+    /// It may speak alone, and does not yet: the only one that has the workload.
+    MoveAlone = "move.alone",
+    /// It speaks; the old primary does not know so yet.
+    MoveRunning = "move.running",
+    /// The old primary knows, and is about to end.
+    MoveEnding = "move.ending",
+    /// It may go on after all, the new one being gone, and does not yet.
+    MoveBack = "move.back",
 
     // Seed nodes.
     /// A message of arbitration has come.

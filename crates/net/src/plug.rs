@@ -208,6 +208,14 @@ impl Plug {
         Ok(())
     }
 
+    /// The frames held since the last cut, in order.
+    pub fn said_since_cut(&self) -> impl Iterator<Item = &[u8]> {
+        let cut = self.cuts.back().map_or(self.free, |&(_, end)| end);
+        // A plug that was silenced has dropped frames without having let them go.
+        let before = cut.saturating_sub(self.first).min(self.frames.len() as u64);
+        self.frames.range(before as usize..).map(|held| &*held.frame)
+    }
+
     /// The backup holds everything up to the end of `epoch`, and said so to a message sent at `at`.
     pub fn committed(&mut self, epoch: u64, at: Moment) -> Result<Signals, PlugError> {
         self.must_hold()?;

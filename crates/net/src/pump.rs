@@ -178,6 +178,12 @@ impl Pump {
         InputClosed { shared: self.shared.clone() }
     }
 
+    /// Shows every frame that the running epoch has said and that is held, with its virtio header, in order; what the
+    /// workload's device still holds as well. To be called while the workload is stopped and its input closed.
+    pub fn each_said(&self, each: &mut dyn FnMut(&[u8])) {
+        self.shared.each_said(each);
+    }
+
     /// Ends `epoch`, with everything that the workload has said so far in it: reads what its device still holds.
     /// To be called while the workload is stopped and its input closed.
     pub fn cut(&self, epoch: u64) -> Result<(), PlugError> {

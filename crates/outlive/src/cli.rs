@@ -42,14 +42,32 @@ pub enum Command {
     Stop(Stop),
     /// Send a signal to a workload's first process
     Kill(Kill),
-    /// Say whether this host is fit, and how to make it so
-    Check(Check),
+    /// Move a workload to its backup's node, or to another, without anybody noticing
+    #[command(after_help = EXIT_CODES)]
+    Switchover(Switchover),
+    /// Let the backup take over although its primary may live: it is silenced
+    #[command(after_help = EXIT_CODES)]
+    Failover(Failover),
+    /// Start a workload anew, from nothing, whose last copy has died
+    #[command(after_help = EXIT_CODES)]
+    RestartLost(RestartLost),
+    /// Say whether this host is fit, and how to make it so; or what a program uses, and whether that can be protected
+    #[command(after_help = EXIT_CODES)]
+    Check(Box<Check>),
     /// Make the cluster's certificate authority, and each node's certificate
     #[command(subcommand)]
     Cert(Cert),
     /// Seed nodes: who has a vote in arbitration
     #[command(subcommand)]
     Seed(Seed),
+    /// Print a completion script, to be loaded by a shell
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual pages, one for each command
+    Man {
+        /// An existing directory, such as /usr/local/share/man/man1
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// One supervisor; started by the agent, which says what to do on standard input
     #[command(hide = true)]
     Supervise {
@@ -154,6 +172,9 @@ pub struct Ps {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Go on, and show it again whenever something has changed; with --json one line of it each time
+    #[arg(short, long)]
+    pub watch: bool,
     #[command(flatten)]
     pub reach: Reach,
 }
@@ -203,6 +224,47 @@ pub struct Kill {
 }
 
 #[derive(Debug, Args)]
+pub struct Switchover {
+    pub name: String,
+    /// The node that it is to run on [default: that of its backup]. Another one is given a copy first, and meanwhile nothing
+    /// protects the workload
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub struct Failover {
+    pub name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub struct RestartLost {
+    pub name: String,
+    /// The node that it is to run on [default: this one, or else any that can]
+    #[arg(long, value_name = "NODE")]
+    pub on: Option<String>,
+    /// Vouch that these nodes, which do not answer, are dead for good. If it still runs on one of them, two will speak with its
+    /// address
+    #[arg(long, value_name = "NODE,NODE", value_delimiter = ',')]
+    pub dead: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+#[derive(Debug, Args)]
 pub struct Check {
     /// The node's configuration [default: /etc/outlive/agent.toml if it exists]
     #[arg(long, value_name = "FILE")]
@@ -210,9 +272,38 @@ pub struct Check {
     /// The bridge to check [default: that of the configuration]
     #[arg(long)]
     pub bridge: Option<String>,
+    /// Not the host: run the program after `--` for a while as a workload runs, in namespaces of its own and without a way
+    /// out, and list what it uses: kept, hidden from it, or refused. What it prints goes to standard error; end it
+    /// with ctrl-C. Exit code 5 if something is refused
+    #[arg(long, requires = "command", conflicts_with_all = ["pid", "config", "bridge"])]
+    pub program: bool,
+    /// Not the host: the same of a program that runs already, and of all processes below it, as far as can be seen
+    #[arg(long, value_name = "PID", conflicts_with_all = ["config", "bridge"])]
+    pub pid: Option<i32>,
+    /// How many seconds the program runs at most
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 10, requires = "program")]
+    pub seconds: u32,
+    /// An address that the program has, as for `run` [default: 192.0.2.2/24]; may be given again
+    #[arg(long = "ip", value_name = "CIDR", requires = "program")]
+    pub addresses: Vec<IpNet>,
+    /// A directory that it may write, as for `run`; may be given again
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Vec<PathBuf>,
+    /// An environment variable, as for `run`; may be given again
+    #[arg(long = "env", value_name = "K=V", value_parser = parse_variable, requires = "program")]
+    pub environment: Vec<(String, String)>,
+    /// The directory it starts in
+    #[arg(long, value_name = "DIR", default_value = "/", requires = "program")]
+    pub cwd: PathBuf,
+    /// The user it runs as, by name or number
+    #[arg(long, default_value = "root", requires = "program")]
+    pub user: String,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// The program and its arguments, after `--`
+    #[arg(last = true, value_name = "CMD", requires = "program")]
+    pub command: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]

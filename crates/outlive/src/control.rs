@@ -49,6 +49,19 @@ pub enum Request {
         name: String,
         signal: i32,
     },
+    /// To the backup's node, or to the one named.
+    Switchover {
+        name: String,
+        to: Option<String>,
+    },
+    Failover {
+        name: String,
+    },
+    RestartLost {
+        name: String,
+        on: Option<String>,
+        dead: Vec<String>,
+    },
     Bootstrap {
         seeds: Vec<String>,
     },
@@ -77,6 +90,7 @@ pub enum Reply {
     },
     Rejoined(Rejoined),
     Seeds(Vec<SeedRow>),
+    Moved(Moved),
     Failed(Failure),
 }
 
@@ -130,6 +144,15 @@ pub struct Inspected {
     /// Whose supervisor said so; none if the workload is lost and only its register speaks.
     pub node: Option<String>,
     pub status: Status,
+}
+
+/// The answer to `outlive switchover`, `outlive failover` and `outlive restart-lost`: where it runs now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Moved {
+    pub node: String,
+    pub generation: u64,
+    /// From when the new primary knew that it is one until the workload ran.
+    pub activate_ms: f64,
 }
 
 /// The answer to `outlive seed rejoin`: this node votes in this cluster again.

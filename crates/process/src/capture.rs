@@ -17,6 +17,7 @@ use crate::object::memory::Mapping;
 use crate::object::posix_timer::{self, PosixTimer};
 use crate::object::seccomp_filter::{self, Filters};
 use crate::object::signal::{self, PendingSignal};
+use crate::object::tcp::Framed;
 use crate::space::PageData;
 use crate::sys::bpf::threads::{Lister, ThreadSeen};
 use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
@@ -43,9 +44,16 @@ impl Workload {
     /// What changed since the last checkpoint. The tree must be frozen. After an error the changes are lost, and only
     /// [`Workload::capture_whole`] can begin anew.
     pub fn capture(&mut self) -> Result<(Checkpoint, PageData)> {
+        self.capture_said(&Framed::default())
+    }
+
+    /// As [`Workload::capture`], with what connections have said since the last checkpoint: which spares asking them.
+    pub fn capture_said(&mut self, framed: &Framed) -> Result<(Checkpoint, PageData)> {
         let mut pages = PageData::default();
         let checkpoint =
-            self.capture_with(false, &mut pages, |process, pid, mappings, pages| match &mut process.space {
+            self.capture_with(false, framed, &mut pages, |process, pid, mappings, pages| match &mut process
+                .space
+            {
                 Some(space) => space.capture(pid, mappings, pages),
                 None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
             })?;
@@ -70,9 +78,11 @@ impl Workload {
         self.ipc.begin_whole();
         self.log = self.tree_as_log();
         let mut unused = PageData::default();
-        self.capture_with(true, &mut unused, |process, pid, _, _| match &mut process.space {
-            Some(space) => space.begin_whole(pid),
-            None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
+        self.capture_with(true, &Framed::default(), &mut unused, |process, pid, _, _| {
+            match &mut process.space {
+                Some(space) => space.begin_whole(pid),
+                None => Err(Error::Mismatch(format!("the memory of process {pid} is not tracked"))),
+            }
         })
     }
 
@@ -120,15 +130,19 @@ impl Workload {
     fn capture_with(
         &mut self,
         whole: bool,
+        framed: &Framed,
         pages: &mut PageData,
         mut memory: impl FnMut(&mut Process, Pid, Option<u32>, &mut PageData) -> Result<MemoryDelta>,
     ) -> Result<Checkpoint> {
-        if let Some((pid, (what, advice))) = self.refused.first_key_value() {
-            return Err(Error::Unsupported { pid: *pid, what: what.clone(), advice });
+        for refused in self.standing.errors() {
+            self.refusals.pass::<()>(Err(refused))?;
         }
+        let strayed = self.namespaces.check_all(&self.processes, &self.threads);
+        self.refusals.pass(strayed)?;
         // These two first: what they find to be there for a moment only is waited for, and nothing has been taken yet.
-        let listed = self.look_at_threads()?;
-        let tables = self.descriptors.read_tables(&self.processes)?;
+        let looked = self.look_at_threads();
+        let listed = self.refusals.pass(looked)?.unwrap_or_default();
+        let tables = self.descriptors.read_tables(&self.processes, &mut self.refusals)?;
         let clocks = Clocks {
             monotonic: task::clock(libc::CLOCK_MONOTONIC) + self.clock_offsets.monotonic,
             boottime: task::clock(libc::CLOCK_BOOTTIME) + self.clock_offsets.boottime,
@@ -155,7 +169,8 @@ impl Workload {
                     (Some(captured), Running::Parked) => captured.clone(),
                     _ => {
                         let seen = listed.and_then(|threads| threads.get(&thread.tid));
-                        let state = capture_thread(*pid, *tid, thread, process, clock, seen)?;
+                        let state = capture_thread(*pid, *tid, thread, process, clock, seen);
+                        let Some(state) = self.refusals.pass(state)? else { continue };
                         waits::note(&mut self.limits, *tid, thread);
                         state
                     }
@@ -197,9 +212,15 @@ impl Workload {
                 process.cadences = timers.iter().filter_map(cadence_of).collect();
                 process.posix_timers = Some(timers);
             }
-            let memory = memory(process, *pid, mappings, pages)?;
-            let attributes =
-                if process.attributes_changed { Some(capture_attributes(*pid, process)?) } else { None };
+            let delta = memory(process, *pid, mappings, pages);
+            let memory = self.refusals.pass(delta)?.unwrap_or_default();
+            let attributes = if process.attributes_changed {
+                let stayed = self.namespaces.check(*pid, &process.host.to_string());
+                self.refusals.pass(stayed)?;
+                self.refusals.pass(capture_attributes(*pid, process))?
+            } else {
+                None
+            };
             process.actions_changed = false;
             process.attributes_changed = false;
             checkpoint.processes.push(ProcessState {
@@ -218,10 +239,12 @@ impl Workload {
         }
         let seen = self.shared.look(&mut self.processes);
         self.descriptors.set_mapped(seen.keys(), seen.scratch());
-        self.descriptors.capture(tables, &mut self.processes, &mut checkpoint)?;
+        self.descriptors.capture(tables, &mut self.processes, &mut checkpoint, framed, &mut self.refusals)?;
         let init = self.container.init;
-        self.shared.capture(seen, whole, init, &self.descriptors, &mut checkpoint, pages)?;
-        checkpoint.ipc = self.ipc.capture(self.container.init)?;
+        let (descriptors, refusals) = (&self.descriptors, &mut self.refusals);
+        self.shared.capture(seen, whole, init, descriptors, &mut checkpoint, pages, refusals)?;
+        let ipc = self.ipc.capture(self.container.init);
+        checkpoint.ipc = self.refusals.pass(ipc)?.flatten();
         checkpoint.tree = std::mem::take(&mut self.log);
         Ok(checkpoint)
     }

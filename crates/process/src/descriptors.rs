@@ -24,7 +24,8 @@ use crate::object::file::{FileKey, MEMFD};
 use crate::object::inotify;
 use crate::object::scratch::{Scratch, Touched};
 use crate::object::signal_owner::{self, SignalOwner};
-use crate::object::tcp::{self, Injector, RawSegment, State, TcpSocket};
+use crate::object::tcp::{self, Framed, Injector, RawSegment, State, TcpSocket};
+use crate::refusals::Refusals;
 use crate::sys::bpf::files::{Lister, OpenFile, SocketNumbers, Table, TcpNumbers};
 use crate::sys::ptrace::Tid;
 use crate::sys::{proc, task};
@@ -318,7 +319,11 @@ impl Descriptors {
 
     /// Reads all tables. All processes are stopped. What cannot be protected is found here, before anything that could not
     /// be asked for again has been taken: programs open a file of `/proc` for a moment and close it again.
-    pub(crate) fn read_tables(&mut self, processes: &BTreeMap<Pid, Process>) -> Result<Vec<(Pid, Vec<Row>)>> {
+    pub(crate) fn read_tables(
+        &mut self,
+        processes: &BTreeMap<Pid, Process>,
+        refusals: &mut Refusals,
+    ) -> Result<Vec<(Pid, Vec<Row>)>> {
         self.capturer.begin();
         for entry in self.entries.values_mut() {
             entry.holders.clear();
@@ -327,10 +332,11 @@ impl Descriptors {
             let alive: HashSet<Tid> = processes.values().map(|process| process.host).collect();
             self.tables.retain(|host, _| alive.contains(host));
         }
-        let tables = processes.iter().map(|(pid, process)| Ok((*pid, self.read_table(*pid, process)?)));
+        let tables =
+            processes.iter().map(|(pid, process)| Ok((*pid, self.read_table(*pid, process, refusals)?)));
         let tables = tables.collect::<Result<_>>().and_then(|tables| {
-            self.find_not_accepted(processes)?;
-            self.look_ahead(processes)?;
+            refusals.pass(self.find_not_accepted(processes))?;
+            self.look_ahead(processes, refusals)?;
             Ok(tables)
         });
         tables.map_err(|error| match error {
@@ -340,8 +346,8 @@ impl Descriptors {
     }
 
     /// What may be there for a moment only.
-    fn look_ahead(&mut self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
-        self.each_inotify(processes, |at, _| inotify::check(at))?;
+    fn look_ahead(&mut self, processes: &BTreeMap<Pid, Process>, refusals: &mut Refusals) -> Result<()> {
+        self.each_inotify(processes, |at, _| refusals.pass(inotify::check(at)).map(drop))?;
         // A descriptor on its way, a connection not accepted yet: unix sockets are captured now.
         let held = self.entries.iter().filter(|(_, entry)| !entry.holders.is_empty());
         let sockets: HashMap<u64, ObjectId> = held
@@ -361,8 +367,10 @@ impl Descriptors {
             let Some(process) = processes.get(&holder.process) else { continue };
             let file = entry.seen.map(|seen| seen.file);
             let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file };
-            let object = self.capturer.capture(Kind::Unix { inode: *inode }, &at, &objects)?;
-            self.ahead.insert(*id, object);
+            let object = self.capturer.capture(Kind::Unix { inode: *inode }, &at, &objects);
+            if let Some(object) = refusals.pass(object)? {
+                self.ahead.insert(*id, object);
+            }
         }
         Ok(())
     }
@@ -394,6 +402,8 @@ impl Descriptors {
         tables: Vec<(Pid, Vec<Row>)>,
         processes: &mut BTreeMap<Pid, Process>,
         checkpoint: &mut Checkpoint,
+        framed: &Framed,
+        refusals: &mut Refusals,
     ) -> Result<()> {
         for (pid, rows) in tables {
             let Some(process) = processes.get_mut(&pid) else { continue };
@@ -422,9 +432,9 @@ impl Descriptors {
             .collect();
         let ids: Vec<ObjectId> = self.entries.keys().copied().collect();
         for id in ids {
-            self.capture_entry(id, processes, &mut checkpoint.objects)?;
+            refusals.pass(self.capture_entry(id, processes, &mut checkpoint.objects, framed))?;
         }
-        self.capture_pipes(processes, &mut checkpoint.objects)?;
+        refusals.pass(self.capture_pipes(processes, &mut checkpoint.objects))?;
         checkpoint.orphans = self
             .entries
             .iter()
@@ -432,7 +442,7 @@ impl Descriptors {
             .map(|(id, _)| *id)
             .collect();
         checkpoint.signal_owners = self.capture_owners(processes)?;
-        checkpoint.files = self.scratch.scan()?;
+        checkpoint.files = refusals.pass(self.scratch.scan())?.unwrap_or_default();
         self.discard_own_events(processes)?;
         // The frames are held like all others, and belong to this epoch.
         self.send_unframed();
@@ -440,9 +450,11 @@ impl Descriptors {
     }
 
     /// The table of one process, each row with the object it refers to.
-    fn read_table(&mut self, pid: Pid, process: &Process) -> Result<Vec<Row>> {
+    fn read_table(&mut self, pid: Pid, process: &Process, refusals: &mut Refusals) -> Result<Vec<Row>> {
         let what = || format!("read the descriptors of process {pid}");
-        let Some(files) = self.list(process).attempt(what)? else { return self.read_links(pid, process) };
+        let Some(files) = self.list(process).attempt(what)? else {
+            return self.read_links(pid, process, refusals);
+        };
         let mut rows = Vec::with_capacity(files.len());
         let mut old = process.descriptors.iter().peekable();
         for file in files {
@@ -459,7 +471,9 @@ impl Descriptors {
                 }
                 _ => {
                     let link = proc::descriptor_link(process.host, file.fd).attempt(what)?;
-                    self.identify(holder, process, link, Some(&file))?
+                    let row = self.identify(holder, process, link, Some(&file));
+                    let Some(row) = refusals.pass(row)? else { continue };
+                    row
                 }
             };
             if let Some(entry) = self.entries.get_mut(&row.descriptor.object) {
@@ -475,7 +489,8 @@ impl Descriptors {
                 };
                 if let Some((what, advice)) = passing {
                     let (pidfd, others) = (process.pidfd.as_fd(), &[]);
-                    return Err(At { holder, others, pidfd, file: Some(file.file) }.refuse(what, advice));
+                    let at = At { holder, others, pidfd, file: Some(file.file) };
+                    refusals.pass::<()>(Err(at.refuse(what, advice)))?;
                 }
             }
             rows.push(row);
@@ -496,7 +511,7 @@ impl Descriptors {
     }
 
     /// As [`Descriptors::read_table`], where the kernel does not list open files: from what their links say.
-    fn read_links(&mut self, pid: Pid, process: &Process) -> Result<Vec<Row>> {
+    fn read_links(&mut self, pid: Pid, process: &Process, refusals: &mut Refusals) -> Result<Vec<Row>> {
         let what = || format!("read the descriptors of process {pid}");
         let open = proc::descriptors(process.host).attempt(what)?;
         let mut rows = Vec::with_capacity(open.len());
@@ -515,7 +530,11 @@ impl Descriptors {
                 {
                     (*row).clone()
                 }
-                _ => self.identify(holder, process, link, None)?,
+                _ => {
+                    let row = self.identify(holder, process, link, None);
+                    let Some(row) = refusals.pass(row)? else { continue };
+                    row
+                }
             };
             if let Some(entry) = self.entries.get_mut(&row.descriptor.object) {
                 entry.holders.push(holder);
@@ -598,11 +617,12 @@ impl Descriptors {
         id: ObjectId,
         processes: &BTreeMap<Pid, Process>,
         changed: &mut Vec<(ObjectId, Object)>,
+        framed: &Framed,
     ) -> Result<()> {
         let Some(entry) = self.entries.get(&id) else { return Ok(()) };
         let kind = entry.kind;
         if matches!(kind, Kind::Tcp { .. }) {
-            return self.capture_socket(id, processes, changed);
+            return self.capture_socket(id, processes, changed, framed);
         }
         let holders = entry.holders.clone();
         let Some((holder, others)) = holders.split_first() else { return Ok(()) };
@@ -683,6 +703,7 @@ impl Descriptors {
         id: ObjectId,
         processes: &BTreeMap<Pid, Process>,
         changed: &mut Vec<(ObjectId, Object)>,
+        framed: &Framed,
     ) -> Result<()> {
         let clock = tcp::Clock {
             monotonic: task::clock(libc::CLOCK_MONOTONIC),
@@ -724,7 +745,8 @@ impl Descriptors {
             && let Some(last) = &mut socket.last
             && socket.flags == flags
             && let Some((buffers, connection)) =
-                when_still(|| self.tcp.follow(socket.fd.as_fd(), last, numbers, clock)).map_err(refuse)?
+                when_still(|| self.tcp.follow(socket.fd.as_fd(), last, numbers, clock, framed))
+                    .map_err(refuse)?
         {
             last.buffers = buffers;
             last.state = State::Connected(Box::new(connection.clone()));

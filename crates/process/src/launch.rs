@@ -59,6 +59,8 @@ const TRACED: u8 = b't';
 const READY: u8 = b'r';
 /// To init: start the program.
 const GO: u8 = b'g';
+/// In the orders of a program that is only looked at.
+const OBSERVED: &str = "observed";
 /// From either: the reason why it gives up follows, to the end.
 const FAILED: u8 = b'E';
 
@@ -73,12 +75,14 @@ pub struct Container {
 }
 
 impl Container {
-    /// `launcher` is a command that ends up in [`launcher_main`]. The calling thread becomes the tracer for good.
+    /// `launcher` is a command that ends up in [`launcher_main`]. The calling thread becomes the tracer for good. If
+    /// `observed`, the program runs under the filter that announces what it hides (`seccomp::observing`).
     pub fn create(
         program: &Program,
         network: impl AsFd,
         launcher: &[OsString],
         output: [OwnedFd; 2],
+        observed: bool,
     ) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair().attempt(|| "make a socket pair".into())?;
         let network =
@@ -109,7 +113,7 @@ impl Container {
         drop((theirs, network));
         let mut channel = ours;
         channel.set_read_timeout(Some(START_DEADLINE)).attempt(|| "set a time limit".into())?;
-        let spec = serde_to_bytes(program);
+        let spec = serde_to_bytes(program, observed);
         let started = (|| -> io::Result<Tid> {
             channel.write_all(&(spec.len() as u32).to_ne_bytes())?;
             channel.write_all(&spec)?;
@@ -175,7 +179,7 @@ fn read_reason(channel: &mut UnixStream, otherwise: &str) -> String {
     if reason.is_empty() { otherwise.to_owned() } else { String::from_utf8_lossy(&reason).into_owned() }
 }
 
-fn serde_to_bytes(program: &Program) -> Vec<u8> {
+fn serde_to_bytes(program: &Program, observed: bool) -> Vec<u8> {
     // Lines would do, but names may hold anything; lengths may not.
     let mut bytes = Vec::new();
     let mut put = |text: &str| {
@@ -195,6 +199,7 @@ fn serde_to_bytes(program: &Program) -> Vec<u8> {
     let ids: Vec<String> =
         [program.uid, program.gid].iter().chain(&program.groups).map(u32::to_string).collect();
     put(&ids.join(" "));
+    put(if observed { OBSERVED } else { "" });
     bytes
 }
 
@@ -206,6 +211,7 @@ struct Orders {
     scratch: Vec<String>,
     environment: Vec<String>,
     ids: Vec<u32>,
+    observed: bool,
 }
 
 impl Orders {
@@ -229,7 +235,8 @@ impl Orders {
         };
         let (arguments, scratch, environment) = (list()?, list()?, list()?);
         let ids = text()?.split(' ').filter_map(|id| id.parse().ok()).collect();
-        Ok(Self { name, directory, arguments, scratch, environment, ids })
+        let observed = text()? == OBSERVED;
+        Ok(Self { name, directory, arguments, scratch, environment, ids, observed })
     }
 }
 
@@ -373,7 +380,8 @@ fn run(orders: &Orders) -> String {
         let groups: Vec<nix::unistd::Gid> = orders.ids.iter().skip(2).map(|id| (*id).into()).collect();
         nix::unistd::setgroups(&groups).attempt(|| "set the groups".into())?;
         // The filter before the user: installing it takes a privilege that the user may not have.
-        seccomp::install().attempt(|| "install the system call filter".into())?;
+        let filter = if orders.observed { seccomp::observing() } else { seccomp::program() };
+        seccomp::install(filter).attempt(|| "install the system call filter".into())?;
         nix::unistd::setgid(gid.into()).attempt(|| format!("become group {gid}"))?;
         nix::unistd::setuid(uid.into()).attempt(|| format!("become user {uid}"))?;
         let program = orders.arguments.first().ok_or_else(|| Error::Start("no program was named".into()))?;

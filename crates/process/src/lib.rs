@@ -11,12 +11,16 @@ pub mod checkpoint;
 pub mod delta;
 pub mod descriptors;
 pub mod error;
+pub mod inspect;
 pub mod launch;
 pub mod object;
+pub mod refusals;
 pub mod shared;
 pub mod shell;
 pub mod sockets;
 pub mod space;
+mod strayed;
+pub mod survey;
 pub mod sys;
 pub mod tree;
 

@@ -21,6 +21,7 @@ use crate::object::file::FileKey;
 use crate::object::memory::normalise;
 use crate::object::scratch::Touched;
 use crate::object::shared::{FileAttributes, Kind, SharedChange, Source};
+use crate::refusals::Refusals;
 use crate::space::{PageData, Space};
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::ptrace::Tid;
@@ -193,6 +194,7 @@ impl SharedObjects {
     }
 
     /// Fills in the objects of a checkpoint, after its descriptors and files.
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn capture(
         &mut self,
         mut seen: Seen,
@@ -201,6 +203,7 @@ impl SharedObjects {
         descriptors: &Descriptors,
         checkpoint: &mut Checkpoint,
         data: &mut PageData,
+        refusals: &mut Refusals,
     ) -> Result<()> {
         for (key, path, name, process) in descriptors.shared_files() {
             let source = Source::Memfd(name);
@@ -216,11 +219,11 @@ impl SharedObjects {
         for (key, found) in &seen.found {
             let name = descriptors.name_of(*key);
             if let (Source::Scratch(path), None, true) = (&found.source, name, found.code) {
-                return Err(Error::Unsupported {
+                refusals.pass::<()>(Err(Error::Unsupported {
                     pid: found.process,
                     what: format!("code of {path}, a file without a name"),
                     advice: "let it stay where it is while it is running",
-                });
+                }))?;
             }
             let tracked = match self.objects.remove(key) {
                 // It has lost its name, or got one back.
@@ -233,8 +236,8 @@ impl SharedObjects {
                 Some(tracked) => tracked,
                 None => Tracked::open(found, name, &segments, init)?,
             };
-            let change = tracked.capture(*key, found, name, &segments, whole, suspect, parts, data)?;
-            checkpoint.shared.extend(change);
+            let change = tracked.capture(*key, found, name, &segments, whole, suspect, parts, data);
+            checkpoint.shared.extend(refusals.pass(change)?.flatten());
             self.objects.insert(*key, tracked);
         }
         Ok(())

@@ -79,7 +79,7 @@ impl Shell {
         let surroundings = tree::surroundings(program, &network, &output)?;
         tree::enter_network(&network)?;
         let outputs = [&output[0], &output[1]].map(|end| end.try_clone().ok());
-        let container = Container::create(program, &network, launcher, output)?;
+        let container = Container::create(program, &network, launcher, output, false)?;
         let init = container.init;
         let what = || "prepare the shell's init".to_owned();
         ptrace::interrupt(init).attempt(what)?;

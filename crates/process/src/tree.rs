@@ -3,16 +3,16 @@
 //! One thread does nothing but this. It is told of every fork, exec, exit and signal, lets each go on at once, and
 //! keeps an ordered log of what a checkpoint cannot read from how the tree looks at its end.
 
+mod adopt;
 mod notices;
+mod results;
 pub(crate) mod waits;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,14 +31,16 @@ use crate::object::scratch::Scratch;
 use crate::object::seccomp_filter::{Filter, Filters};
 use crate::object::signal::SignalStack;
 use crate::object::{sysv, tcp};
+use crate::refusals::{Refusals, Standing};
 use crate::shared::SharedObjects;
 use crate::space::{Space, Unborn};
+use crate::strayed::Namespaces;
+use crate::survey::Observed;
 use crate::sys::bpf::{self, threads::Threads};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
-use crate::sys::remote::{self, Remote};
 use crate::sys::task;
-use crate::sys::uffd::{self, Tracker};
+pub(crate) use adopt::{adopt_space, vdso_syscall};
 
 /// How long the first exec may take: a program of hundreds of megabytes on a cold disk.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -58,6 +60,8 @@ pub(crate) enum Running {
     Group,
     /// On its way back into the wait that it was found in; its next stop is before that call.
     Parking,
+    /// In a call of which the result matters; its next stop is at the end of it.
+    Calling,
     /// The first thread of a process that goes on without it: it has no code to run any more, and is not gone either.
     Ended,
     /// Asleep in a wait for another. Its next stop is at the end of that call, before any code of the program's: as long
@@ -68,7 +72,7 @@ pub(crate) enum Running {
 impl Running {
     /// Whether it may run code of the program's, so that it has to be stopped.
     fn is_free(self) -> bool {
-        matches!(self, Running::Yes | Running::Parking)
+        matches!(self, Running::Yes | Running::Parking | Running::Calling)
     }
 }
 
@@ -183,8 +187,13 @@ pub struct Workload {
     /// Called exec, and have not reached the stop before their first instruction.
     awaiting_space: HashSet<Pid>,
     pub(crate) log: Vec<TreeEvent>,
-    /// What processes use that cannot be protected; until they end or run another program.
-    pub(crate) refused: BTreeMap<Pid, (String, &'static str)>,
+    pub(crate) standing: Standing,
+    /// Whether a capture goes on past what is refused.
+    pub(crate) refusals: Refusals,
+    /// The namespaces and mounts that the workload began in.
+    pub(crate) namespaces: Namespaces,
+    /// What is seen of a program that is only looked at, before anything protects it.
+    pub(crate) observed: Option<Box<Observed>>,
     pub(crate) freezing: bool,
     pub(crate) happened: Happened,
     signals: SignalFd,
@@ -262,13 +271,35 @@ impl Workload {
         launcher: &[OsString],
         output: [OwnedFd; 2],
     ) -> Result<Self> {
+        Self::launch_as(program, network, launcher, output, false)
+    }
+
+    /// As [`Workload::launch`], for a program that is only looked at ([`Workload::survey`]): what is hidden from it, and what it
+    /// cannot write, is noted as well.
+    pub fn launch_observed(
+        program: &Program,
+        network: impl AsFd,
+        launcher: &[OsString],
+        output: [OwnedFd; 2],
+    ) -> Result<Self> {
+        Self::launch_as(program, network, launcher, output, true)
+    }
+
+    fn launch_as(
+        program: &Program,
+        network: impl AsFd,
+        launcher: &[OsString],
+        output: [OwnedFd; 2],
+        observed: bool,
+    ) -> Result<Self> {
         bpf::prepare();
         let surroundings = surroundings(program, &network, &output)?;
         enter_network(&network)?;
-        let container = Container::create(program, network, launcher, output)?;
+        let container = Container::create(program, network, launcher, output, observed)?;
         let root = proc::path(container.init, "root");
         let scratch = Scratch::new(root, surroundings.scratch.clone());
         let mut workload = Self::with_container(container, Descriptors::new(surroundings, scratch))?;
+        workload.observed = observed.then(Box::default);
         ptrace::interrupt(workload.container.init).attempt(|| "stop init".into())?;
         workload.container.start()?;
         let begun = Instant::now();
@@ -290,6 +321,7 @@ impl Workload {
             .attempt(|| "make a signal descriptor".into())?;
         let scratch = descriptors.scratch_directories().into();
         descriptors.root = container.init;
+        let namespaces = Namespaces::of(container.init)?;
         Ok(Self {
             container,
             threads: HashMap::new(),
@@ -297,7 +329,10 @@ impl Workload {
             newborn: HashSet::new(),
             awaiting_space: HashSet::new(),
             log: Vec::new(),
-            refused: BTreeMap::new(),
+            standing: Standing::default(),
+            refusals: Refusals::default(),
+            namespaces,
+            observed: None,
             freezing: false,
             happened: Happened::default(),
             signals,
@@ -421,6 +456,15 @@ impl Workload {
         let freezing = self.freezing;
         let running = thread.running;
         match stop {
+            Stop::Syscall if running == Running::Calling => {
+                self.returned(pid, tid)?;
+                if freezing {
+                    if let Some(thread) = self.threads.get_mut(&tid) {
+                        thread.running = Running::Stopped;
+                    }
+                    return Ok(());
+                }
+            }
             Stop::Syscall if running == Running::Parking => {
                 thread.running = Running::Parked;
                 return ignore_gone(ptrace::resume_to_call(tid)).attempt(|| format!("let thread {tid} wait"));
@@ -471,7 +515,14 @@ impl Workload {
                 return Ok(());
             }
             Stop::Exiting(_) => self.exiting(pid, tid),
-            Stop::Seccomp(data) => self.noticed(pid, tid, data)?,
+            Stop::Seccomp(data) if self.noticed(pid, tid, data)? => {
+                if let Some(thread) = self.threads.get_mut(&tid) {
+                    thread.running = Running::Calling;
+                }
+                return ignore_gone(ptrace::resume_to_call(tid))
+                    .attempt(|| format!("let thread {tid} go on"));
+            }
+            Stop::Seccomp(_) => {}
             Stop::Syscall => {}
         }
         self.go(tid, 0)
@@ -583,7 +634,7 @@ impl Workload {
             process.advised = false;
             process.lock_future = 0;
         }
-        self.refused.remove(&pid);
+        self.standing.forget(pid);
         self.log.push(TreeEvent::Exec { pid });
         self.awaiting_space.insert(pid);
         ignore_gone(ptrace::interrupt(tid)).attempt(|| format!("stop thread {tid}"))
@@ -651,7 +702,7 @@ impl Workload {
         if thread.tid == thread.process
             && let Some(process) = self.processes.remove(&thread.process)
         {
-            self.refused.remove(&thread.process);
+            self.standing.forget(thread.process);
             self.log.push(TreeEvent::Exit { pid: thread.process, status });
             self.zombies.insert(thread.process, Zombie { parent: process.parent, status });
             if thread.process == FIRST {
@@ -662,7 +713,10 @@ impl Workload {
     }
 
     pub(crate) fn refuse(&mut self, pid: Pid, what: &str, advice: &'static str) {
-        self.refused.entry(pid).or_insert((what.to_owned(), advice));
+        self.standing.add(pid, what, advice);
+        if let Some(observed) = &mut self.observed {
+            observed.refused(pid, what, advice);
+        }
     }
 
     /// Stops every thread. On failure everything runs again.
@@ -729,7 +783,12 @@ impl Workload {
                     thread.running = Running::Yes;
                     ptrace::resume(*tid, signal)
                 }
-                Running::Yes | Running::Group | Running::Parking | Running::Parked | Running::Ended => Ok(()),
+                Running::Yes
+                | Running::Group
+                | Running::Parking
+                | Running::Calling
+                | Running::Parked
+                | Running::Ended => Ok(()),
             };
             ignore_gone(resumed).attempt(|| format!("resume thread {tid}"))?;
         }
@@ -800,46 +859,6 @@ pub(crate) fn enter_network(network: impl AsFd) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Makes the workspace and the tracker of the address space that `tid`, stopped before its first instruction or
-/// anywhere a signal could be delivered, lives in.
-pub(crate) fn adopt_space(tid: Tid, pidfd: BorrowedFd<'_>, scratch: Arc<[String]>) -> Result<Space> {
-    let what = || format!("track the memory of thread {tid}");
-    let memory = proc::open_memory(tid).attempt(what)?;
-    let syscall = vdso_syscall(tid, &memory).attempt(what)?;
-    let mut remote = Remote::begin(tid, &memory).attempt(what)?;
-    let made = (|| -> io::Result<OwnedFd> {
-        if !Remote::has_workspace(&memory) {
-            remote.install_workspace(syscall)?;
-        }
-        let flags = u64::from(libc::O_CLOEXEC as u32 | libc::O_NONBLOCK as u32) | uffd::USER_MODE_ONLY;
-        let fd = remote.call_at(syscall, libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0])?;
-        if fd < 0 {
-            return Err(io::Error::from_raw_os_error(-fd as i32));
-        }
-        let ours = task::take_descriptor(pidfd, fd as i32)?;
-        remote.call_at(syscall, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0])?;
-        Ok(ours)
-    })();
-    remote.end().attempt(what)?;
-    let tracker = Tracker::new(made.attempt(what)?).attempt(what)?;
-    Space::new(tid, tracker, memory, scratch).attempt(what)
-}
-
-/// Address of a `syscall` instruction in the vdso of a process.
-pub(crate) fn vdso_syscall(tid: Tid, memory: &File) -> io::Result<u64> {
-    let text = std::fs::read_to_string(proc::path(tid, "maps"))?;
-    let lines = proc::parse_maps(&text).ok_or_else(|| io::Error::other("unreadable mappings"))?;
-    let vdso = lines
-        .iter()
-        .find(|line| line.path == "[vdso]")
-        .ok_or_else(|| io::Error::other("no vdso; boot without vdso=0"))?;
-    let mut code = vec![0u8; (vdso.end - vdso.start) as usize];
-    memory.read_exact_at(&mut code, vdso.start)?;
-    remote::find_syscall_instruction(&code)
-        .map(|offset| vdso.start + offset as u64)
-        .ok_or_else(|| io::Error::other("no system call in the vdso"))
 }
 
 /// A thread that was killed between its stop and our answer reports its death by itself.

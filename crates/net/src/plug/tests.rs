@@ -43,6 +43,32 @@ fn r1_output_rule_a_frame_leaves_only_after_its_epoch_is_committed() {
 }
 
 #[test]
+fn what_an_epoch_has_said_so_far_is_what_is_held_since_the_last_cut() {
+    let said = |plug: &Plug| plug.said_since_cut().map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let mut plug = Plug::exposed(config(), 1);
+    plug.hold(&payload_frame(1), at(0));
+    assert!(said(&plug).is_empty(), "what may leave at once is not asked for");
+    let mut plug = Plug::holding(config(), 1);
+    plug.hold(&payload_frame(1), at(0));
+    plug.hold(&echo_reply_frame(1), at(0));
+    plug.hold(&ack_frame(2), at(0));
+    assert_eq!(said(&plug), [payload_frame(1), ack_frame(2)]);
+    plug.cut(1).unwrap();
+    assert!(said(&plug).is_empty());
+    plug.hold(&payload_frame(3), at(1));
+    assert_eq!(said(&plug), [payload_frame(3)]);
+    // Committed and gone, in part or as a whole.
+    plug.committed(1, at(2)).unwrap();
+    assert_eq!(said(&plug), [payload_frame(3)]);
+    drain(&mut plug, at(2));
+    assert_eq!(said(&plug), [payload_frame(3)]);
+    plug.cut(2).unwrap();
+    plug.committed(2, at(3)).unwrap();
+    plug.silence();
+    assert!(said(&plug).is_empty());
+}
+
+#[test]
 fn r1_output_rule_an_ack_says_what_was_received_and_is_held_too() {
     let mut plug = Plug::holding(config(), 1);
     assert!(plug.hold(&ack_frame(7), at(0)).ack);

@@ -210,16 +210,31 @@ impl Shared {
         }
     }
 
+    /// A stopped workload has said at most what its device holds.
+    fn take_all_output(&self, output: &mut Output, signals: &mut Signals) {
+        for _ in 0..=namespace::QUEUE as usize / BATCH_FRAMES {
+            if self.take_output(output, signals) < BATCH_FRAMES {
+                break;
+            }
+        }
+    }
+
+    pub(super) fn each_said(&self, each: &mut dyn FnMut(&[u8])) {
+        let mut signals = Signals::default();
+        {
+            let mut output = self.output();
+            self.take_all_output(&mut output, &mut signals);
+            output.plug.said_since_cut().for_each(each);
+        }
+        // The checkpoint that payload asks for is being taken.
+        self.report(Signals { payload: false, ack: false, ..signals });
+    }
+
     pub(super) fn cut(&self, epoch: u64) -> Result<(), PlugError> {
         let mut signals = Signals::default();
         let cut = {
             let mut output = self.output();
-            // A stopped workload has said at most what its device holds.
-            for _ in 0..=namespace::QUEUE as usize / BATCH_FRAMES {
-                if self.take_output(&mut output, &mut signals) < BATCH_FRAMES {
-                    break;
-                }
-            }
+            self.take_all_output(&mut output, &mut signals);
             output.plug.cut(epoch)
         };
         // Payload that was just cut needs no further checkpoint. What the kernel says alone is not in any.

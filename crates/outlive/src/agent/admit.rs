@@ -53,6 +53,28 @@ pub fn resolve(config: &Config, wanted: Wanted) -> Result<Workload> {
     if let Some(backup) = &wanted.backup {
         check_backup_node(config, backup)?;
     }
+    let asked = Asked {
+        command: wanted.command,
+        environment: wanted.environment,
+        directory: wanted.directory,
+        scratch: wanted.scratch,
+        user: wanted.user,
+    };
+    let program = program(&name, asked)?;
+    Ok(Workload { name, program, network, when_exposed: wanted.when_exposed, backup: wanted.backup })
+}
+
+/// A program as a user names it.
+pub struct Asked {
+    pub command: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    pub directory: PathBuf,
+    pub scratch: Vec<PathBuf>,
+    pub user: String,
+}
+
+/// With its full path, its user's number, and the variables that every workload has.
+pub fn program(name: &str, wanted: Asked) -> Result<Program> {
     let user = find_user(&wanted.user)?;
     let mut environment = wanted.environment;
     for (key, default) in [("PATH", PATH), ("HOME", user.home.as_str())] {
@@ -67,8 +89,8 @@ pub fn resolve(config: &Config, wanted: Wanted) -> Result<Workload> {
     };
     *program = find_program(program, path, &wanted.directory)?;
     let scratch = wanted.scratch.iter().map(|path| text_of(path)).collect::<Result<_>>()?;
-    let program = Program {
-        name: name.clone(),
+    Ok(Program {
+        name: name.to_owned(),
         arguments,
         environment,
         directory: text_of(&wanted.directory)?,
@@ -76,8 +98,7 @@ pub fn resolve(config: &Config, wanted: Wanted) -> Result<Workload> {
         uid: user.uid,
         gid: user.gid,
         groups: user.groups,
-    };
-    Ok(Workload { name, program, network, when_exposed: wanted.when_exposed, backup: wanted.backup })
+    })
 }
 
 /// Whether this node can run the workload, now or after a failover.
@@ -89,15 +110,20 @@ pub fn check(config: &Config, workload: &Workload) -> Result<()> {
         return Err(Failure::usage(format!("the parts of {name} have different names")));
     }
     workload.network.validate().map_err(|error| Failure::usage(error.to_string()))?;
-    let scratch: Vec<&Path> = workload.program.scratch.iter().map(Path::new).collect();
-    scratch.iter().try_for_each(|directory| check_scratch(&config.node, directory))?;
-    check_directory(&config.node, Path::new(&workload.program.directory), &scratch)?;
-    let program = workload.program.arguments.first().map_or("", String::as_str);
-    check_program(&config.node, Path::new(program), &scratch)?;
+    check_places(&config.node, &workload.program)?;
     Port::create(&config.bridge, workload.network.mtu)
         .map(drop)
         .map_err(|error| of_port(&config.node, &error))?;
     check_space(&config.state_dir)
+}
+
+/// Whether a program, and the directories it is given, can be used on this node.
+pub fn check_places(node: &str, program: &Program) -> Result<()> {
+    let scratch: Vec<&Path> = program.scratch.iter().map(Path::new).collect();
+    scratch.iter().try_for_each(|directory| check_scratch(node, directory))?;
+    check_directory(node, Path::new(&program.directory), &scratch)?;
+    let path = program.arguments.first().map_or("", String::as_str);
+    check_program(node, Path::new(path), &scratch)
 }
 
 /// Whether anyone on the network has one of the workload's addresses.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::unistd::Gid;
 use tracing::{debug, warn};
 
-use super::{Agent, host, membership, rejoin, view};
+use super::{Agent, host, membership, moves, rejoin, view};
 use crate::control::{Reply, Request, read_line, write_line};
 use crate::error::{Context, Failure, Result};
 use crate::output_log::Tail;
@@ -153,6 +153,11 @@ fn decide(agent: &Arc<Agent>, request: Request, progress: &mut dyn FnMut(String)
         Request::Inspect { name } => Ok(Reply::Inspected(Box::new(view::inspect(agent, &name)?))),
         Request::Stop { name, dead } => view::stop(agent, &name, &dead, progress).map(|()| Reply::Done),
         Request::Kill { name, signal } => view::kill(agent, &name, signal).map(|()| Reply::Done),
+        Request::Switchover { name, to } => moves::switchover(agent, &name, to, progress).map(Reply::Moved),
+        Request::Failover { name } => moves::failover(agent, &name, progress).map(Reply::Moved),
+        Request::RestartLost { name, on, dead } => {
+            moves::restart_lost(agent, &name, on, &dead, progress).map(Reply::Moved)
+        }
         Request::Bootstrap { seeds } => {
             let cluster = membership::bootstrap(agent, &seeds, progress)?;
             Ok(Reply::Bootstrapped { cluster: cluster.to_string() })

@@ -172,6 +172,12 @@ impl Redis {
         assert_eq!(openers.failures(), Vec::<String>::new());
     }
 
+    /// Of all connections since then.
+    pub fn longest_stall(&self, since: Instant) -> Duration {
+        let stalls = self.clients.as_ref().unwrap().stats().stalls_since(since);
+        stalls.into_iter().max().unwrap_or_default()
+    }
+
     /// No connection is answered for so long: whoever has the workload waits.
     #[track_caller]
     pub fn must_wait(&self, how_long: Duration) {

@@ -7,6 +7,7 @@ use super::file::FileKey;
 use super::shared::Source;
 use crate::checkpoint::Pid;
 use crate::error::{Error, Result};
+use crate::refusals::Refusal;
 use crate::sys::pagemap::Range;
 use crate::sys::proc::{self, MapsLine};
 use crate::sys::remote::{Batch, WORKSPACE};
@@ -205,6 +206,13 @@ pub fn interpret(pid: Pid, lines: &[MapsLine], scratch: &[String]) -> Result<Lay
         });
     }
     Ok(layout)
+}
+
+/// Every mapping that cannot be protected, of the text of `/proc/PID/maps`.
+pub fn refused(pid: Pid, maps: &str, scratch: &[String]) -> Vec<Refusal> {
+    let lines = proc::parse_maps(maps).unwrap_or_default();
+    let each = lines.into_iter().filter_map(|line| interpret(pid, &[line], scratch).err());
+    each.filter_map(|error| Refusal::of(&error)).collect()
 }
 
 /// Which object of the workload's own is mapped, if one is.

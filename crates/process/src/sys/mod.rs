@@ -10,6 +10,7 @@ pub mod ptrace;
 pub mod remote;
 pub mod seccomp;
 pub mod shared;
+pub mod syscalls;
 pub mod sysv;
 pub mod task;
 pub mod tcp_repair;

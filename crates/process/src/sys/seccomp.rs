@@ -26,7 +26,7 @@ pub enum Notice {
     Attribute = 6,
     /// A descriptor is about to be closed: it may be the last one of a connection with data still queued.
     Close = 7,
-    /// A call that cannot be protected at all.
+    /// A call after which, if it succeeds, nothing may be protected any more.
     Refused = 8,
     /// A file or a segment is about to be mapped shared.
     SharedMapping = 9,
@@ -42,6 +42,8 @@ pub enum Notice {
     SignalOwner = 13,
     /// A filter of the program's own.
     Filter = 14,
+    /// Of a program that is only looked at: a call that wants to write to a file system.
+    Writes = 15,
 }
 
 impl Notice {
@@ -62,6 +64,7 @@ impl Notice {
             Self::SystemV,
             Self::SignalOwner,
             Self::Filter,
+            Self::Writes,
         ]
         .into_iter()
         .find(|notice| *notice as u16 == data)
@@ -114,7 +117,6 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_execve, Notice::Exec),
     (libc::SYS_execveat, Notice::Exec),
     // Refused: kernel state that no other host can be given.
-    (libc::SYS_ptrace, Notice::Refused),
     (libc::SYS_process_vm_writev, Notice::Refused),
     (libc::SYS_setns, Notice::Refused),
     (libc::SYS_unshare, Notice::Refused),
@@ -134,6 +136,38 @@ const HIDDEN: &[(i64, i32)] = &[
     (libc::SYS_userfaultfd, libc::EPERM),
     (libc::SYS_bpf, libc::EPERM),
     (libc::SYS_perf_event_open, libc::ENOENT),
+    // A process has one tracer: it is as if somebody else were debugging the program.
+    (libc::SYS_ptrace, libc::EPERM),
+    // Mounts by descriptor, without which programs fall back to mount(2), which is noticed.
+    (libc::SYS_fsopen, libc::ENOSYS),
+    (libc::SYS_fsconfig, libc::ENOSYS),
+    (libc::SYS_fsmount, libc::ENOSYS),
+    (libc::SYS_fspick, libc::ENOSYS),
+    (libc::SYS_open_tree, libc::ENOSYS),
+    (libc::SYS_move_mount, libc::ENOSYS),
+    (libc::SYS_mount_setattr, libc::ENOSYS),
+    // What is the host's, and no workload's: as without CAP_SYS_ADMIN, CAP_SYS_TIME, CAP_SYS_MODULE, CAP_SYS_BOOT, CAP_SYS_RAWIO.
+    (libc::SYS_sethostname, libc::EPERM),
+    (libc::SYS_setdomainname, libc::EPERM),
+    (libc::SYS_settimeofday, libc::EPERM),
+    (libc::SYS_clock_settime, libc::EPERM),
+    (libc::SYS_adjtimex, libc::EPERM),
+    (libc::SYS_clock_adjtime, libc::EPERM),
+    (libc::SYS_init_module, libc::EPERM),
+    (libc::SYS_finit_module, libc::EPERM),
+    (libc::SYS_delete_module, libc::EPERM),
+    (libc::SYS_kexec_load, libc::EPERM),
+    (libc::SYS_kexec_file_load, libc::EPERM),
+    (libc::SYS_reboot, libc::EPERM),
+    (libc::SYS_swapon, libc::EPERM),
+    (libc::SYS_swapoff, libc::EPERM),
+    (libc::SYS_acct, libc::EPERM),
+    (libc::SYS_quotactl, libc::EPERM),
+    (libc::SYS_quotactl_fd, libc::EPERM),
+    (libc::SYS_iopl, libc::EPERM),
+    (libc::SYS_ioperm, libc::EPERM),
+    // Segments of a thread's own, for programs of other times (Wine, DOSEMU): a kernel may be built without.
+    (libc::SYS_modify_ldt, libc::ENOSYS),
     (libc::SYS_fanotify_init, libc::ENOSYS),
     (libc::SYS_memfd_secret, libc::ENOSYS),
     (libc::SYS_process_madvise, libc::ENOSYS),
@@ -155,6 +189,72 @@ const HIDDEN: &[(i64, i32)] = &[
     (libc::SYS_request_key, libc::ENOSYS),
 ];
 
+/// Calls that answer so for one value of their first argument: what the kernel keeps of it cannot be read back, or is the
+/// processor's. Numbers: `linux/prctl.h`, `asm/prctl.h`.
+const HIDDEN_OPTIONS: &[(i64, u32, i32)] = &[
+    (libc::SYS_prctl, PR_SET_TSC, libc::EINVAL),
+    (libc::SYS_prctl, PR_SET_SPECULATION_CTRL, libc::EINVAL),
+    (libc::SYS_prctl, PR_SET_IO_FLUSHER, libc::EINVAL),
+    (libc::SYS_prctl, PR_SET_SYSCALL_USER_DISPATCH, libc::EINVAL),
+    (libc::SYS_prctl, PR_SCHED_CORE, libc::EINVAL),
+    (libc::SYS_prctl, PR_SET_MDWE, libc::EINVAL),
+    (libc::SYS_prctl, PR_SET_MEMORY_MERGE, libc::EINVAL),
+    (libc::SYS_arch_prctl, ARCH_SET_CPUID, libc::ENODEV),
+    (libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, libc::EINVAL),
+    (libc::SYS_arch_prctl, ARCH_ENABLE_TAGGED_ADDR, libc::EINVAL),
+    (libc::SYS_arch_prctl, ARCH_SHSTK_ENABLE, libc::EINVAL),
+];
+const PR_SET_TSC: u32 = 26;
+const PR_SET_SPECULATION_CTRL: u32 = 53;
+const PR_SET_IO_FLUSHER: u32 = 57;
+const PR_SET_SYSCALL_USER_DISPATCH: u32 = 59;
+const PR_SCHED_CORE: u32 = 62;
+const PR_SET_MDWE: u32 = 65;
+const PR_SET_MEMORY_MERGE: u32 = 67;
+const ARCH_SET_CPUID: u32 = 0x1012;
+const ARCH_REQ_XCOMP_PERM: u32 = 0x1023;
+const ARCH_ENABLE_TAGGED_ADDR: u32 = 0x4002;
+const ARCH_SHSTK_ENABLE: u32 = 0x5001;
+
+/// Calls that write to a file system, without `open` and its like, which do so by their flags.
+const WRITES: &[i64] = &[
+    libc::SYS_openat2,
+    libc::SYS_creat,
+    libc::SYS_mkdir,
+    libc::SYS_mkdirat,
+    libc::SYS_mknod,
+    libc::SYS_mknodat,
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+    libc::SYS_rmdir,
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_symlink,
+    libc::SYS_symlinkat,
+    libc::SYS_link,
+    libc::SYS_linkat,
+    libc::SYS_truncate,
+    libc::SYS_chmod,
+    libc::SYS_fchmodat,
+    libc::SYS_chown,
+    libc::SYS_lchown,
+    libc::SYS_fchownat,
+];
+
+/// Whether a call is refused if it succeeds.
+pub fn is_refused(number: u64) -> bool {
+    NOTICED.iter().any(|(known, notice)| *known as u64 == number && *notice == Notice::Refused)
+}
+
+/// In the data of a stop: the call is hidden, with the error in the other bits ([`observing`]).
+const HIDES: u16 = 1 << 15;
+
+/// The error with which a stop of a program under [`observing`] is to be answered in place of the call.
+pub fn hidden_with(data: u16) -> Option<i32> {
+    (data & HIDES != 0).then_some(i32::from(data & !HIDES))
+}
+
 /// `struct seccomp_data`: number, architecture, instruction pointer, six arguments.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
@@ -171,6 +271,9 @@ const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 const X32_BIT: u32 = 0x4000_0000;
 /// `include/net/tcp.h` / `uapi/linux/tcp.h`: attaching an upper layer protocol (kernel TLS).
 const TCP_ULP: u32 = 31;
+
+/// The commands of `membarrier(2)` that register something (`linux/membarrier.h`).
+const MEMBARRIER_REGISTER: u32 = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8;
 
 // `include/uapi/asm-generic/{fcntl,ioctls,sockios}.h`.
 const F_SETSIG: u32 = 10;
@@ -202,6 +305,9 @@ fn trace(notice: Notice) -> sock_filter {
 fn errno(errno: i32) -> sock_filter {
     ret(libc::SECCOMP_RET_ERRNO | errno as u32)
 }
+
+/// How many instructions there are for foreign interfaces.
+const FOREIGN: usize = 6;
 
 /// The whole program, in order: foreign interfaces, calls told apart by arguments, noticed, hidden, all else.
 pub fn program() -> Vec<sock_filter> {
@@ -297,7 +403,22 @@ pub fn program() -> Vec<sock_filter> {
         jump(BPF_JGT, libc::SECCOMP_SET_MODE_FILTER, 1, 0),
         trace(Notice::Filter),
         allow,
+        // membarrier: what is registered with the kernel is the process's, and is asked for again.
+        jump(BPF_JEQ, libc::SYS_membarrier as u32, 0, 4),
+        load(argument(0)),
+        jump(BPF_JSET, MEMBARRIER_REGISTER, 0, 1),
+        trace(Notice::Attribute),
+        allow,
     ];
+    for (call, option, code) in HIDDEN_OPTIONS {
+        prog.extend([
+            jump(BPF_JEQ, *call as u32, 0, 4),
+            load(argument(0)),
+            jump(BPF_JEQ, *option, 0, 1),
+            errno(*code),
+            load(NUMBER),
+        ]);
+    }
     for (number, notice) in NOTICED {
         prog.push(jump(BPF_JEQ, *number as u32, 0, 1));
         prog.push(trace(*notice));
@@ -310,9 +431,36 @@ pub fn program() -> Vec<sock_filter> {
     prog
 }
 
-/// Puts the calling thread, and all that it will start, under the filter. Needs CAP_SYS_ADMIN.
-pub fn install() -> io::Result<()> {
+/// As [`program`], for a program that is only looked at: what is hidden, and what wants to write, is announced.
+pub fn observing() -> Vec<sock_filter> {
+    let wants = (libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC) as u32;
+    let mut writes = Vec::new();
+    for (number, flags) in [(libc::SYS_open, 1), (libc::SYS_openat, 2)] {
+        writes.extend([
+            jump(BPF_JEQ, number as u32, 0, 4),
+            load(argument(flags)),
+            jump(BPF_JSET, wants, 0, 1),
+            trace(Notice::Writes),
+            ret(libc::SECCOMP_RET_ALLOW),
+        ]);
+    }
+    for number in WRITES {
+        writes.extend([jump(BPF_JEQ, *number as u32, 0, 1), trace(Notice::Writes)]);
+    }
     let mut prog = program();
+    prog.splice(FOREIGN..FOREIGN, writes);
+    for instruction in &mut prog {
+        let returns = u32::from(instruction.code) == BPF_RET | BPF_K;
+        if returns && instruction.k & libc::SECCOMP_RET_ACTION_FULL == libc::SECCOMP_RET_ERRNO {
+            let error = instruction.k & libc::SECCOMP_RET_DATA;
+            instruction.k = libc::SECCOMP_RET_TRACE | error | u32::from(HIDES);
+        }
+    }
+    prog
+}
+
+/// Puts the calling thread, and all that it will start, under a filter. Needs CAP_SYS_ADMIN.
+pub fn install(mut prog: Vec<sock_filter>) -> io::Result<()> {
     let fprog = libc::sock_fprog { len: prog.len() as u16, filter: prog.as_mut_ptr() };
     // SAFETY: `fprog` and the program it points to live until the call returns; the kernel copies them.
     let result =

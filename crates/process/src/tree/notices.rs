@@ -10,12 +10,17 @@ use crate::object::posix_timer;
 use crate::sys::pagemap::{PAGE_SIZE, Range, USER_END};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::seccomp::Notice;
+use crate::sys::seccomp::{self, Notice};
 
 impl Workload {
-    pub(super) fn noticed(&mut self, pid: Pid, tid: Tid, data: u16) -> Result<()> {
-        let Some(notice) = Notice::from_data(data) else { return Ok(()) };
-        let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
+    /// Whether its result matters: then it is to be stopped again at its end ([`Workload::returned`]).
+    pub(super) fn noticed(&mut self, pid: Pid, tid: Tid, data: u16) -> Result<bool> {
+        if let Some(error) = seccomp::hidden_with(data) {
+            self.hide(pid, tid, error)?;
+            return Ok(false);
+        }
+        let Some(notice) = Notice::from_data(data) else { return Ok(false) };
+        let Some(process) = self.processes.get_mut(&pid) else { return Ok(false) };
         match notice {
             Notice::SignalAction => process.actions_changed = true,
             Notice::SignalStack => {
@@ -133,7 +138,7 @@ impl Workload {
                     // Nothing is said of mappings to come, so they are not locked (`apply_mlockall_flags`, mm/mlock.c).
                     libc::SYS_mlockall => process.lock_future = 0,
                     libc::SYS_munlockall => process.lock_future = 0,
-                    _ => return Ok(()),
+                    _ => return Ok(false),
                 }
                 process.attributes_changed = true;
             }
@@ -166,26 +171,14 @@ impl Workload {
             Notice::Filter => {
                 let regs =
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
-                if regs.rsi & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0 {
-                    let advice = "run the program without a supervisor for its system calls";
-                    self.refuse(
-                        pid,
-                        "a listener for system calls (SECCOMP_FILTER_FLAG_NEW_LISTENER)",
-                        advice,
-                    );
-                }
                 self.filters_change(pid)?;
+                return Ok(regs.rsi & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0);
             }
             // What is made is found in the ipc namespace.
             Notice::SystemV => self.ipc.used = true,
-            Notice::Refused => {
-                let regs =
-                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
-                let what = format!("system call {}", call_name(regs.orig_rax));
-                self.refuse(pid, &what, "run the program without the feature that needs it");
-            }
+            Notice::Refused | Notice::Writes => return Ok(true),
         }
-        Ok(())
+        Ok(false)
     }
 
     /// One thread may install a filter on all of a process, also on those that are parked.
@@ -223,21 +216,4 @@ fn unreadable_option(level: i32, name: i32) -> Option<(&'static str, &'static st
         }
         _ => None,
     }
-}
-
-fn call_name(number: u64) -> String {
-    let names = [
-        (libc::SYS_ptrace, "ptrace"),
-        (libc::SYS_process_vm_writev, "process_vm_writev"),
-        (libc::SYS_setns, "setns"),
-        (libc::SYS_unshare, "unshare"),
-        (libc::SYS_mount, "mount"),
-        (libc::SYS_umount2, "umount2"),
-        (libc::SYS_pivot_root, "pivot_root"),
-        (libc::SYS_mq_open, "mq_open (POSIX message queues)"),
-    ];
-    names
-        .into_iter()
-        .find(|(known, _)| *known as u64 == number)
-        .map_or_else(|| number.to_string(), |(_, name)| name.to_owned())
 }

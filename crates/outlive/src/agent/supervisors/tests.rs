@@ -57,6 +57,8 @@ fn status(role: Side, state: State, epoch: u64) -> Status {
         held_frames: 0,
         held_bytes: 0,
         exposed_because: None,
+        moving: None,
+        move_failed: None,
         last_failover: None,
         reprotect_ms: None,
         supervisor_pid: 0,

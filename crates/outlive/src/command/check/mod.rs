@@ -2,8 +2,11 @@
 //! tried is tried, by the very functions that workloads run on, each in a process of its own ([`probe`]).
 
 mod host;
+mod network;
 pub mod probe;
+mod program;
 mod sys;
+mod uses;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -61,7 +64,13 @@ struct Report {
     lines: Vec<Line>,
 }
 
-pub fn run(args: &Check) -> Result<ExitCode> {
+pub fn run(args: Check) -> Result<ExitCode> {
+    if let Some(pid) = args.pid {
+        return program::inspect(pid, &args);
+    }
+    if args.program {
+        return program::run(args);
+    }
     // A configuration that is named must be right; the usual one need not be there yet.
     let config = match &args.config {
         Some(path) => Some(Config::load(path)?),
@@ -80,6 +89,8 @@ pub fn run(args: &Check) -> Result<ExitCode> {
         host::clock(),
     ]);
     lines.push(host::bridge(bridge.as_deref()));
+    let peers = config.as_ref().map_or(&[][..], |config| &config.peers);
+    lines.extend(bridge.iter().flat_map(|bridge| network::lines(bridge, peers)));
     if let Some(config) = &config {
         lines.push(host::certificate(config));
         lines.push(host::state_directory(config));

@@ -280,7 +280,7 @@ fn forced_writes() -> Outcome {
 }
 
 fn filter() -> Outcome {
-    seccomp::install()?;
+    seccomp::install(seccomp::program())?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use nix::sys::socket::{SockaddrStorage, getsockname};
 
 use super::diag::{Diag, Seen};
 use super::error::{Attempt, Error, Refused, Result};
+use super::framed::Framed;
 use super::segment::Segment;
 use super::{
     Buffers, Connecting, Connection, Family, Options, RawSegment, Stage, State, TcpSocket, state_number,
@@ -104,8 +105,8 @@ impl Capturer {
         Ok(Captured { socket: TcpSocket { options, buffers, local, state }, unframed })
     }
 
-    /// As [`Capturer::capture`], from an earlier capture of the same socket and from its numbers now, in four system calls
-    /// or none. `None` where that does not tell all: then everything is to be asked.
+    /// As [`Capturer::capture`], from an earlier capture of the same socket, from its numbers now, and from what it has said
+    /// since in frames, in five system calls or none. `None` where that does not tell all: then everything is to be asked.
     ///
     /// What a connection is beyond these numbers was agreed on in its handshake, or is set by `setsockopt`, which is noticed.
     pub fn follow(
@@ -114,6 +115,7 @@ impl Capturer {
         earlier: &TcpSocket,
         now: &TcpNumbers,
         clock: Clock,
+        framed: &Framed,
     ) -> Result<Option<(Buffers, Connection)>> {
         let State::Connected(was) = &earlier.state else { return Ok(None) };
         let plain = was.stage == Stage::Established
@@ -133,24 +135,24 @@ impl Capturer {
             return Ok(None);
         }
         let length = now.write_seq.wrapping_sub(now.snd_una) as usize;
-        let known = now.snd_una.wrapping_sub(was.snd_una) as usize;
-        let send = if length == 0 {
-            Vec::new()
-        } else if now.write_seq == was.write_seq()
-            && let Some(rest) = was.send.get(known..)
-        {
-            rest.to_vec()
-        } else {
+        // What was queued at the last capture and is not acknowledged yet, then what has been sent since.
+        let acknowledged = now.snd_una.wrapping_sub(was.snd_una) as usize;
+        let mut send = was.send.get(acknowledged..).unwrap_or_default().to_vec();
+        let sent_since = now.write_seq.wrapping_sub(send.len() as u32).wrapping_sub(now.snd_una) as usize;
+        let from = now.snd_una.wrapping_add(send.len() as u32);
+        let in_frames =
+            send.len() <= length && framed.append(earlier.local, was.remote, from, sent_since, &mut send);
+        if !in_frames {
             let repair = InRepair::enter(fd, &earlier.options)?;
             sys::select_queue(fd, Queue::Send).attempt("select the send queue")?;
             let peeked = sys::peek(fd, length);
             repair.leave()?;
-            match peeked {
+            send = match peeked {
                 Ok(bytes) => bytes,
                 Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Err(Error::Changed),
                 Err(source) => return Err(Error::System { attempt: "peek at the send queue", source }),
-            }
-        };
+            };
+        }
         if send.len() != length {
             return Err(Error::Changed);
         }
@@ -509,7 +511,13 @@ mod tests {
             let now = numbers(&server);
             let clock =
                 Clock { monotonic: crate::sys::task::clock(libc::CLOCK_MONOTONIC), pingpong_threshold: 1 };
-            let followed = capturer.follow(server.as_fd(), &earlier, &now, clock).unwrap();
+            // In every other round as if its frames had been seen.
+            let mut framed = Framed::default();
+            let State::Connected(was) = &earlier.state else { panic!("{:?}", earlier.state) };
+            if round % 2 == 0 {
+                framed.note(&frame(earlier.local, was.remote, was.write_seq(), &vec![2; 700 * round]));
+            }
+            let followed = capturer.follow(server.as_fd(), &earlier, &now, clock, &framed).unwrap();
             let (buffers, mut connection) = followed.expect("it is established and all is sent");
             let whole = capturer.capture(server.as_fd(), Some(&earlier.options)).unwrap().socket;
             let State::Connected(asked) = &whole.state else { panic!("{:?}", whole.state) };
@@ -522,9 +530,24 @@ mod tests {
         // What is unread, or at its end, is not told by numbers.
         client.write_all(b"more").unwrap();
         let clock = Clock { monotonic: 0, pingpong_threshold: 1 };
-        assert_eq!(capturer.follow(server.as_fd(), &earlier, &numbers(&server), clock).unwrap(), None);
+        let nothing = Framed::default();
+        let unread = capturer.follow(server.as_fd(), &earlier, &numbers(&server), clock, &nothing).unwrap();
+        assert_eq!(unread, None);
         server.read_exact(&mut [0; 4]).unwrap();
         drop(client);
-        assert_eq!(capturer.follow(server.as_fd(), &earlier, &numbers(&server), clock).unwrap(), None);
+        let end = capturer.follow(server.as_fd(), &earlier, &numbers(&server), clock, &nothing).unwrap();
+        assert_eq!(end, None);
+    }
+
+    fn frame(from: SocketAddr, to: SocketAddr, seq: u32, payload: &[u8]) -> Vec<u8> {
+        let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (from, to) else { panic!("IPv4 here") };
+        let mut frame = Vec::new();
+        etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4(source.ip().octets(), destination.ip().octets(), 64)
+            .tcp(from.port(), to.port(), seq, 1000)
+            .ack(1)
+            .write(&mut frame, payload)
+            .unwrap();
+        frame
     }
 }

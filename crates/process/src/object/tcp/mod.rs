@@ -22,6 +22,7 @@
 mod capture;
 mod diag;
 mod error;
+mod framed;
 mod options;
 mod restore;
 mod segment;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 pub use capture::{Captured, Capturer, Clock};
 pub use error::{Error, Refused, Result};
+pub use framed::Framed;
 pub use options::{Family, Options};
 pub use restore::{Builder, PeerAck, Restored};
 pub use segment::{Injector, RawSegment, peer_ack, probe};
