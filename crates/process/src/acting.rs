@@ -1,6 +1,6 @@
 //! The shell's processes doing, before they come to life, what the kernel remembers its doer for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
@@ -11,6 +11,7 @@ use crate::error::{Attempt, Error, Result};
 use crate::launch::CHANNEL;
 use crate::object::unix_actor::{Actors, Credentials, Task, by_number};
 use crate::shell::{ShellProcess, run_in, run_unchecked, send};
+use crate::sys::ptrace::Tid;
 use crate::sys::remote::Batch;
 use crate::sys::task;
 
@@ -25,6 +26,10 @@ pub(crate) struct Troupe<'a> {
 }
 
 impl Actors for Troupe<'_> {
+    fn numbers(&self) -> HashMap<Pid, Tid> {
+        self.processes.iter().map(|(pid, process)| (*pid, process.host)).collect()
+    }
+
     fn act(&self, who: &Credentials, task: &Task<'_>) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
         // One that has ended leaves its user to another.
         let process = self.processes.get(&who.pid).or_else(|| self.processes.values().next());

@@ -626,6 +626,11 @@ impl<'a> BuildContext<'a> {
             .ok_or_else(|| Error::Mismatch(format!("object {} is referred to and absent", id.0)))
     }
 
+    /// One that was built along with another.
+    pub(super) fn take(&mut self, id: ObjectId) -> Result<OwnedFd> {
+        self.built.remove(&id).ok_or_else(|| Error::Mismatch(format!("object {} was not built", id.0)))
+    }
+
     pub(super) fn is_built(&self, id: ObjectId) -> bool {
         self.built.contains_key(&id)
     }

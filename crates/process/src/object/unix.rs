@@ -3,7 +3,7 @@
 //! A connected socket is captured with what waits to be read from it; its peer is a socket of its own. The two are built
 //! together: by `socketpair`, or, where addresses are visible, by connecting to a listener that exists for just that.
 //!
-//! Messages that waited with credentials have the supervisor's afterwards.
+//! Who did that, and whose messages wait, is said again where a socket tells it ([`super::unix_actor`]).
 
 use std::collections::{HashMap, HashSet};
 use std::fs::read_link;
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::descriptor::{At, Inode, StatusFlags, Surroundings};
 use super::unix_actor::Credentials;
 pub(super) use super::unix_build::build;
-use crate::checkpoint::ObjectId;
+use crate::checkpoint::{ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
 use crate::sys::descriptor as sys;
 use crate::sys::proc;
@@ -36,6 +36,8 @@ pub(super) const OPTIONS: [i32; 6] = [
     libc::SO_OOBINLINE,
     libc::SO_PEEK_OFF,
 ];
+/// Of [`OPTIONS`].
+const PASSES_CREDENTIALS: usize = 3;
 /// Room for one look into a queue: more than a message can have with the largest send buffer that kernels allow by
 /// default (`net.core.wmem_max`, 4 MiB since Linux 6.17, is asked for by almost nobody; what is longer is refused).
 const ROOM: usize = 1 << 20;
@@ -97,6 +99,13 @@ pub enum Role {
     Unconnected,
     Listening {
         backlog: u32,
+        /// Those who have connected and were not accepted, in their order.
+        waiting: Vec<ObjectId>,
+    },
+    /// Connected to a listener that has not accepted it, by this process.
+    Waiting {
+        listener: ObjectId,
+        caller: Credentials,
     },
     /// Each is the other's peer.
     Connected {
@@ -114,10 +123,22 @@ pub enum Role {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Sent by the peer under its name; otherwise by a socket without a name.
-    pub named: bool,
+    pub sender: Sender,
+    /// Of whoever sent it, of a socket that asks for them (`SO_PASSCRED`).
+    pub credentials: Option<Credentials>,
     #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
+}
+
+/// Which socket a message is from, as its receiver is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sender {
+    /// One without a name.
+    Unnamed,
+    /// The peer, under its name.
+    Peer,
+    /// Another, by a name that its receiver may answer to.
+    Other(Name),
 }
 
 /// The unix sockets of the workload's network namespace, looked at together once per stop.
@@ -179,7 +200,11 @@ pub(super) fn capture(
     let name = capture_name(&entry, at)?;
     let (from, node) = capture_place(&entry, name.as_ref(), at, surroundings)?;
     let ready = readiness(&socket).attempt(|| "ask what a unix socket is ready for".to_owned())?;
-    let role = capture_role(&entry, peer.as_ref(), ready, at, objects)?;
+    let listener = entries.values().find(|other| other.waiting.contains(&inode)).cloned();
+    let role = match &listener {
+        Some(listener) => capture_waiting(&entry, listener, at, objects)?,
+        None => capture_role(&entry, peer.as_ref(), ready, at, objects)?,
+    };
     check_reachable(&entry, peer.as_ref(), &role, name.as_ref(), at, surroundings)?;
     let mut options = [0; OPTIONS.len()];
     for (value, name) in options.iter_mut().zip(OPTIONS) {
@@ -195,7 +220,10 @@ pub(super) fn capture(
     let mut queue = Vec::new();
     if kind == libc::SOCK_DGRAM || connected {
         let peer_name = peer.as_ref().map_or(&[][..], |peer| peer.name.as_slice());
-        queue = capture_queue(&socket, &entry, peer_name, ready, at, survey)?;
+        // Where others can send to, and no connection stands in between.
+        let open = name.is_some() && matches!(role, Role::Unconnected | Role::Sending { .. });
+        let asks = options[PASSES_CREDENTIALS] != 0;
+        queue = capture_queue(&socket, &entry, (peer_name, open, asks), ready, at, surroundings, survey)?;
     }
     let shutdown = entry.shutdown;
     let credentials = capture_credentials(inode, &socket, at, survey)?;
@@ -216,13 +244,22 @@ fn capture_credentials(
     {
         return Ok(told.clone());
     }
-    // A process of the workload's has as many numbers as its holder.
-    let depth = proc::status(at.holder.tid).attempt(what)?.namespaced.len();
-    let numbers = proc::status(who.pid).ok().filter(|_| who.pid > 0).map(|status| status.namespaced);
-    let pid = numbers.filter(|numbers| numbers.len() == depth).and_then(|numbers| numbers.last().copied());
-    let told = Some(Credentials { pid: pid.unwrap_or(0), uid: who.uid, gid: who.gid, groups });
+    let pid = inner_pid(who.pid, at)?;
+    let told = Some(Credentials { pid, uid: who.uid, gid: who.gid, groups });
     survey.told.insert(inode, (stamp, told.clone()));
     Ok(told)
+}
+
+/// A process as the workload sees it; 0 if it has ended, or is none of the workload's.
+fn inner_pid(pid: i32, at: &At<'_>) -> Result<Pid> {
+    // A process of the workload's has as many numbers as its holder.
+    let depth = proc::status(at.holder.tid)
+        .attempt(|| format!("read the numbers of process {}", at.holder.process))?
+        .namespaced
+        .len();
+    let numbers = proc::status(pid).ok().filter(|_| pid > 0).map(|status| status.namespaced);
+    let pid = numbers.filter(|numbers| numbers.len() == depth).and_then(|numbers| numbers.last().copied());
+    Ok(pid.unwrap_or(0))
 }
 
 fn readiness(socket: &OwnedFd) -> io::Result<PollFlags> {
@@ -330,11 +367,18 @@ fn capture_role(
 ) -> Result<Role> {
     if entry.state == STATE_LISTEN {
         let (waiting, backlog) = entry.queues;
-        if waiting > 0 {
-            let what = format!("a listening unix socket with {waiting} connections not accepted");
-            return Err(at.refuse(what, "it is kept as soon as they are accepted"));
-        }
-        return Ok(Role::Listening { backlog });
+        let known: Option<Vec<ObjectId>> =
+            entry.waiting.iter().map(|inode| objects(Inode::Socket(*inode))).collect();
+        // A connection that is built is accepted from a listener by an abstract name, if there is one.
+        let known = known.filter(|known| known.len() == waiting as usize);
+        let by_path = waiting == 0 || entry.name.first().is_some_and(|first| *first != 0);
+        return match known.filter(|_| by_path) {
+            Some(waiting) => Ok(Role::Listening { backlog, waiting }),
+            None => {
+                let what = format!("a listening unix socket with {waiting} connections not accepted");
+                Err(at.refuse(what, "it is kept as soon as they are accepted"))
+            }
+        };
     }
     let datagrams = i32::from(entry.kind) == libc::SOCK_DGRAM;
     let Some(inode) = entry.peer else {
@@ -363,6 +407,27 @@ fn capture_role(
             Err(at.refuse("datagram sockets connected in a chain", "connect them in pairs, or to one server"))
         }
     }
+}
+
+/// One that a listener has not accepted. What it has said already is in a queue that nobody can look into.
+fn capture_waiting(
+    entry: &UnixEntry,
+    listener: &UnixEntry,
+    at: &At<'_>,
+    objects: &dyn Fn(Inode) -> Option<ObjectId>,
+) -> Result<Role> {
+    let advice = "it is kept as soon as it is accepted";
+    if entry.queues.1 > 0 {
+        return Err(at.refuse("a unix socket not accepted yet that has said something", advice));
+    }
+    let Some(id) = objects(Inode::Socket(listener.inode)) else {
+        return Err(at.refuse("a unix socket not accepted yet, by a listener outside", advice));
+    };
+    // Who has connected is told to whoever accepts, and to nobody before. It is taken for who has the socket.
+    let status =
+        proc::status(at.holder.tid).attempt(|| format!("read whose process {} is", at.holder.process))?;
+    let (pid, uid, gid) = (at.holder.process, status.uids[1], status.gids[1]);
+    Ok(Role::Waiting { listener: id, caller: Credentials { pid, uid, gid, groups: status.groups } })
 }
 
 /// That addresses can be brought about again.
@@ -406,9 +471,10 @@ fn check_reachable(
 fn capture_queue(
     socket: &OwnedFd,
     entry: &UnixEntry,
-    peer_name: &[u8],
+    (peer_name, open, asks): (&[u8], bool, bool),
     ready: PollFlags,
     at: &At<'_>,
+    surroundings: &Surroundings,
     survey: &mut Survey,
 ) -> Result<Vec<Message>> {
     let stream = i32::from(entry.kind) == libc::SOCK_STREAM;
@@ -457,22 +523,54 @@ fn capture_queue(
             at.refuse("a unix socket with very much in its queue", "leave its send buffer at its default")
         );
     }
-    // A stream's reader is not told a sender.
-    let unknown = |sender: &[u8]| !stream && !sender.is_empty() && sender != peer_name;
-    if seen.iter().any(|message| unknown(&message.sender)) {
-        let advice =
-            "it is kept as soon as that is read; or connect the two, or leave the sender without a name";
-        return Err(at.refuse("a datagram waiting from a socket that has a name and is not the peer", advice));
+    let total: usize = seen.iter().map(|message| message.bytes.len()).sum();
+    if stream && total != waiting {
+        let source = io::Error::other(format!("{waiting} bytes wait and {total} were seen"));
+        return Err(Error::System { attempt: "look at what waits in a unix socket".to_owned(), source });
     }
-    if stream {
-        let bytes = seen.into_iter().flat_map(|message| message.bytes).collect::<Vec<u8>>();
-        if bytes.len() != waiting {
-            let source = io::Error::other(format!("{waiting} bytes wait and {} were seen", bytes.len()));
-            return Err(Error::System { attempt: "look at what waits in a unix socket".to_owned(), source });
+    let mut queue: Vec<Message> = Vec::new();
+    for message in seen {
+        // A stream's reader is not told a sender.
+        let sender = match message.sender.as_slice() {
+            [] => Sender::Unnamed,
+            _ if stream => Sender::Unnamed,
+            name if name == peer_name => Sender::Peer,
+            name => Sender::Other(name_of_other(name, open, at, surroundings)?),
+        };
+        let credentials = match message.credentials.filter(|who| asks && who.pid > 0) {
+            Some(who) => Some(Credentials {
+                pid: inner_pid(who.pid, at)?,
+                uid: who.uid,
+                gid: who.gid,
+                groups: Vec::new(),
+            }),
+            None => None,
+        };
+        match queue.last_mut() {
+            // Of a stream only who has sent what keeps pieces apart.
+            Some(last) if stream && last.credentials == credentials => last.bytes.extend(message.bytes),
+            _ => queue.push(Message { sender, credentials, bytes: message.bytes }),
         }
-        return Ok(vec![Message { named: false, bytes }]);
     }
-    Ok(seen.into_iter().map(|m| Message { named: !m.sender.is_empty(), bytes: m.bytes }).collect())
+    Ok(queue)
+}
+
+/// The name of a sender that is not the peer: one that can be had for a moment.
+fn name_of_other(name: &[u8], open: bool, at: &At<'_>, surroundings: &Surroundings) -> Result<Name> {
+    if let [0, name @ ..] = name
+        && open
+    {
+        return Ok(Name::Abstract(name.to_vec()));
+    }
+    let path = std::str::from_utf8(name.strip_suffix(&[0]).unwrap_or(name)).ok();
+    if let Some(path) = path.filter(|path| open && path.starts_with('/') && !has_parent_steps(path)) {
+        let place = directory_of(&proc::path(at.holder.root, "root"), "/", path);
+        if place.is_ok_and(|(_, shown)| surroundings.is_scratch(&shown)) {
+            return Ok(Name::Path(path.to_owned()));
+        }
+    }
+    let advice = "it is kept as soon as that is read; or connect the two, or leave the sender without a name";
+    Err(at.refuse("a datagram waiting from a socket that has a name and is not the peer", advice))
 }
 
 /// Everything in the queue, from the offset that is set. Reads no further than what is there: the end of a stream would

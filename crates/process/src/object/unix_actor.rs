@@ -2,6 +2,7 @@
 //! those of the process that called `listen`, `connect` or `socketpair`. So these are called by that process of the shell, as that
 //! user.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Pid;
 use crate::sys::descriptor as sys;
+use crate::sys::ptrace::Tid;
 
 /// Of a process at some moment: effective ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +55,9 @@ pub(crate) fn by_number(number: i32) -> String {
 
 /// The processes of a shell, as far as they do something for its sockets.
 pub(crate) trait Actors {
+    /// Each by its number in the workload, with the one that it has here.
+    fn numbers(&self) -> HashMap<Pid, Tid>;
+
     /// A pair, if that was asked for.
     fn act(&self, who: &Credentials, task: &Task<'_>) -> io::Result<Option<(OwnedFd, OwnedFd)>>;
 }
@@ -89,6 +94,8 @@ impl Owned {
 pub(crate) struct Stage {
     orders: Sender<Order>,
     empty: bool,
+    /// The numbers that the workload's processes have here.
+    numbers: HashMap<Pid, Tid>,
 }
 
 /// For the thread that traces: has it done, until the other has gone.
@@ -99,10 +106,18 @@ pub(crate) struct Prompter<'a> {
 
 pub(crate) fn stage(actors: Option<&dyn Actors>) -> (Stage, Prompter<'_>) {
     let (orders, inbox) = channel();
-    (Stage { orders, empty: actors.is_none() }, Prompter { inbox, actors })
+    let numbers = actors.map(Actors::numbers).unwrap_or_default();
+    (Stage { orders, empty: actors.is_none(), numbers }, Prompter { inbox, actors })
 }
 
 impl Stage {
+    /// For a message of this process's. One that has ended leaves its user to another.
+    pub fn as_seen_here(&self, who: &Credentials) -> libc::ucred {
+        let number = self.numbers.get(&who.pid).or_else(|| self.numbers.values().next()).copied();
+        let pid = number.unwrap_or(std::process::id() as Tid);
+        libc::ucred { pid, uid: who.uid, gid: who.gid }
+    }
+
     /// `None`: it is for the caller to do.
     fn actor<'a>(&self, who: Option<&'a Credentials>) -> Option<&'a Credentials> {
         who.filter(|_| !self.empty)

@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
 
 use super::descriptor::{BuildContext, Object};
-use super::unix::{Message, Name, OPTIONS, Role, UnixSocket, directory_of, has_parent_steps};
+use super::unix::{Message, Name, OPTIONS, Role, Sender, UnixSocket, directory_of, has_parent_steps};
 use super::unix_actor::{self, Stage};
 use crate::checkpoint::ObjectId;
 use crate::error::{Attempt, Error, Result};
@@ -26,6 +26,15 @@ pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContex
     check_place(object, context)?;
     match object.role {
         Role::Connected { peer } => build_connected(id, object, peer, context)?,
+        // Its listener makes all that wait, in their order.
+        Role::Waiting { listener, .. } => {
+            if !matches!(unix_object(context, listener)?.role, Role::Listening { .. }) {
+                return Err(Error::Mismatch(format!("unix socket {} waits for no listener", id.0)));
+            }
+            context.build(listener)?;
+            return context.take(id);
+        }
+        Role::Listening { backlog, ref waiting } => build_listener(object, backlog, waiting, context)?,
         Role::Sending { peer } => {
             let server_object = unix_object(context, peer)?;
             let Some(name) = server_object.name.as_ref().filter(|_| server_object.role == Role::Unconnected)
@@ -34,22 +43,22 @@ pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContex
             };
             context.build(peer)?;
             let server = context.get(peer);
-            in_workload(context, |_| {
+            let senders = built_datagrams(context);
+            in_workload(context, |stage| {
                 let fd = sys::unix_socket(object.kind)?;
-                with_name(object, &fd, || fill_by_name(object, server))?;
+                with_name(object, &fd, || fill_by_name(stage, object, server, &senders))?;
                 told_from(server_object, || sys::unix_connect(fd.as_fd(), &name.address()))?;
                 finish(object, fd)
             })
         }
-        Role::Unconnected | Role::Listening { .. } => in_workload(context, |stage| {
-            let fd = sys::unix_socket(object.kind)?;
-            with_name(object, &fd, || fill_by_name(object, None))?;
-            if let Role::Listening { backlog } = object.role {
-                let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
-                stage.listen(object.credentials.as_ref(), fd.as_fd(), backlog)?;
-            }
-            finish(object, fd)
-        }),
+        Role::Unconnected => {
+            let senders = built_datagrams(context);
+            in_workload(context, |stage| {
+                let fd = sys::unix_socket(object.kind)?;
+                with_name(object, &fd, || fill_by_name(stage, object, None, &senders))?;
+                finish(object, fd)
+            })
+        }
         Role::Orphan { reset } => in_workload(context, |stage| {
             let (fd, gone) = match (&object.name, object.kind) {
                 (Some(name), libc::SOCK_STREAM | libc::SOCK_SEQPACKET) => {
@@ -61,9 +70,9 @@ pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContex
             if object.kind == libc::SOCK_DGRAM {
                 with_name(object, &fd, || Ok(()))?;
             }
-            fill(object, gone.as_fd())?;
+            fill(stage, object, gone.as_fd())?;
             if reset {
-                sys::send(fd.as_fd(), b"!", None)?;
+                sys::send(fd.as_fd(), b"!", None, None)?;
             }
             drop(gone);
             finish(object, fd)
@@ -77,6 +86,70 @@ fn unix_object<'a>(context: &BuildContext<'a>, id: ObjectId) -> Result<&'a UnixS
         Object::Unix(object) => Ok(object),
         _ => Err(Error::Mismatch(format!("object {} is not the unix socket it should be", id.0))),
     }
+}
+
+/// Named datagram sockets that have been built.
+fn built_datagrams<'a>(context: &'a BuildContext<'_>) -> Vec<(&'a Name, BorrowedFd<'a>)> {
+    let named = |id: ObjectId| {
+        let object = unix_object(context, id).ok().filter(|object| object.kind == libc::SOCK_DGRAM)?;
+        Some((object.name.as_ref()?, context.get(id)?))
+    };
+    context.built_ids().filter_map(named).collect()
+}
+
+/// Makes a listener, and those who wait to be accepted, who are given to the context.
+fn build_listener(
+    object: &UnixSocket,
+    backlog: u32,
+    waiting: &[ObjectId],
+    context: &mut BuildContext<'_>,
+) -> Result<io::Result<OwnedFd>> {
+    let mut clients = Vec::new();
+    for id in waiting {
+        let client = unix_object(context, *id)?;
+        check_place(client, context)?;
+        let Role::Waiting { caller, .. } = &client.role else {
+            return Err(Error::Mismatch(format!("unix socket {} waits for nobody to accept it", id.0)));
+        };
+        if client.kind != object.kind || context.is_built(*id) || object.name.is_none() {
+            return Err(Error::Mismatch(format!("unix socket {} cannot wait to be accepted", id.0)));
+        }
+        clients.push((*id, client, caller));
+    }
+    let made = in_workload(context, |stage| {
+        let fd = sys::unix_socket(object.kind)?;
+        let address = object.name.as_ref().map(Name::address).unwrap_or_default();
+        let mut connected = Vec::new();
+        with_name(object, &fd, || {
+            let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+            stage.listen(object.credentials.as_ref(), fd.as_fd(), backlog)
+        })?;
+        for (id, client, caller) in &clients {
+            let connecting = named_client(object.kind, Some(client))?;
+            told_from(object, || stage.connect(Some(caller), connecting.as_fd(), &address))?;
+            connected.push((*id, finish(client, connecting)?));
+        }
+        Ok((finish(object, fd)?, connected))
+    });
+    Ok(made.map(|(fd, connected)| {
+        connected.into_iter().for_each(|(id, fd)| context.insert(id, fd));
+        fd
+    }))
+}
+
+/// A socket that is about to connect, bound to its name; not waiting for a listener whose queue is full.
+fn named_client(kind: i32, client: Option<&UnixSocket>) -> io::Result<OwnedFd> {
+    let connecting = sys::unix_socket(kind | libc::SOCK_NONBLOCK)?;
+    if let Some(client) = client {
+        told_from(client, || match &client.name {
+            Some(Name::Path(path)) => {
+                while_free(path, || sys::unix_bind(connecting.as_fd(), path.as_bytes()))
+            }
+            Some(name) => sys::unix_bind(connecting.as_fd(), &name.address()),
+            None => Ok(()),
+        })?;
+    }
+    Ok(connecting)
 }
 
 /// Makes both ends; the peer is given to the context.
@@ -122,8 +195,8 @@ fn build_connected(
                 (client, accepted)
             }
         };
-        fill(object, other.as_fd())?;
-        fill(peer, own.as_fd())?;
+        fill(stage, object, other.as_fd())?;
+        fill(stage, peer, own.as_fd())?;
         Ok((finish(object, own)?, finish(peer, other)?))
     });
     Ok(made.map(|(own, other)| {
@@ -244,17 +317,7 @@ fn connect_by_name(
     client: Option<&UnixSocket>,
     listener: Option<BorrowedFd<'_>>,
 ) -> io::Result<(OwnedFd, OwnedFd)> {
-    // Not waiting for a listener whose queue is full.
-    let connecting = sys::unix_socket(accepted.kind | libc::SOCK_NONBLOCK)?;
-    if let Some(client) = client {
-        told_from(client, || match &client.name {
-            Some(Name::Path(path)) => {
-                while_free(path, || sys::unix_bind(connecting.as_fd(), path.as_bytes()))
-            }
-            Some(name) => sys::unix_bind(connecting.as_fd(), &name.address()),
-            None => Ok(()),
-        })?;
-    }
+    let connecting = named_client(accepted.kind, client)?;
     // The accepted end tells of who has connected, the other of who has listened.
     let (caller, server) =
         (accepted.credentials.as_ref(), client.and_then(|client| client.credentials.as_ref()));
@@ -281,13 +344,18 @@ fn connect_by_name(
 }
 
 /// Puts back what waited in a connected socket, through its peer.
-fn fill(object: &UnixSocket, through: BorrowedFd<'_>) -> io::Result<()> {
+fn fill(stage: &Stage, object: &UnixSocket, through: BorrowedFd<'_>) -> io::Result<()> {
     widen(&object.queue, through)?;
-    object.queue.iter().try_for_each(|message| put(through, &message.bytes, None, object.kind))
+    object.queue.iter().try_for_each(|message| put(stage, through, message, None, object.kind))
 }
 
 /// Puts back what waited in a datagram socket that is reached by its name.
-fn fill_by_name(object: &UnixSocket, peer: Option<BorrowedFd<'_>>) -> io::Result<()> {
+fn fill_by_name(
+    stage: &Stage,
+    object: &UnixSocket,
+    peer: Option<BorrowedFd<'_>>,
+    senders: &[(&Name, BorrowedFd<'_>)],
+) -> io::Result<()> {
     if object.queue.is_empty() {
         return Ok(());
     }
@@ -295,13 +363,31 @@ fn fill_by_name(object: &UnixSocket, peer: Option<BorrowedFd<'_>>) -> io::Result
     let name = name.ok_or_else(|| io::Error::other("there are datagrams for a socket without a name"))?;
     let nobody = sys::unix_socket(object.kind)?;
     widen(&object.queue, nobody.as_fd())?;
+    let send = |from: BorrowedFd<'_>, message: &Message| put(stage, from, message, Some(&name), object.kind);
     for message in &object.queue {
-        let from = match (message.named, peer) {
-            (false, _) => nobody.as_fd(),
-            (true, Some(peer)) => peer,
-            (true, None) => return Err(io::Error::other("the sender of a datagram is not there")),
-        };
-        put(from, &message.bytes, Some(&name), object.kind)?;
+        match (&message.sender, peer) {
+            (Sender::Unnamed, _) => send(nobody.as_fd(), message)?,
+            (Sender::Peer, Some(peer)) => send(peer, message)?,
+            (Sender::Peer, None) => return Err(io::Error::other("the sender of a datagram is not there")),
+            // One that has its name while it sends: the message keeps that. An abstract one may be taken by its owner already.
+            (Sender::Other(name), _) => {
+                let owner = senders.iter().find(|(of, _)| *of == name && matches!(of, Name::Abstract(_)));
+                if let Some((_, owner)) = owner {
+                    send(*owner, message)?;
+                    continue;
+                }
+                let other = sys::unix_socket(object.kind)?;
+                widen(std::slice::from_ref(message), other.as_fd())?;
+                let bind = || {
+                    sys::unix_bind(other.as_fd(), &name.address())?;
+                    send(other.as_fd(), message)
+                };
+                match name {
+                    Name::Path(path) => while_free(path, bind)?,
+                    Name::Abstract(_) => bind()?,
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -316,10 +402,17 @@ fn widen(queue: &[Message], through: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-fn put(through: BorrowedFd<'_>, bytes: &[u8], to: Option<&[u8]>, kind: i32) -> io::Result<()> {
-    let mut rest = bytes;
+fn put(
+    stage: &Stage,
+    through: BorrowedFd<'_>,
+    message: &Message,
+    to: Option<&[u8]>,
+    kind: i32,
+) -> io::Result<()> {
+    let credentials = message.credentials.as_ref().map(|who| stage.as_seen_here(who));
+    let mut rest = message.bytes.as_slice();
     loop {
-        let sent = sys::send(through, rest, to)?;
+        let sent = sys::send(through, rest, to, credentials)?;
         rest = &rest[sent.min(rest.len())..];
         if rest.is_empty() {
             return Ok(());

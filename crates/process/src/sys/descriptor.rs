@@ -289,13 +289,15 @@ pub fn peer_credentials(fd: BorrowedFd<'_>) -> io::Result<Option<(libc::ucred, V
 }
 
 /// What one `recvmsg` with `MSG_PEEK` shows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Peeked {
     pub bytes: Vec<u8>,
     /// The sender's address, without the family; empty for a sender without a name.
     pub sender: Vec<u8>,
     /// Descriptors travel with it.
     pub descriptors: bool,
+    /// Told if the socket asks for them (`SO_PASSCRED`).
+    pub credentials: Option<libc::ucred>,
     /// There was more than room.
     pub truncated: bool,
 }
@@ -329,6 +331,7 @@ pub fn peek(fd: BorrowedFd<'_>, room: usize) -> io::Result<Option<Peeked>> {
     }
     bytes.truncate(got.unsigned_abs());
     let mut descriptors = message.msg_flags & libc::MSG_CTRUNC != 0;
+    let mut credentials = None;
     // SAFETY: `message` was filled in by the kernel; the macros walk the control buffer within `msg_controllen`.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     while !header.is_null() {
@@ -345,6 +348,10 @@ pub fn peek(fd: BorrowedFd<'_>, room: usize) -> io::Result<Option<Peeked>> {
                 drop(adopt(fd));
             }
         }
+        if level == libc::SOL_SOCKET && kind == libc::SCM_CREDENTIALS {
+            // SAFETY: a header of this kind carries one `ucred` (`scm_recv_unix`, net/core/scm.c).
+            credentials = Some(unsafe { libc::CMSG_DATA(header).cast::<libc::ucred>().read_unaligned() });
+        }
         // SAFETY: `header` is one of this message's headers.
         header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
     }
@@ -354,6 +361,7 @@ pub fn peek(fd: BorrowedFd<'_>, room: usize) -> io::Result<Option<Peeked>> {
         bytes,
         sender: name.sun_path[..len].iter().map(|byte| *byte as u8).collect(),
         descriptors,
+        credentials,
         truncated: message.msg_flags & libc::MSG_TRUNC != 0,
     }))
 }
@@ -366,16 +374,44 @@ pub fn has_urgent_byte(fd: BorrowedFd<'_>) -> bool {
     unsafe { libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, flags) == 1 }
 }
 
-/// Sends without waiting, to a name or to the peer.
-pub fn send(fd: BorrowedFd<'_>, bytes: &[u8], to: Option<&[u8]>) -> io::Result<usize> {
-    let (name, len) = unix_address(to.unwrap_or_default())?;
-    let (name, len) = match to {
-        Some(_) => ((&raw const name).cast(), len),
-        None => (std::ptr::null(), 0),
-    };
+/// Sends without waiting, to a name or to the peer. With `credentials` (`SCM_CREDENTIALS`, unix(7); others than one's own need
+/// privileges) the receiver can be told of these.
+pub fn send(
+    fd: BorrowedFd<'_>,
+    bytes: &[u8],
+    to: Option<&[u8]>,
+    credentials: Option<libc::ucred>,
+) -> io::Result<usize> {
+    let (mut name, len) = unix_address(to.unwrap_or_default())?;
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // A header and what it carries, aligned as `struct cmsghdr` has to be.
+    let mut control = [0u64; 8];
+    // SAFETY: all-zero bytes are a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    if to.is_some() {
+        message.msg_name = (&raw mut name).cast();
+        message.msg_namelen = len;
+    }
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    if let Some(credentials) = credentials {
+        let size = size_of::<libc::ucred>() as libc::c_uint;
+        message.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: a pure computation.
+        message.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as usize;
+        // SAFETY: the control buffer has room for one header with its `ucred`, so that the first header is within, and so is
+        // what it carries.
+        unsafe {
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_CREDENTIALS;
+            (*header).cmsg_len = libc::CMSG_LEN(size) as usize;
+            libc::CMSG_DATA(header).cast::<libc::ucred>().write_unaligned(credentials);
+        }
+    }
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: buffer and address are live for the duration of the call and as long as is said.
-    let sent = unsafe { libc::sendto(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags, name, len) };
+    // SAFETY: name, bytes, which are only read, and control buffer are live for the duration of the call and as long as is said.
+    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent.unsigned_abs()) }
 }
 

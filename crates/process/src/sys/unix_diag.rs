@@ -14,11 +14,12 @@ const NLMSG_HEADER: usize = 16;
 const REQUEST: usize = 24;
 /// `struct unix_diag_msg`.
 const MESSAGE: usize = 16;
-/// UDIAG_SHOW_NAME, VFS, PEER, RQLEN. (What is shut down is always told.)
-const SHOW: u32 = 0x01 | 0x02 | 0x04 | 0x10;
+/// UDIAG_SHOW_NAME, VFS, PEER, ICONS, RQLEN. (What is shut down is always told.)
+const SHOW: u32 = 0x01 | 0x02 | 0x04 | 0x08 | 0x10;
 const ATTRIBUTE_NAME: u16 = 0;
 const ATTRIBUTE_VFS: u16 = 1;
 const ATTRIBUTE_PEER: u16 = 2;
+const ATTRIBUTE_WAITING: u16 = 3;
 const ATTRIBUTE_QUEUES: u16 = 4;
 const ATTRIBUTE_SHUTDOWN: u16 = 6;
 /// A dump answers with at most 32 KiB a message (`netlink_dump` in net/netlink/af_netlink.c).
@@ -41,6 +42,8 @@ pub struct UnixEntry {
     /// For a listener: connections that wait and how many may; else bytes to read (of a datagram socket: the first
     /// datagram's) and bytes sent that were not read.
     pub queues: (u32, u32),
+    /// Of a listener: the inodes of those who have connected and were not accepted, in their order; 0 of one that was closed.
+    pub waiting: Vec<u64>,
     /// RCV_SHUTDOWN (1) and SEND_SHUTDOWN (2).
     pub shutdown: u8,
 }
@@ -135,6 +138,10 @@ fn parse_entry(body: &[u8]) -> io::Result<UnixEntry> {
             ATTRIBUTE_VFS => entry.node = Some((u32_at(value, 0)?, u32_at(value, 4)?)),
             ATTRIBUTE_PEER => entry.peer = Some(u64::from(u32_at(value, 0)?)),
             ATTRIBUTE_QUEUES => entry.queues = (u32_at(value, 0)?, u32_at(value, 4)?),
+            ATTRIBUTE_WAITING => {
+                let inode = |at: usize| u32_at(value, at).map(u64::from);
+                entry.waiting = (0..value.len() / 4 * 4).step_by(4).map(inode).collect::<io::Result<_>>()?;
+            }
             ATTRIBUTE_SHUTDOWN => entry.shutdown = *value.first().ok_or_else(malformed)?,
             _ => {}
         }

@@ -23,7 +23,7 @@ fn pair(kind: i32) -> (OwnedFd, OwnedFd) {
 }
 
 fn put(fd: &OwnedFd, bytes: &[u8]) {
-    assert_eq!(sys::send(fd.as_fd(), bytes, None).unwrap(), bytes.len());
+    assert_eq!(sys::send(fd.as_fd(), bytes, None, None).unwrap(), bytes.len());
 }
 
 /// A name that nobody else has.
@@ -84,7 +84,10 @@ fn after_the_peer_is_gone_what_it_said_is_followed_by_the_end() {
         let built = carry(vec![a], Path::new("/"));
         assert_eq!(read_now(&built[0]).unwrap(), b"bye");
         assert_eq!(read_now(&built[0]).unwrap(), b"");
-        assert_eq!(sys::send(built[0].as_fd(), b"x", None).unwrap_err().raw_os_error(), Some(libc::EPIPE));
+        assert_eq!(
+            sys::send(built[0].as_fd(), b"x", None, None).unwrap_err().raw_os_error(),
+            Some(libc::EPIPE)
+        );
     }
 }
 
@@ -250,6 +253,24 @@ fn r3_descriptors_in_flight_are_refused() {
     let message = [ControlMessage::ScmRights(&rights)];
     sendmsg::<()>(a.as_raw_fd(), &[IoSlice::new(b"x")], &message, MsgFlags::empty(), None).unwrap();
     assert_refused(vec![a, b], "in flight");
+}
+
+#[test]
+fn connections_not_accepted_wait_in_their_order() {
+    let _alone = alone();
+    let directory = tempfile::tempdir_in("/tmp").unwrap();
+    let path = directory.path().join("server");
+    let listener = OwnedFd::from(UnixListener::bind(&path).unwrap());
+    let clients: Vec<OwnedFd> = (0..3).map(|_| UnixStream::connect(&path).unwrap().into()).collect();
+    let [first, second, third] = clients.try_into().unwrap();
+    // Whichever is met first.
+    let built = carry(vec![second, listener, first, third], Path::new("/"));
+    let listener = UnixListener::from(built[1].try_clone().unwrap());
+    for (client, word) in [(2, b"1"), (0, b"2"), (3, b"3")] {
+        let accepted = OwnedFd::from(listener.accept().unwrap().0);
+        put(&built[client], word);
+        assert_eq!(read_now(&accepted).unwrap(), word);
+    }
 }
 
 #[test]
