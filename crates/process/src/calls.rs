@@ -533,7 +533,7 @@ mod tests {
         let own = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
         let process = task::pidfd_open(std::process::id() as Tid).unwrap();
         let (tid, memory, process) = (std::process::id() as Tid, Some(&own), process.as_fd());
-        let caller = Caller { tid, memory, process, now: 150 * MS, ahead: 0, kept: None };
+        let caller = Caller { tid, memory, process, filtered: false, now: 150 * MS, ahead: 0, kept: None };
         let mut signal = [0u8; 128];
         signal[0] = libc::SIGALRM as u8;
         let seen = look(&regs, first.waiting, Some(&signal), &caller).unwrap();
