@@ -30,7 +30,7 @@ pub const FROM_PRIMARY: KindSet = KindSet::of(&[
 pub const FROM_BACKUP: KindSet = KindSet::of(&[Kind::ACK, Kind::HEARTBEAT, PAIRING]);
 
 /// Version of everything in this module.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pairing {

@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod delta;
 pub mod descriptors;
 pub mod error;
+mod job;
 pub mod launch;
 pub mod object;
 pub mod shared;
@@ -17,6 +18,7 @@ pub mod shell;
 pub mod sockets;
 pub mod space;
 pub mod sys;
+mod terminals;
 pub mod tree;
 
 pub use error::{Error, Result};

@@ -3,6 +3,8 @@
 //! One thread does nothing but this. It is told of every fork, exec, exit and signal, lets each go on at once, and
 //! keeps an ordered log of what a checkpoint cannot read from how the tree looks at its end.
 
+pub(crate) mod genealogy;
+mod job;
 mod notices;
 pub(crate) mod waits;
 
@@ -21,7 +23,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::calls::Waiting;
-use crate::checkpoint::{Clocks, Pid, ProcessState, ThreadState, TreeEvent};
+use crate::checkpoint::{Clocks, Job, Pid, ProcessState, ThreadState, TreeEvent};
 use crate::descriptors::{Descriptors, Row};
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
@@ -53,8 +55,10 @@ pub(crate) enum Running {
     Stopped,
     /// Stopped on its way to receive a signal, which it receives when it goes on.
     Signalled(i32),
-    /// Stopped by job control.
-    Group,
+    /// Stopped by job control with this signal, until SIGCONT.
+    Group(i32),
+    /// As `Group`, and kept so by us: it can be asked.
+    Held(i32),
     /// On its way back into the wait that it was found in; its next stop is before that call.
     Parking,
     /// The first thread of a process that goes on without it: it has no code to run any more, and is not gone either.
@@ -65,9 +69,9 @@ pub(crate) enum Running {
 }
 
 impl Running {
-    /// Whether it may run code of the program's, so that it has to be stopped.
+    /// Whether it may run code of the program's, or go on by itself, so that it has to be stopped.
     fn is_free(self) -> bool {
-        matches!(self, Running::Yes | Running::Parking)
+        matches!(self, Running::Yes | Running::Parking | Running::Group(_))
     }
 }
 
@@ -145,6 +149,14 @@ pub(crate) struct Process {
     pub advised: bool,
     /// What `mlockall` was told of mappings to come.
     pub lock_future: u32,
+    /// Leads a session, as far as is known.
+    pub leads: bool,
+    /// Gets orphans among its descendants (PR_SET_CHILD_SUBREAPER).
+    pub reaper: bool,
+    /// Its controlling terminal, as the log has it.
+    pub terminal: Option<u32>,
+    /// Has been stopped by job control at some time, so that its parent may not have been told yet of what became of it.
+    pub was_stopped: bool,
     /// Its threads as the kernel lists them; none until asked, or where it cannot.
     pub threads: Option<Threads>,
 }
@@ -161,7 +173,6 @@ pub struct Happened {
 /// A process that has ended and was not waited for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Zombie {
-    pub parent: Pid,
     /// As `wait` gives it.
     pub status: i32,
 }
@@ -220,6 +231,10 @@ impl Process {
             headless: false,
             advised: false,
             lock_future: 0,
+            leads: proc::status(host).is_ok_and(|status| status.namespaced_session == status.namespaced),
+            reaper: state.attributes.as_ref().is_some_and(|attributes| attributes.task.subreaper != 0),
+            terminal: proc::terminal(host).ok().flatten(),
+            was_stopped: state.job != Job::default(),
             threads: None,
         }
     }
@@ -435,8 +450,14 @@ impl Workload {
                 self.look_at_call(tid, Some(signal))?;
                 return self.go(tid, signal);
             }
-            Stop::Group(_) => {
-                thread.running = Running::Group;
+            Stop::Group(signal) => {
+                thread.running = if freezing { Running::Held(signal) } else { Running::Group(signal) };
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    process.was_stopped = true;
+                }
+                if freezing {
+                    return Ok(());
+                }
                 return ignore_gone(ptrace::listen(tid)).attempt(|| format!("leave thread {tid} stopped"));
             }
             Stop::Interrupt => {
@@ -509,6 +530,7 @@ impl Workload {
             }
             let pidfd = task::pidfd_open(tid).attempt(|| format!("open process {tid}"))?;
             let advised = self.processes.get(&parent).is_some_and(|parent| parent.advised);
+            let terminal = self.note_inherited(parent, tid);
             let descriptors =
                 self.processes.get(&parent).map(|parent| parent.descriptors.clone()).unwrap_or_default();
             self.processes.insert(
@@ -530,6 +552,11 @@ impl Workload {
                     headless: false,
                     advised,
                     lock_future: 0,
+                    // The first process is made as one.
+                    leads: parent == 1,
+                    reaper: false,
+                    terminal,
+                    was_stopped: false,
                     threads: None,
                 },
             );
@@ -639,12 +666,10 @@ impl Workload {
         {
             self.shared.lost(space);
         }
-        if thread.tid == thread.process
-            && let Some(process) = self.processes.remove(&thread.process)
-        {
+        if thread.tid == thread.process && self.processes.remove(&thread.process).is_some() {
             self.refused.remove(&thread.process);
             self.log.push(TreeEvent::Exit { pid: thread.process, status });
-            self.zombies.insert(thread.process, Zombie { parent: process.parent, status });
+            self.zombies.insert(thread.process, Zombie { status });
             if thread.process == FIRST {
                 self.happened.ended = Some(status);
             }
@@ -692,7 +717,7 @@ impl Workload {
             .iter()
             .filter(|(_, thread)| !thread.looked_at)
             .filter_map(|(tid, thread)| match thread.running {
-                Running::Stopped => Some((*tid, None)),
+                Running::Stopped | Running::Held(_) => Some((*tid, None)),
                 Running::Signalled(signal) => Some((*tid, Some(signal))),
                 _ => None,
             })
@@ -720,7 +745,13 @@ impl Workload {
                     thread.running = Running::Yes;
                     ptrace::resume(*tid, signal)
                 }
-                Running::Yes | Running::Group | Running::Parking | Running::Parked | Running::Ended => Ok(()),
+                Running::Held(signal) => {
+                    thread.running = Running::Group(signal);
+                    ptrace::listen(*tid)
+                }
+                Running::Yes | Running::Group(_) | Running::Parking | Running::Parked | Running::Ended => {
+                    Ok(())
+                }
             };
             ignore_gone(resumed).attempt(|| format!("resume thread {tid}"))?;
         }

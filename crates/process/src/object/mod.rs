@@ -24,6 +24,8 @@ mod sockopt;
 pub mod sysv;
 pub mod tcp;
 pub mod tcp_request;
+pub mod terminal;
+pub mod terminal_build;
 pub mod timerfd;
 pub mod unix;
 mod unix_build;

@@ -13,5 +13,6 @@ pub mod shared;
 pub mod sysv;
 pub mod task;
 pub mod tcp_repair;
+pub mod terminal;
 pub mod uffd;
 pub mod unix_diag;

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use super::pagemap::{PAGE_SIZE, Range};
 use super::ptrace::{self, Event, Registers, SignalInfo, Stop, Tid};
+use super::task;
 
 /// Where every traced address space has our pages. Nothing the kernel or a known runtime chooses is near: programs
 /// and heaps start at 0x55…, mappings grow down from 0x7f…, Go's arenas start at 0xc0_0000_0000, AddressSanitizer's
@@ -63,6 +64,8 @@ pub struct Remote<'a> {
     mask: u64,
     /// What it was stopped with: the signal that it is about to receive, if it is. A stop of ours takes its place.
     stopped_with: Option<SignalInfo>,
+    /// SIGSTOP has come meanwhile, which cannot be kept out: it is to come again.
+    to_be_stopped: bool,
     /// Threads and processes that calls of ours made; they are stopped at birth.
     pub born: Vec<Tid>,
 }
@@ -75,7 +78,7 @@ impl<'a> Remote<'a> {
         let mask = ptrace::signal_mask(tid)?;
         ptrace::set_signal_mask(tid, ALL_SIGNALS)?;
         let stopped_with = ptrace::signal_info(tid).ok();
-        Ok(Self { tid, memory, saved, mask, stopped_with, born: Vec::new() })
+        Ok(Self { tid, memory, saved, mask, stopped_with, to_be_stopped: false, born: Vec::new() })
     }
 
     pub fn end(self) -> io::Result<Vec<Tid>> {
@@ -83,6 +86,9 @@ impl<'a> Remote<'a> {
         ptrace::set_signal_mask(self.tid, self.mask)?;
         if let Some(info) = &self.stopped_with {
             ptrace::set_signal_info(self.tid, info)?;
+        }
+        if self.to_be_stopped {
+            task::signal_thread(self.tid, libc::SIGSTOP)?;
         }
         Ok(self.born)
     }
@@ -178,6 +184,10 @@ impl<'a> Remote<'a> {
                 Some(Event::Stopped(Stop::Signal(libc::SIGTRAP))) => return Ok(()),
                 Some(Event::Stopped(Stop::Clone(child) | Stop::Fork(child) | Stop::Vfork(child))) => {
                     self.born.push(child);
+                    go_on(self.tid)?;
+                }
+                Some(Event::Stopped(Stop::Signal(libc::SIGSTOP))) => {
+                    self.to_be_stopped = true;
                     go_on(self.tid)?;
                 }
                 // A pending interrupt, or the filter's notice of a call that is ours: neither says anything.
