@@ -14,6 +14,7 @@ use crate::calls::Waiting;
 use crate::checkpoint::{Attributes, Clocks, Descriptor, Object, ObjectId, Pid, ProcessState, ThreadState};
 use crate::descriptors::Descriptors;
 use crate::error::{Attempt, Error, Result};
+use crate::job;
 use crate::launch::CHANNEL;
 use crate::object::epoll::{self, Epoll};
 use crate::object::memory::{ADVICE_CALLS, Mapping};
@@ -37,6 +38,9 @@ const THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_SIGHAND
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM;
+
+/// Signals that a shell's process may have got: SIGCHLD, SIGHUP, SIGCONT, SIGWINCH, SIGTTIN and SIGTTOU.
+const OWN_SIGNALS: usize = 6;
 
 /// Kernel objects built for a shell, not yet in any descriptor table.
 #[derive(Debug, Default)]
@@ -65,8 +69,9 @@ impl Shell {
         let clocks = self.make_clocks(offsets)?;
         let mut threads = HashMap::new();
         let mut signalled = HashSet::new();
-        let pids: Vec<Pid> = self.processes.keys().copied().collect();
+        self.set_foregrounds()?;
         let parents = self.parents();
+        let pids = children_first(&parents);
         let mut processes = BTreeMap::new();
         for pid in pids {
             let Some(process) = self.processes.remove(&pid) else { continue };
@@ -74,7 +79,15 @@ impl Shell {
                 .state
                 .as_ref()
                 .ok_or_else(|| Error::Mismatch(format!("process {pid} was never in a checkpoint")))?;
+            let parent = parents.get(&pid).copied().unwrap_or(1);
+            // Before its signals: this makes some of its own.
+            if state.job.untold && state.job.stopped.is_none() {
+                self.stop_again(&process, state, &[process.host], parent)?;
+            }
             let hosts = self.revive(&process, state, &clocks, built, &mut signalled)?;
+            if state.job.stopped.is_some() {
+                self.stop_again(&process, state, &hosts, parent)?;
+            }
             for (thread, host) in state.threads.iter().zip(&hosts) {
                 let known = Some(Known {
                     stack: thread.stack,
@@ -85,7 +98,7 @@ impl Shell {
                 let registers = crate::capture::unpack(&thread.registers);
                 let waiting = Waiting::restored(&registers, thread.deadline);
                 let revived = Thread {
-                    running: Running::Stopped,
+                    running: state.job.stopped.map_or(Running::Stopped, Running::Held),
                     known,
                     waiting,
                     looked_at: true,
@@ -94,7 +107,6 @@ impl Shell {
                 threads.insert(*host, revived);
             }
             let pidfd = task::pidfd_open(process.host).attempt(|| format!("open process {pid}"))?;
-            let parent = parents.get(&pid).copied().unwrap_or(1);
             let mut restored = Process::restored(process.host, parent, pidfd, state);
             restored.lock_future = state.attributes.as_ref().map_or(0, |attributes| attributes.lock_future);
             // The stack grows down without having been told so.
@@ -146,6 +158,33 @@ impl Shell {
             if let (Object::Inotify(object), Some(instance)) = (object, built.descriptors.get(id)) {
                 inotify::restore(instance.as_fd(), object, &self.root())?;
             }
+        }
+        Ok(())
+    }
+
+    /// Whether its parent was told is asked of that, which is still to be revived.
+    fn stop_again(
+        &self,
+        process: &ShellProcess,
+        state: &ProcessState,
+        hosts: &[Tid],
+        parent: Pid,
+    ) -> Result<()> {
+        if let Some(signal) = state.job.stopped {
+            job::stop(process.host, hosts, signal)?;
+        } else if state.job.untold {
+            job::stop(process.host, hosts, libc::SIGSTOP)?;
+            job::go_on(process.host)?;
+        } else {
+            return Ok(());
+        }
+        if !state.job.untold
+            && let Ok(parent) = self.get(parent)
+        {
+            let mut batch = Batch::new();
+            let options = (libc::WUNTRACED | libc::WNOHANG) as u64;
+            batch.call(libc::SYS_wait4, &[state.pid as u64, 0, options, 0]);
+            run_in(parent, &mut batch)?;
         }
         Ok(())
     }
@@ -314,6 +353,23 @@ impl Shell {
         }
         Ok(())
     }
+}
+
+/// All processes, each before its parent.
+fn children_first(parents: &HashMap<Pid, Pid>) -> Vec<Pid> {
+    let depth = |pid: Pid| {
+        let mut above = parents.get(&pid);
+        let mut depth = 0;
+        // No longer than there are processes, whatever is said of them.
+        while let Some(parent) = above.filter(|_| depth < parents.len()) {
+            (above, depth) = (parents.get(parent), depth + 1);
+        }
+        depth
+    };
+    let mut pids: Vec<(std::cmp::Reverse<usize>, Pid)> =
+        parents.keys().map(|pid| (std::cmp::Reverse(depth(*pid)), *pid)).collect();
+    pids.sort_unstable();
+    pids.into_iter().map(|(_, pid)| pid).collect()
 }
 
 /// Moves the channel above every number that the table, and what arrives for it, will use.
@@ -565,10 +621,13 @@ fn restore_thread(
         remote.run_all(&mut batch)?;
         let mut batch = Batch::new();
         if thread.tid == state.pid {
-            // Children of the shell ended as the workload's did, but what the workload knows of it is in its own queue.
-            let set = batch.bytes(&(1u64 << (libc::SIGCHLD - 1)).to_ne_bytes());
+            // Children of the shell ended and stopped as the workload's did, and terminals were made, but what the workload
+            // knows of it is in its own queue.
+            let set = batch.bytes(&(!0u64).to_ne_bytes());
             let now = batch.bytes(&[0u8; 16]);
-            batch.call(libc::SYS_rt_sigtimedwait, &[set, 0, now, 8]);
+            for _ in 0..OWN_SIGNALS {
+                batch.call(libc::SYS_rt_sigtimedwait, &[set, 0, now, 8]);
+            }
             for signal in state.pending.iter().filter(|signal| !is_sent_again(signal)) {
                 let info = batch.bytes(&signal.info());
                 batch.call(libc::SYS_rt_sigqueueinfo, &[state.pid as u64, signal.number() as u64, info]);

@@ -1,13 +1,13 @@
 //! From a stopped tree to a checkpoint.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use crate::calls;
 use crate::checkpoint::{
-    Attributes, Checkpoint, Clocks, MemoryDelta, MemoryLayout, Pid, ProcessState, Registers, Run,
+    Attributes, Checkpoint, Clocks, Job, MemoryDelta, MemoryLayout, Pid, ProcessState, Registers, Run,
     ThreadState, TreeEvent, Whose,
 };
 use crate::error::{Attempt, Error, Result};
@@ -23,6 +23,7 @@ use crate::sys::bpf::threads::{Lister, ThreadSeen};
 use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
 use crate::sys::remote::Remote;
 use crate::sys::{proc, task};
+use crate::tree::genealogy::{self, Member};
 use crate::tree::waits::{self, Clock};
 use crate::tree::{FIRST, Known, Process, Running, Thread, Workload, adopt_space};
 
@@ -76,7 +77,7 @@ impl Workload {
         self.descriptors.begin_whole();
         self.shared.begin_whole();
         self.ipc.begin_whole();
-        self.log = self.tree_as_log();
+        self.log = self.tree_as_log()?;
         let mut unused = PageData::default();
         self.capture_with(true, &Framed::default(), &mut unused, |process, pid, _, _| {
             match &mut process.space {
@@ -104,26 +105,34 @@ impl Workload {
             + self.shared.backlog_pages()
     }
 
-    /// The tree as it is, as if it had been forked just now: parents before children.
-    fn tree_as_log(&self) -> Vec<TreeEvent> {
-        let mut log = Vec::new();
-        let mut done = vec![1];
-        while let Some(parent) = done.pop() {
-            for (pid, zombie) in self.zombies.iter().filter(|(_, zombie)| zombie.parent == parent) {
-                log.push(TreeEvent::Fork { parent, child: *pid });
-                log.push(TreeEvent::Exit { pid: *pid, status: zombie.status });
-            }
-            for (pid, process) in &self.processes {
-                let orphan = parent == 1 && !self.processes.contains_key(&process.parent);
-                if process.parent == parent || orphan {
-                    log.push(TreeEvent::Fork { parent, child: *pid });
-                    log.push(TreeEvent::Exec { pid: *pid });
-                    log.extend(session_of(*pid, process));
-                    done.push(*pid);
-                }
-            }
+    /// The tree as it is, as if it had been forked just now.
+    fn tree_as_log(&mut self) -> Result<Vec<TreeEvent>> {
+        self.note_reaped();
+        let root = proc::path(self.container.init, "root/proc");
+        let mut members = BTreeMap::new();
+        for pid in self.processes.keys().chain(self.zombies.keys()) {
+            let what = || format!("read the place of process {pid} in the tree");
+            // As the workload sees it: its numbers, and 1 for init. proc_pid_stat(5), fields counted from 1.
+            let fields = proc::stat_fields_of(&root.join(pid.to_string())).attempt(what)?;
+            let field = |number: usize| fields.get(number - 1).copied().unwrap_or(0);
+            let process = self.processes.get(pid);
+            let member = Member {
+                parent: field(4) as Pid,
+                group: field(5) as Pid,
+                session: field(6) as Pid,
+                terminal: proc::terminal_of(field(7)),
+                reaper: process.is_some_and(|process| process.reaper),
+                ended: self.zombies.get(pid).map(|zombie| zombie.status),
+            };
+            members.insert(*pid, member);
         }
-        log
+        for (pid, process) in &mut self.processes {
+            process.terminal = members.get(pid).and_then(|member| member.terminal);
+        }
+        genealogy::history(&members).map_err(|what| {
+            let advice = "start it protected, so that its processes are known from the first";
+            Error::Unsupported { pid: FIRST, what: format!("sessions of its own kind ({what})"), advice }
+        })
     }
 
     /// `whole` also where nothing has changed. `memory` is given the kernel's count of changes of mappings, if known.
@@ -145,6 +154,13 @@ impl Workload {
         let looked = self.look_at_threads();
         let listed = self.refusals.pass(looked)?.unwrap_or_default();
         let tables = self.descriptors.read_tables(&self.processes, &mut self.refusals)?;
+        if self.descriptors.has_terminals() || self.processes.values().any(|one| one.terminal.is_some()) {
+            self.note_terminals()?;
+        }
+        let jobs: Vec<(Pid, Job)> =
+            self.processes.keys().map(|pid| Ok((*pid, self.look_at_job(*pid)?))).collect::<Result<_>>()?;
+        let mut jobs: HashMap<Pid, Job> =
+            jobs.into_iter().filter(|(_, job)| *job != Job::default()).collect();
         let clocks = Clocks {
             monotonic: task::clock(libc::CLOCK_MONOTONIC) + self.clock_offsets.monotonic,
             boottime: task::clock(libc::CLOCK_BOOTTIME) + self.clock_offsets.boottime,
@@ -237,6 +253,7 @@ impl Workload {
                 interval_timers,
                 posix_timers: process.posix_timers.clone().unwrap_or_default(),
                 filters,
+                job: jobs.remove(pid).unwrap_or_default(),
             });
         }
         let seen = self.shared.look(&mut self.processes);
@@ -317,17 +334,6 @@ fn waits_for_another(state: &ThreadState) -> bool {
     calls && WAITS.contains(&operation) && state.pending.is_empty()
 }
 
-/// How a process left the session and the group it was born in.
-fn session_of(pid: Pid, process: &Process) -> Option<TreeEvent> {
-    let status = proc::status(process.host).ok()?;
-    let inner = |ids: &[Tid]| ids.last().copied();
-    let (session, group) = (inner(&status.namespaced_session)?, inner(&status.namespaced_process_group)?);
-    if session == pid {
-        return (pid != crate::tree::FIRST).then_some(TreeEvent::Session { pid });
-    }
-    Some(TreeEvent::Group { pid, group })
-}
-
 fn capture_thread(
     pid: Pid,
     tid: Tid,
@@ -339,13 +345,6 @@ fn capture_thread(
     let inside = thread.tid;
     let what = || format!("capture thread {inside} of process {pid}");
     let asks_own = process.individual && inside != pid;
-    if thread.running == Running::Group {
-        return Err(Error::Unsupported {
-            pid,
-            what: "a process stopped by job control".into(),
-            advice: "let it go on (SIGCONT); it is protected again then",
-        });
-    }
     capture_filters(pid, tid, thread)?;
     if thread.known.is_none()
         && let Some(space) = &process.space

@@ -46,6 +46,16 @@ pub enum TreeEvent {
         pid: Pid,
         group: Pid,
     },
+    /// Gets the orphans among its descendants as its children from here on, or no more.
+    Reaper {
+        pid: Pid,
+        on: bool,
+    },
+    /// Has another controlling terminal, by its number, or none any more.
+    Terminal {
+        pid: Pid,
+        terminal: Option<u32>,
+    },
     /// Ended, with the status as `wait` gives it, and is a zombie until it is reaped.
     Exit {
         pid: Pid,
@@ -183,6 +193,16 @@ pub struct ProcessState {
     pub posix_timers: Vec<PosixTimer>,
     /// Filters of system calls of its threads, if any changed.
     pub filters: Option<Filters>,
+    pub job: Job,
+}
+
+/// What job control did to a process, and what its parent can still be told of it (`wait(2)`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Stopped by this signal.
+    pub stopped: Option<i32>,
+    /// Its parent has not waited yet for its stop, or for that it goes on.
+    pub untold: bool,
 }
 
 /// The clocks that must never go backwards, in nanoseconds as the workload sees them.

@@ -252,6 +252,7 @@ mod tests {
             interval_timers: None,
             posix_timers: Vec::new(),
             filters: None,
+            job: Default::default(),
         };
         Checkpoint { processes: vec![state], ..Checkpoint::default() }
     }

@@ -25,6 +25,7 @@ use crate::object::inotify;
 use crate::object::scratch::{Scratch, Touched};
 use crate::object::signal_owner::{self, SignalOwner};
 use crate::object::tcp::{self, Framed, Injector, RawSegment, State, TcpSocket};
+use crate::object::terminal::{self, TerminalEnd};
 use crate::refusals::Refusals;
 use crate::sys::bpf::files::{Lister, OpenFile, SocketNumbers, Table, TcpNumbers};
 use crate::sys::ptrace::Tid;
@@ -115,7 +116,12 @@ impl Entry {
 
     /// Whether a listed descriptor is this description.
     fn is(&self, file: &OpenFile) -> bool {
-        self.seen.is_some_and(|seen| seen.identity() == file.identity())
+        let same = self.seen.is_some_and(|seen| seen.identity() == file.identity());
+        match self.kind {
+            // All masters are of one file; which terminal it is has to be asked of the description.
+            Kind::Terminal { slave, .. } => same && terminal::is_of(file.file, slave),
+            _ => same,
+        }
     }
 }
 
@@ -127,6 +133,10 @@ pub struct Descriptors {
     entries: BTreeMap<ObjectId, Entry>,
     /// What stands for the content of a pipe, by its inode.
     pipes: HashMap<u64, (ObjectId, Option<Object>)>,
+    /// What stands for a pair of pseudo-terminals, by where the kernel keeps its slave.
+    terminals: HashMap<u64, (ObjectId, Option<Object>)>,
+    /// As they are in this stop.
+    terminals_ahead: Vec<(u64, Object)>,
     /// There are captures.
     capturing: bool,
     /// Being closed, and not done yet.
@@ -167,6 +177,8 @@ impl Descriptors {
             scratch,
             entries: BTreeMap::new(),
             pipes: HashMap::new(),
+            terminals: HashMap::new(),
+            terminals_ahead: Vec::new(),
             capturing: false,
             strays: Vec::new(),
             settle_at: Instant::now(),
@@ -209,6 +221,7 @@ impl Descriptors {
         self.capturing = false;
         self.entries.retain(|_, entry| entry.socket.as_ref().is_some_and(|socket| socket.orphan));
         self.pipes.clear();
+        self.terminals.clear();
     }
 
     /// Everything is new to the next backup.
@@ -222,6 +235,7 @@ impl Descriptors {
         let orphans = old.into_values().filter_map(|entry| entry.socket).filter(|socket| socket.orphan);
         orphans.for_each(|socket| self.adopt_orphan(socket.fd));
         self.pipes.clear();
+        self.terminals.clear();
         self.owners.clear();
         self.owners_changed = None;
         self.scratch.forget();
@@ -372,7 +386,41 @@ impl Descriptors {
                 self.ahead.insert(*id, object);
             }
         }
+        self.look_into_terminals(processes)
+    }
+
+    /// Pseudo-terminals and their descriptors.
+    fn look_into_terminals(&mut self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
+        self.terminals_ahead.clear();
+        let mut found = HashMap::new();
+        for (id, entry) in &self.entries {
+            let Kind::Terminal { slave, side } = entry.kind else { continue };
+            let Some((holder, others)) = entry.holders.split_first() else { continue };
+            let Some(process) = processes.get(&holder.process) else { continue };
+            let file = entry.seen.map(|seen| seen.file);
+            let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file };
+            let content = match found.entry(slave) {
+                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+                std::collections::hash_map::Entry::Vacant(new) => new.insert(terminal::capture(&at, slave)?),
+            };
+            let next = &mut self.next;
+            let (terminal, _) = *self.terminals.entry(slave).or_insert_with(|| {
+                *next += 1;
+                (ObjectId(*next - 1), None)
+            });
+            let end = TerminalEnd { terminal, side, flags: StatusFlags::default() };
+            let end = terminal::capture_end(&at, end, content)?;
+            self.ahead.insert(*id, Object::TerminalEnd(end));
+        }
+        self.terminals.retain(|slave, _| found.contains_key(slave));
+        let found = found.into_iter().map(|(slave, content)| (slave, Object::Terminal(Box::new(content))));
+        self.terminals_ahead.extend(found);
         Ok(())
+    }
+
+    /// There are pseudo-terminals, as of this stop.
+    pub(crate) fn has_terminals(&self) -> bool {
+        !self.terminals.is_empty()
     }
 
     fn discard_own_events(&self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
@@ -435,6 +483,14 @@ impl Descriptors {
             refusals.pass(self.capture_entry(id, processes, &mut checkpoint.objects, framed))?;
         }
         refusals.pass(self.capture_pipes(processes, &mut checkpoint.objects))?;
+        for (slave, content) in self.terminals_ahead.drain(..) {
+            if let Some((id, last)) = self.terminals.get_mut(&slave)
+                && last.as_ref() != Some(&content)
+            {
+                checkpoint.objects.push((*id, content.clone()));
+                *last = Some(content);
+            }
+        }
         checkpoint.orphans = self
             .entries
             .iter()

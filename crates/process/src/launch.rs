@@ -347,6 +347,13 @@ fn prepare_mounts(scratch: &[String]) -> Result<()> {
         nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(SCRATCH_LIMIT))
             .attempt(|| format!("use {directory} as a scratch directory (it must exist on every node)"))?;
     }
+    // Its own pseudo-terminals: their numbers are captured, and those of the host are nothing to it. The owner and the mode
+    // are those of `grantpt(3)`; every mount is an instance of its own (Documentation/filesystems/devpts.rst).
+    let group = terminal_group();
+    let options = format!("newinstance,ptmxmode=0666,mode=0620{group}");
+    let noexec = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    nix::mount::mount(Some("devpts"), "/dev/pts", Some("devpts"), noexec, Some(options.as_str()))
+        .attempt(|| "give the workload its own /dev/pts".into())?;
     // A new pid namespace needs its own /proc; the old one is under it and shows nothing.
     let flags = flags | MsFlags::MS_NOEXEC;
     nix::mount::mount(Some("proc"), "/proc", Some("proc"), flags, none).attempt(|| "mount /proc".into())?;
@@ -357,6 +364,14 @@ fn prepare_mounts(scratch: &[String]) -> Result<()> {
             make_read_only(SETTINGS).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
         })
         .attempt(|| format!("make {SETTINGS} read-only"))
+}
+
+/// The group `tty` as a mount option, where there is one.
+fn terminal_group() -> String {
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let line = groups.lines().find_map(|line| line.strip_prefix("tty:"));
+    let number = line.and_then(|line| line.split(':').nth(1)?.parse::<u32>().ok());
+    number.map_or_else(String::new, |number| format!(",gid={number}"))
 }
 
 /// `mount_setattr(2)` with AT_RECURSIVE: a bind remount would reach only the topmost mount.
@@ -393,6 +408,8 @@ fn run(orders: &Orders) -> String {
         nix::unistd::setgid(gid.into()).attempt(|| format!("become group {gid}"))?;
         nix::unistd::setuid(uid.into()).attempt(|| format!("become user {uid}"))?;
         let program = orders.arguments.first().ok_or_else(|| Error::Start("no program was named".into()))?;
+        // The supervisor blocks SIGCHLD, and what is blocked is inherited by everything that it starts.
+        nix::sys::signal::SigSet::empty().thread_set_mask().attempt(|| "unblock signals".into())?;
         let mut command = Command::new(program);
         command.args(&orders.arguments[1..]).env_clear();
         for variable in &orders.environment {

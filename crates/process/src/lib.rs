@@ -12,6 +12,7 @@ pub mod delta;
 pub mod descriptors;
 pub mod error;
 pub mod inspect;
+mod job;
 pub mod launch;
 pub mod object;
 pub mod refusals;
@@ -23,6 +24,7 @@ pub mod space;
 mod strayed;
 pub mod survey;
 pub mod sys;
+mod terminals;
 pub mod tree;
 
 pub use error::{Error, Result};

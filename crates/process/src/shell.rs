@@ -35,6 +35,7 @@ use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
 use crate::sys::remote::{Batch, Remote, WORKSPACE};
 use crate::sys::task;
+use crate::terminals::Terminals;
 use crate::tree::{self, Zombie};
 
 /// Zero runs up to this many pages are written, longer ones given back to the kernel.
@@ -65,6 +66,7 @@ pub struct Shell {
     pub(crate) surroundings: Surroundings,
     pub(crate) outputs: [Option<OwnedFd>; 2],
     pub(crate) shared: SharedFiles,
+    pub(crate) terminals: Terminals,
 }
 
 impl Shell {
@@ -102,6 +104,7 @@ impl Shell {
             surroundings,
             outputs,
             shared: SharedFiles::default(),
+            terminals: Terminals::new(),
         })
     }
 
@@ -156,6 +159,7 @@ impl Shell {
         let ahead = self.clock_offsets();
         self.surroundings.clocks = ClockOffsets { monotonic: ahead.monotonic, boottime: ahead.boottime };
         self.forget_unused_objects();
+        self.forget_unused_terminals();
         Ok(())
     }
 
@@ -176,6 +180,13 @@ impl Shell {
         for state in self.processes.values().filter_map(|process| process.state.as_ref()) {
             used.extend(state.descriptors.iter().flatten().map(|descriptor| descriptor.object));
         }
+        // A terminal has none of its own either.
+        let ends = used.iter().filter_map(|id| match self.objects.get(id) {
+            Some(Object::TerminalEnd(end)) => Some(end.terminal),
+            _ => None,
+        });
+        let terminals: Vec<ObjectId> = ends.collect();
+        used.extend(terminals);
         // The content of a pipe has no descriptor of its own: its ends refer to it.
         self.objects.retain(|id, object| used.contains(id) || matches!(object, Object::Pipe(_)));
     }
@@ -186,16 +197,24 @@ impl Shell {
             TreeEvent::Exec { pid } => self.clear(*pid),
             TreeEvent::Session { pid } => self.call(*pid, libc::SYS_setsid, &[]),
             TreeEvent::Group { pid, group } => self.call(*pid, libc::SYS_setpgid, &[0, *group as u64]),
-            TreeEvent::Exit { pid, status } => self.exit(*pid, *status),
+            TreeEvent::Reaper { pid, on } => {
+                let option = libc::PR_SET_CHILD_SUBREAPER as u64;
+                self.call(*pid, libc::SYS_prctl, &[option, u64::from(*on), 0, 0, 0])
+            }
+            TreeEvent::Terminal { pid, terminal } => self.control(*pid, *terminal),
+            TreeEvent::Exit { pid, status } => {
+                self.end_sessions_terminal(*pid);
+                self.exit(*pid, *status)
+            }
             TreeEvent::Reaped { pid } => self.reap(*pid),
         }
     }
 
-    fn get(&self, pid: Pid) -> Result<&ShellProcess> {
+    pub(crate) fn get(&self, pid: Pid) -> Result<&ShellProcess> {
         self.processes.get(&pid).ok_or_else(|| Error::Mismatch(format!("process {pid} is not in the shell")))
     }
 
-    fn call(&self, pid: Pid, number: i64, args: &[u64]) -> Result<()> {
+    pub(crate) fn call(&self, pid: Pid, number: i64, args: &[u64]) -> Result<()> {
         let process = self.get(pid)?;
         let mut batch = Batch::new();
         batch.call(number, args);
@@ -203,7 +222,7 @@ impl Shell {
         run_unchecked(process, &batch).map(drop)
     }
 
-    fn fork(&mut self, parent: Pid, child: Pid) -> Result<()> {
+    pub(crate) fn fork(&mut self, parent: Pid, child: Pid) -> Result<()> {
         let what = || format!("fork process {child} from {parent}");
         let (host, memory, layout, placed) = if parent == 1 {
             (self.container.init, &self.init_memory, Vec::new(), false)
@@ -253,14 +272,12 @@ impl Shell {
         Ok(())
     }
 
-    fn exit(&mut self, pid: Pid, status: i32) -> Result<()> {
+    pub(crate) fn exit(&mut self, pid: Pid, status: i32) -> Result<()> {
         let process = self
             .processes
             .remove(&pid)
             .ok_or_else(|| Error::Mismatch(format!("process {pid} ends but is not in the shell")))?;
         let what = || format!("end process {pid} in the shell");
-        let above = proc::status(process.host).and_then(|status| proc::status(status.parent));
-        let parent = above.ok().and_then(|parent| parent.namespaced.last().copied()).unwrap_or(1);
         let signal = status & 0x7f;
         if signal == 0 {
             let mut regs = ptrace::registers(process.host).attempt(what)?;
@@ -290,11 +307,11 @@ impl Shell {
                 result => result.attempt(what)?,
             }
         }
-        self.zombies.insert(pid, Zombie { parent, status });
+        self.zombies.insert(pid, Zombie { status });
         Ok(())
     }
 
-    fn reap(&mut self, pid: Pid) -> Result<()> {
+    pub(crate) fn reap(&mut self, pid: Pid) -> Result<()> {
         self.zombies.remove(&pid);
         let parents: Vec<Pid> = self.processes.keys().copied().collect();
         // Whoever is the parent now: only one of them can succeed, and if init is, it reaps by itself when it runs.
@@ -366,6 +383,7 @@ impl Shell {
                 known.interval_timers = state.interval_timers;
                 known.posix_timers = state.posix_timers;
                 known.filters = state.filters.or(known.filters.take());
+                known.job = state.job;
             }
         }
         Ok(())

@@ -170,6 +170,9 @@ impl Shell {
         for (id, fd) in &built.descriptors {
             context.insert(*id, fd.try_clone().attempt(|| "duplicate a socket".into())?);
         }
+        for (id, fd) in self.build_terminals()? {
+            context.insert(id, fd);
+        }
         let pidfds = self.objects.iter().filter_map(|(id, object)| match object {
             Object::PidFd(object) => Some((*id, object)),
             _ => None,
@@ -180,7 +183,7 @@ impl Shell {
         let wanted: Vec<ObjectId> = self
             .objects
             .iter()
-            .filter(|(_, object)| !matches!(object, Object::Tcp(_) | Object::Pipe(_)))
+            .filter(|(_, object)| !matches!(object, Object::Tcp(_) | Object::Pipe(_) | Object::Terminal(_)))
             .map(|(id, _)| *id)
             .collect();
         for id in wanted {

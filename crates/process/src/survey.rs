@@ -200,6 +200,8 @@ pub fn describe(object: &Object) -> (&'static str, String) {
             Some(path) => ("end of a named pipe", path.clone()),
             None => ("end of a pipe", String::new()),
         },
+        Object::Terminal(_) => ("pseudo-terminal", String::new()),
+        Object::TerminalEnd(_) => ("end of a pseudo-terminal", String::new()),
         Object::EventFd(_) => ("eventfd", String::new()),
         Object::Epoll(_) => ("epoll instance", String::new()),
         Object::TimerFd(_) => ("timerfd", String::new()),

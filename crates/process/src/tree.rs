@@ -4,6 +4,8 @@
 //! keeps an ordered log of what a checkpoint cannot read from how the tree looks at its end.
 
 mod adopt;
+pub(crate) mod genealogy;
+mod job;
 mod notices;
 mod results;
 pub(crate) mod waits;
@@ -21,7 +23,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::calls::Waiting;
-use crate::checkpoint::{Clocks, Pid, ProcessState, ThreadState, TreeEvent};
+use crate::checkpoint::{Clocks, Job, Pid, ProcessState, ThreadState, TreeEvent};
 use crate::descriptors::{Descriptors, Row};
 use crate::error::{Attempt, Error, Result};
 use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
@@ -62,8 +64,10 @@ pub(crate) enum Running {
     Stopped,
     /// Stopped on its way to receive a signal, which it receives when it goes on.
     Signalled(i32),
-    /// Stopped by job control.
-    Group,
+    /// Stopped by job control with this signal, until SIGCONT.
+    Group(i32),
+    /// As `Group`, and kept so by us: it can be asked.
+    Held(i32),
     /// On its way back into the wait that it was found in; its next stop is before that call.
     Parking,
     /// In a call of which the result matters; its next stop is at the end of it.
@@ -76,9 +80,9 @@ pub(crate) enum Running {
 }
 
 impl Running {
-    /// Whether it may run code of the program's, so that it has to be stopped.
+    /// Whether it may run code of the program's, or go on by itself, so that it has to be stopped.
     fn is_free(self) -> bool {
-        matches!(self, Running::Yes | Running::Parking | Running::Calling)
+        matches!(self, Running::Yes | Running::Parking | Running::Calling | Running::Group(_))
     }
 }
 
@@ -163,6 +167,14 @@ pub(crate) struct Process {
     pub advised: bool,
     /// What `mlockall` was told of mappings to come.
     pub lock_future: u32,
+    /// Leads a session, as far as is known.
+    pub leads: bool,
+    /// Gets orphans among its descendants (PR_SET_CHILD_SUBREAPER).
+    pub reaper: bool,
+    /// Its controlling terminal, as the log has it.
+    pub terminal: Option<u32>,
+    /// Has been stopped by job control at some time, so that its parent may not have been told yet of what became of it.
+    pub was_stopped: bool,
     /// Its threads as the kernel lists them; none until asked, or where it cannot.
     pub threads: Option<Threads>,
     /// Filters of its threads as last captured.
@@ -181,7 +193,6 @@ pub struct Happened {
 /// A process that has ended and was not waited for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Zombie {
-    pub parent: Pid,
     /// As `wait` gives it.
     pub status: i32,
 }
@@ -247,6 +258,10 @@ impl Process {
             headless: false,
             advised: false,
             lock_future: 0,
+            leads: proc::status(host).is_ok_and(|status| status.namespaced_session == status.namespaced),
+            reaper: state.attributes.as_ref().is_some_and(|attributes| attributes.task.subreaper != 0),
+            terminal: proc::terminal(host).ok().flatten(),
+            was_stopped: state.job != Job::default(),
             threads: None,
             filters: Filters::default(),
         }
@@ -500,8 +515,14 @@ impl Workload {
                 self.look_at_call(tid, Some(signal))?;
                 return self.go(tid, signal);
             }
-            Stop::Group(_) => {
-                thread.running = Running::Group;
+            Stop::Group(signal) => {
+                thread.running = if freezing { Running::Held(signal) } else { Running::Group(signal) };
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    process.was_stopped = true;
+                }
+                if freezing {
+                    return Ok(());
+                }
                 return ignore_gone(ptrace::listen(tid)).attempt(|| format!("leave thread {tid} stopped"));
             }
             Stop::Interrupt => {
@@ -581,6 +602,7 @@ impl Workload {
             }
             let pidfd = task::pidfd_open(tid).attempt(|| format!("open process {tid}"))?;
             let advised = self.processes.get(&parent).is_some_and(|parent| parent.advised);
+            let terminal = self.note_inherited(parent, tid);
             let descriptors =
                 self.processes.get(&parent).map(|parent| parent.descriptors.clone()).unwrap_or_default();
             self.processes.insert(
@@ -603,6 +625,11 @@ impl Workload {
                     headless: false,
                     advised,
                     lock_future: 0,
+                    // The first process is made as one.
+                    leads: parent == 1,
+                    reaper: false,
+                    terminal,
+                    was_stopped: false,
                     threads: None,
                     filters: Filters::default(),
                 },
@@ -714,12 +741,10 @@ impl Workload {
         {
             self.shared.lost(space);
         }
-        if thread.tid == thread.process
-            && let Some(process) = self.processes.remove(&thread.process)
-        {
+        if thread.tid == thread.process && self.processes.remove(&thread.process).is_some() {
             self.standing.forget(thread.process);
             self.log.push(TreeEvent::Exit { pid: thread.process, status });
-            self.zombies.insert(thread.process, Zombie { parent: process.parent, status });
+            self.zombies.insert(thread.process, Zombie { status });
             if thread.process == FIRST {
                 self.happened.ended = Some(status);
             }
@@ -770,7 +795,7 @@ impl Workload {
             .iter()
             .filter(|(_, thread)| !thread.looked_at)
             .filter_map(|(tid, thread)| match thread.running {
-                Running::Stopped => Some((*tid, None)),
+                Running::Stopped | Running::Held(_) => Some((*tid, None)),
                 Running::Signalled(signal) => Some((*tid, Some(signal))),
                 _ => None,
             })
@@ -798,8 +823,12 @@ impl Workload {
                     thread.running = Running::Yes;
                     ptrace::resume(*tid, signal)
                 }
+                Running::Held(signal) => {
+                    thread.running = Running::Group(signal);
+                    ptrace::listen(*tid)
+                }
                 Running::Yes
-                | Running::Group
+                | Running::Group(_)
                 | Running::Parking
                 | Running::Calling
                 | Running::Parked

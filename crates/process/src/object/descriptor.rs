@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use nix::sys::stat::FileStat;
+use nix::sys::stat::{FileStat, major, minor};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -33,6 +33,7 @@ use super::pidfd::{self, PidFd};
 use super::pipe::{self, Pipe, PipeEnd};
 use super::signalfd::{self, SignalFd};
 use super::tcp::{Buffers, Connection, State, TcpSocket};
+use super::terminal::{self, Side, Terminal, TerminalEnd};
 use super::timerfd::{self, TimerFd};
 use super::unix::{self, UnixSocket};
 use super::unix_actor::Actors;
@@ -67,6 +68,9 @@ pub enum Object {
     Packet(Box<Packet>),
     Inotify(Inotify),
     PidFd(PidFd),
+    /// Both sides of a pseudo-terminal. It has no descriptor of its own: the [`TerminalEnd`]s refer to it.
+    Terminal(Box<Terminal>),
+    TerminalEnd(TerminalEnd),
 }
 
 /// A TCP socket, and what belongs to its description and not to TCP.
@@ -276,6 +280,11 @@ pub enum Kind {
     Output(u8),
     Inotify,
     PidFd,
+    /// What is in it is captured once for all its descriptors, ahead of everything else. The number is the kernel's.
+    Terminal {
+        slave: u64,
+        side: Side,
+    },
 }
 
 impl Kind {
@@ -338,9 +347,36 @@ impl Kind {
         match stat.st_mode & libc::S_IFMT {
             libc::S_IFREG => Ok(Kind::File),
             libc::S_IFDIR => Ok(Kind::Directory),
-            libc::S_IFCHR => Ok(Kind::Device),
+            libc::S_IFCHR => Self::identify_device(link, at, &stat),
             libc::S_IFIFO => Ok(Kind::Fifo { inode: pipe::key_of_named(&stat) }),
             _ => Err(at.refuse(format!("the special file {link}"), "let the program do without it")),
+        }
+    }
+
+    /// Pseudo-terminals of the workload's own file system of them; a host's terminal is none.
+    fn identify_device(link: &str, at: &At<'_>, stat: &FileStat) -> Result<Self> {
+        let device = (major(stat.st_rdev), minor(stat.st_rdev));
+        let own = || {
+            let node = nix::sys::stat::stat(&proc::path(at.holder.tid, "root/dev/pts"));
+            node.is_ok_and(|node| node.st_dev == stat.st_dev)
+        };
+        let side = match device {
+            (terminal::ANY, terminal::CONTROLLING) => Side::Controlling,
+            (terminal::ANY, terminal::MULTIPLEXER) => Side::Master,
+            (terminal::SLAVES, _) if own() => Side::Slave,
+            _ => return Ok(Kind::Device),
+        };
+        if at.status_flags(&at.info()?)?.is_path() {
+            return Ok(Kind::Device);
+        }
+        let reader = terminal::reader(at)?;
+        let file = at.file.ok_or_else(|| at.refuse(format!("the terminal {link}"), terminal::ADVICE))?;
+        match reader.identify(file) {
+            Ok((slave, is_master)) if is_master == (side == Side::Master) => {
+                Ok(Kind::Terminal { slave, side })
+            }
+            // What /dev/tty stood for may be of another kind.
+            _ => Ok(Kind::Device),
         }
     }
 
@@ -460,7 +496,7 @@ impl Capturer {
     /// holds one, it is to be captured again whatever its sign, since a watched file may live on under no number.
     pub fn fingerprint(&self, kind: Kind, at: &At<'_>) -> Result<Option<u64>> {
         let mut seen = match kind {
-            Kind::Tcp { .. } | Kind::Unix { .. } | Kind::TimerFd => return Ok(None),
+            Kind::Tcp { .. } | Kind::Unix { .. } | Kind::TimerFd | Kind::Terminal { .. } => return Ok(None),
             kind if kind.is_told_by_numbers() => return Ok(None),
             _ => at.info()?,
         };
@@ -501,6 +537,9 @@ impl Capturer {
         Ok(match kind {
             Kind::Tcp { .. } => {
                 return Err(Error::Mismatch("a TCP socket is not captured with the others".to_owned()));
+            }
+            Kind::Terminal { .. } => {
+                return Err(Error::Mismatch("a terminal is captured ahead of the others".to_owned()));
             }
             Kind::Datagram { .. } | Kind::Netlink | Kind::Packet => {
                 return Err(Error::Mismatch("a socket is not captured without its numbers".to_owned()));
@@ -669,6 +708,9 @@ impl<'a> BuildContext<'a> {
                 Object::Packet(object) => packet::build(object)?,
                 Object::Inotify(object) => inotify::build(object)?,
                 Object::PidFd(_) => return Err(pidfd::unbuilt()),
+                Object::Terminal(_) | Object::TerminalEnd(_) => {
+                    return Err(Error::Mismatch(format!("terminal {} has not been built", id.0)));
+                }
             };
             self.built.insert(id, fd);
         }

@@ -25,6 +25,8 @@ mod sockopt;
 pub mod sysv;
 pub mod tcp;
 pub mod tcp_request;
+pub mod terminal;
+pub mod terminal_build;
 pub mod timerfd;
 pub mod unix;
 pub mod unix_actor;

@@ -14,5 +14,6 @@ pub mod syscalls;
 pub mod sysv;
 pub mod task;
 pub mod tcp_repair;
+pub mod terminal;
 pub mod uffd;
 pub mod unix_diag;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::ptrace::Tid;
 use crate::object::file::FileKey;
@@ -181,13 +181,32 @@ fn parse_status(text: &str) -> Status {
 
 /// Field `index` (as numbered in `proc(5)`, from 1) and following of `/proc/PID/stat`, as numbers.
 pub fn stat_fields(tid: Tid) -> io::Result<Vec<u64>> {
-    let text = fs::read_to_string(path(tid, "stat"))?;
+    stat_fields_of(&path(tid, ""))
+}
+
+/// As [`stat_fields`], of a process by its directory in any `/proc`, whose numbers they are.
+pub fn stat_fields_of(directory: &Path) -> io::Result<Vec<u64>> {
+    let text = fs::read_to_string(directory.join("stat"))?;
     let after_name = text.rsplit_once(')').map_or("", |(_, rest)| rest);
     // Fields 1 and 2 (pid, comm) come before; the first here is field 3.
     Ok([0, 0]
         .into_iter()
         .chain(after_name.split_whitespace().map(|word| word.parse::<i64>().map_or(0, |n| n as u64)))
         .collect())
+}
+
+/// The number of a process's controlling terminal, which is a pseudo-terminal.
+pub fn terminal(tid: Tid) -> io::Result<Option<u32>> {
+    Ok(terminal_of(stat_fields(tid)?.get(6).copied().unwrap_or(0)))
+}
+
+/// The same, by the field `tty_nr`.
+pub fn terminal_of(device: u64) -> Option<u32> {
+    /// `UNIX98_PTY_SLAVE_MAJOR` (include/uapi/linux/major.h).
+    const SLAVE: u64 = 136;
+    // As `new_encode_dev` (include/linux/kdev_t.h) has it: the major number is in the middle.
+    let index = device & 0xff | device >> 12 & 0xfff00;
+    (device >> 8 & 0xfff == SLAVE).then_some(index as u32)
 }
 
 /// Soft and hard limits of a process, in the order of their numbers (`RLIMIT_CPU` to `RLIMIT_RTTIME`): that of

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use super::pagemap::{PAGE_SIZE, Range};
 use super::ptrace::{self, Event, Registers, SignalInfo, Stop, Tid};
+use super::task;
 
 /// Where every traced address space has our pages. Nothing the kernel or a known runtime chooses is near: programs
 /// and heaps start at 0x55…, mappings grow down from 0x7f…, Go's arenas start at 0xc0_0000_0000, AddressSanitizer's
@@ -65,6 +66,8 @@ pub struct Remote<'a> {
     stopped_with: Option<SignalInfo>,
     /// Filters of system calls are switched off meanwhile.
     suspended: bool,
+    /// SIGSTOP has come meanwhile, which cannot be kept out: it is to come again.
+    to_be_stopped: bool,
     /// Threads and processes that calls of ours made; they are stopped at birth.
     pub born: Vec<Tid>,
 }
@@ -91,7 +94,7 @@ impl<'a> Remote<'a> {
         if suspended {
             ptrace::suspend_seccomp(tid, true)?;
         }
-        Ok(Self { tid, memory, saved, mask, stopped_with, suspended, born: Vec::new() })
+        Ok(Self { tid, memory, saved, mask, stopped_with, suspended, to_be_stopped: false, born: Vec::new() })
     }
 
     pub fn end(self) -> io::Result<Vec<Tid>> {
@@ -102,6 +105,9 @@ impl<'a> Remote<'a> {
         ptrace::set_signal_mask(self.tid, self.mask)?;
         if let Some(info) = &self.stopped_with {
             ptrace::set_signal_info(self.tid, info)?;
+        }
+        if self.to_be_stopped {
+            task::signal_thread(self.tid, libc::SIGSTOP)?;
         }
         Ok(self.born)
     }
@@ -197,6 +203,10 @@ impl<'a> Remote<'a> {
                 Some(Event::Stopped(Stop::Signal(libc::SIGTRAP))) => return Ok(()),
                 Some(Event::Stopped(Stop::Clone(child) | Stop::Fork(child) | Stop::Vfork(child))) => {
                     self.born.push(child);
+                    go_on(self.tid)?;
+                }
+                Some(Event::Stopped(Stop::Signal(libc::SIGSTOP))) => {
+                    self.to_be_stopped = true;
                     go_on(self.tid)?;
                 }
                 // A pending interrupt, or the filter's notice of a call that is ours: neither says anything.

@@ -27,6 +27,13 @@ pub fn signal_process(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     check(result).map(drop)
 }
 
+/// Signals one thread.
+pub fn signal_thread(tid: Tid, signal: i32) -> io::Result<()> {
+    // SAFETY: both arguments are numbers.
+    let result = unsafe { libc::syscall(libc::SYS_tkill, tid, signal) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A duplicate of another process's descriptor (`pidfd_getfd(2)`), close-on-exec.
 pub fn take_descriptor(process: BorrowedFd<'_>, fd: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes three numbers and gives a new descriptor that nobody else owns.

@@ -35,11 +35,20 @@ impl Workload {
                     ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
                 let or_self = |id: u64| if id as Pid == 0 { pid } else { id as Pid };
                 match regs.orig_rax as i64 {
-                    libc::SYS_setsid => self.log.push(TreeEvent::Session { pid }),
+                    libc::SYS_setsid => {
+                        process.leads = true;
+                        // It has none from here on.
+                        process.terminal = None;
+                        self.log.push(TreeEvent::Session { pid });
+                    }
                     libc::SYS_setpgid => {
                         let target = or_self(regs.rdi);
                         let group = if regs.rsi as Pid == 0 { target } else { regs.rsi as Pid };
                         self.log.push(TreeEvent::Group { pid: target, group });
+                    }
+                    libc::SYS_prctl if regs.rdi == libc::PR_SET_CHILD_SUBREAPER as u64 => {
+                        process.reaper = regs.rsi != 0;
+                        self.log.push(TreeEvent::Reaper { pid, on: process.reaper });
                     }
                     libc::SYS_prctl if regs.rdi == libc::PR_SET_SECCOMP as u64 => self.filters_change(pid)?,
                     _ => {}

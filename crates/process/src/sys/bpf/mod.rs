@@ -10,6 +10,7 @@ pub mod btf;
 pub mod files;
 pub mod iterator;
 pub mod memory;
+pub mod terminal;
 pub mod threads;
 pub mod undos;
 
