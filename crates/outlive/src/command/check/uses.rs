@@ -153,7 +153,7 @@ impl Uses {
             .collect();
         // At one time it passed, and at another it did not.
         self.objects.retain(|object| object.verdict != Verdict::Passing || !refused.contains(&object.object));
-        self.objects.sort_by(|a, b| a.verdict.cmp(&b.verdict));
+        self.objects.sort_by_key(|a| a.verdict);
         self.can_be_protected = self.objects.iter().all(|object| object.verdict != Verdict::Refused);
     }
 
