@@ -131,6 +131,17 @@ impl Supervisors {
         Ok(Reserved { supervisors: self, name: name.to_string() })
     }
 
+    /// As [`Self::reserve`], after a start that is under way and may come to nothing: a backup for a workload that has ended.
+    pub fn reserve_soon(&self, name: &WorkloadName) -> Result<Reserved<'_>> {
+        let deadline = Instant::now() + END;
+        loop {
+            match self.reserve(name) {
+                Err(_) if Instant::now() < deadline => thread::sleep(END_POLL),
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// What the supervisor here says; none if none lives. Takes any text, for other nodes ask.
     pub fn status(&self, name: &str) -> Result<Option<Status>> {
         let Ok(name) = super::admit::name(name) else { return Ok(None) };
