@@ -22,7 +22,7 @@ pub const LAUNCHER: [&str; 2] = ["/proc/self/exe", "workload-init"];
 pub fn run(agent: &Arc<Agent>, wanted: Wanted, progress: &mut dyn FnMut(String)) -> Result<()> {
     let workload = admit::resolve(&agent.config, wanted)?;
     let name = admit::name(&workload.name)?;
-    let reserved = agent.supervisors.reserve(&name)?;
+    let reserved = agent.supervisors.reserve_soon(&name)?;
     admit::check(&agent.config, &workload)?;
     progress(format!("asking the other nodes and the seed nodes whether {name} is free"));
     check_name_is_free(agent, &name)?;

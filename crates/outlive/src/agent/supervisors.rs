@@ -44,6 +44,8 @@ const START: Duration = Duration::from_secs(15);
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long a supervisor whose task is over may take to end by itself.
 const END: Duration = Duration::from_secs(3);
+/// From a supervisor's closing its socket to its process's end, on a busy host.
+const ENDING: Duration = Duration::from_millis(500);
 const END_POLL: Duration = Duration::from_millis(20);
 /// Directories kept of workloads that ended, so that their output can still be read. The oldest goes first.
 const ENDED_KEPT: usize = 16;
@@ -129,13 +131,29 @@ impl Supervisors {
         Ok(Reserved { supervisors: self, name: name.to_string() })
     }
 
+    /// As [`Self::reserve`], after a start that is under way and may come to nothing: a backup for a workload that has ended.
+    pub fn reserve_soon(&self, name: &WorkloadName) -> Result<Reserved<'_>> {
+        let deadline = Instant::now() + END;
+        loop {
+            match self.reserve(name) {
+                Err(_) if Instant::now() < deadline => thread::sleep(END_POLL),
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// What the supervisor here says; none if none lives. Takes any text, for other nodes ask.
     pub fn status(&self, name: &str) -> Result<Option<Status>> {
         let Ok(name) = super::admit::name(name) else { return Ok(None) };
         if !self.is_alive(&name)? {
             return Ok(None);
         }
-        match self.ask(&name, &Request::Status, ANSWER)? {
+        let answer = match self.ask(&name, &Request::Status, ANSWER) {
+            // It was asked in the moment in which it ended.
+            Err(_) if self.wait_for_end(&name, ENDING)? => return Ok(None),
+            answer => answer?,
+        };
+        match answer {
             Response::Status(status) => Ok(Some(*status)),
             other => Err(Failure::failed(format!(
                 "the supervisor of {name} answered another question ({other:?})"

@@ -221,7 +221,8 @@ pub fn inspect(agent: &Agent, name: &str) -> Result<Inspected> {
         Search::Found(node, status) => {
             // A backup that waits in vain for a workload which has ended is not that workload, nor is a supervisor that is about
             // to end itself.
-            let is_over = waits_for_state(&status) || status.state == State::Stopped;
+            let is_new = status.role == Side::Backup && status.primary_node.is_none();
+            let is_over = is_new || waits_for_state(&status) || status.state == State::Stopped;
             if is_over && !is_held(&seed::read_register(agent, &name)?) {
                 return Err(no_such(agent, &name));
             }
