@@ -13,7 +13,7 @@ use outlive_lab::client::latency::{self, Service};
 use outlive_lab::client::redis::Fill;
 use outlive_lab::client::stats::Summary;
 use outlive_lab::cluster::{Cluster, Start, WORKERS};
-use outlive_lab::scenario::{Outcome, median};
+use outlive_lab::scenario::{Moves, Outcome, median};
 use serde::Serialize;
 
 use crate::failover::{self, Plan, REDIS, REDIS_PORT, WORKLOAD, wait_for_redis};
@@ -28,6 +28,18 @@ pub enum What {
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
         clients: u32,
         #[arg(long, default_value = "1G", value_parser = demo::parse_size)]
+        resident: u64,
+        /// Print the outcome as JSON, as the last line of standard output
+        #[arg(long)]
+        json: bool,
+    },
+    /// What clients notice of planned moves
+    Switchover {
+        #[arg(long, default_value_t = 20)]
+        moves: usize,
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        clients: u32,
+        #[arg(long, default_value = "64M", value_parser = demo::parse_size)]
         resident: u64,
         /// Print the outcome as JSON, as the last line of standard output
         #[arg(long)]
@@ -71,6 +83,20 @@ pub fn run(what: &What) -> Result<bool> {
                 resident >> 20
             );
             write_section("failover", &failover_section(&command, &outcome, resident))?;
+            if json {
+                println!("{}", serde_json::to_string(&outcome)?);
+            }
+            Ok(outcome.is_good())
+        }
+        What::Switchover { moves, clients, resident, json } => {
+            let plan = Plan { program, kills: moves, clients: clients as usize, resident };
+            let outcome = failover::switch(&plan, &say)?;
+            outcome.findings.iter().take(10).for_each(|finding| say(finding));
+            let command = format!(
+                "cargo xtask bench switchover --moves {moves} --clients {clients} --resident {}M",
+                resident >> 20
+            );
+            write_section("switchover", &switchover_section(&command, &outcome, resident))?;
             if json {
                 println!("{}", serde_json::to_string(&outcome)?);
             }
@@ -237,6 +263,37 @@ fn failover_section(command: &str, outcome: &Outcome, resident: u64) -> String {
         phases.detect,
         phases.arbitrate,
         phases.activate,
+        outcome.reprotect_ms,
+    )
+}
+
+fn switchover_section(command: &str, outcome: &Moves, resident: u64) -> String {
+    let ms = |us: u64| us as f64 / 1000.0;
+    let stall = &outcome.stall_us;
+    format!(
+        "## Switchover\n\n\
+         `{command}`: Redis with {} MiB besides what the clients write, moved {} times between two hosts under {} \
+         connections.\n\n\
+         | figure | value |\n|---|---|\n\
+         | connections dropped | {} |\n\
+         | acknowledged writes | {} |\n\
+         | acknowledged writes lost | {} |\n\
+         | wrong replies | {} |\n\
+         | longest stall of a connection around a move (with the 2 ms between its requests), p50 / p99 / max | {:.1} / \
+         {:.1} / {:.1} ms |\n\
+         | of which the new primary's, from hearing that it is one until the workload runs (median) | {} ms |\n\
+         | from the end of the command to protected again (median) | {} ms |\n",
+        resident >> 20,
+        outcome.moves,
+        outcome.connections,
+        outcome.connections_dropped,
+        outcome.acked_writes,
+        outcome.acked_writes_lost,
+        outcome.wrong_replies,
+        ms(stall.p50),
+        ms(stall.p99),
+        ms(stall.max),
+        outcome.activate_ms,
         outcome.reprotect_ms,
     )
 }

@@ -10,7 +10,9 @@ use outlive_lab::Lab;
 use outlive_lab::client::redis::{Fill, Load, RedisClient};
 use outlive_lab::client::stats::{Report, Stats};
 use outlive_lab::cluster::Cluster;
-use outlive_lab::scenario::{self, Command, Outcome, Place, ScenarioError, Service, Traffic, seed, wait_for};
+use outlive_lab::scenario::{
+    self, Command, Moves, Outcome, Place, ScenarioError, Service, Traffic, seed, wait_for,
+};
 
 pub const WORKLOAD: &str = "redis";
 pub const REDIS_PORT: u16 = 6379;
@@ -28,15 +30,25 @@ pub struct Plan {
     pub resident: u64,
 }
 
+/// Of a planned move, which takes little longer than that, more is to be seen.
+const MOVE_PACE: Duration = Duration::from_millis(2);
+
+/// The scenario of planned moves: as many as there were to be kills.
+pub fn switch(plan: &Plan, say: &dyn Fn(&str)) -> Result<Moves> {
+    let mut redis = Redis { clients: plan.clients, resident: plan.resident, pace: MOVE_PACE, fill: None };
+    Ok(scenario::switch(&plan.program, &mut redis, plan.kills, say)?)
+}
+
 /// Runs the scenario, and tells `say` what happens.
 pub fn run(plan: &Plan, say: &dyn Fn(&str)) -> Result<Outcome> {
-    let mut redis = Redis { clients: plan.clients, resident: plan.resident, fill: None };
+    let mut redis = Redis { clients: plan.clients, resident: plan.resident, pace: PACE, fill: None };
     Ok(scenario::run(&plan.program, &mut redis, plan.kills, seed(), say)?)
 }
 
 struct Redis {
     clients: usize,
     resident: u64,
+    pace: Duration,
     fill: Option<Fill>,
 }
 
@@ -62,7 +74,7 @@ impl Service for Redis {
 
     fn connect(&mut self, place: &Place<'_>) -> Result<Box<dyn Traffic>, ScenarioError> {
         let target = SocketAddr::from((place.address, REDIS_PORT));
-        let load = Load { connections: self.clients, pace: PACE, ..Load::new(target) };
+        let load = Load { connections: self.clients, pace: self.pace, ..Load::new(target) };
         let client = RedisClient::start(Some(&place.from), load)
             .map_err(|source| ScenarioError::Io { attempt: "start the clients".to_owned(), source })?;
         Ok(Box::new(Clients { client, fill: self.fill.take(), from: place.from.clone() }))

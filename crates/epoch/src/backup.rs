@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use outlive_cluster::{Outcome, Refused, Register, Transition};
 use outlive_fault::{Point, point};
-use outlive_net::{Frame, InnerTap, InputLog, InputLogLimits, Namespace, Port};
+use outlive_net::{Frame, InnerTap, InputLog, InputLogLimits, Moment, Namespace, Overheard, Port};
 use outlive_process::object::tcp_request::{PendingConnection, Restorer};
 use outlive_process::shell::Shell;
 use outlive_stream::connection::{Reader, Writer};
@@ -98,6 +98,7 @@ pub struct Prepared {
     pub log: Log,
     pub restorer: Option<Restorer>,
     pub retained: Arc<Retained>,
+    pub overheard: Arc<Overheard>,
     /// Connections without a descriptor, of the last epoch.
     pub requests: Vec<PendingConnection>,
     pub register: Register,
@@ -177,6 +178,7 @@ pub struct Waiting {
     pub namespace: Namespace,
     pub inner: InnerTap,
     pub port: Port,
+    pub overheard: Arc<Overheard>,
     pub pipes: Pipes,
     pub log: Log,
     /// For connections without a descriptor; `None` where the kernel cannot rebuild them.
@@ -214,6 +216,7 @@ pub fn run(
         detection: engine.setup.node.tuning.detection,
         epoch_limit: engine.setup.node.tuning.epoch_limit,
         retained: Arc::clone(&retained),
+        overheard: Arc::clone(&waiting.overheard),
         pressure: Arc::clone(&pressure),
         status: engine.status.clone(),
         work: work.clone(),
@@ -234,7 +237,7 @@ fn apply(
     retained: &Arc<Retained>,
     pressure: &Backpressure,
 ) -> Result<Result<Prepared, String>> {
-    let Waiting { mut shell, namespace, inner, port, pipes, mut log, restorer } = waiting;
+    let Waiting { mut shell, namespace, inner, port, overheard, pipes, mut log, restorer } = waiting;
     let mut last = 0;
     let mut requests = Vec::new();
     let mut ended = None;
@@ -274,6 +277,7 @@ fn apply(
                     log,
                     restorer,
                     retained: Arc::clone(retained),
+                    overheard,
                     requests,
                     register: *register,
                     failover,
@@ -336,6 +340,7 @@ struct Listening {
     detection: Duration,
     epoch_limit: usize,
     retained: Arc<Retained>,
+    overheard: Arc<Overheard>,
     pressure: Arc<Backpressure>,
     status: Board,
     work: Sender<Work>,
@@ -361,6 +366,26 @@ impl Listening {
         }
         point(Point::TakeoverSilence);
         self.ask(heard.last.elapsed(), decided);
+        if let Some(kept) = heard.kept {
+            let (_silent, reader) = *kept;
+            self.listen_on(reader);
+        }
+    }
+
+    /// What still reaches a primary that lives, and does not know yet: clients wait for it. Nothing is answered.
+    fn listen_on(&self, mut reader: FrameReader<Reader>) {
+        let mut frames = EpochReader::new(self.epoch_limit);
+        loop {
+            match frames.next(&mut reader) {
+                Ok(Received::Input(payload)) => {
+                    if let Err(reason) = self.retained.push(payload) {
+                        return debug!(reason, "nothing more is taken from the old primary");
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => return debug!(%error, "nothing more comes from the old primary"),
+            }
+        }
     }
 
     fn leave(&self, reason: String) {
@@ -414,10 +439,11 @@ impl Listening {
                 }
             };
             heard.last = Instant::now();
+            self.overheard.alive(Moment::now());
             if self.forced.load(Ordering::Acquire) {
                 heard.reason = "an operator has ordered a failover".into();
                 // A primary that saw its backup leave would ask as well, and might be first.
-                heard.kept = Some((writer, reader));
+                heard.kept = Some(Box::new((writer, reader)));
                 return Err(heard);
             }
             let answered = match received {
@@ -566,7 +592,7 @@ struct Heard {
     last: Instant,
     reason: String,
     /// Both halves of the stream, which nobody uses any more: open, so that the primary does not know yet.
-    kept: Option<(FrameWriter<Writer>, FrameReader<Reader>)>,
+    kept: Option<Box<(FrameWriter<Writer>, FrameReader<Reader>)>>,
 }
 
 fn accept_within(listener: &TcpListener, limit: Duration) -> Result<std::net::TcpStream, String> {

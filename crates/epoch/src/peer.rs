@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::setup::Workload;
+use crate::setup::{Lost, Workload};
 
 /// Version of these messages; an agent of another one says so instead of guessing.
 pub const VERSION: u16 = 2;
@@ -17,6 +17,10 @@ pub enum Request {
     Status { name: String },
     /// For the supervisor of a workload on that node: an operator's order, given on another.
     Order { version: u16, name: String, order: crate::control::Request },
+    /// How a workload was started, if that node has had it.
+    Definition { name: String },
+    /// Start a lost workload anew, on the word of an operator that no node has it.
+    Restart { version: u16, workload: Box<Workload>, lost: Lost },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +31,8 @@ pub enum Response {
         listen: std::net::SocketAddr,
     },
     Status(Option<Box<crate::control::Status>>),
+    Definition(Option<Box<Workload>>),
+    Restarted,
     /// What that supervisor says.
     Ordered(crate::control::Response),
     Refused {

@@ -417,6 +417,11 @@ impl<'a> Primary<'a> {
         }
         self.give_up_move(reason);
         warn!(reason, "the backup is lost");
+        self.leave_backup(reason);
+    }
+
+    /// Does without the backup from here on. Returns the phase that ends, with the link in it.
+    fn leave_backup(&mut self, reason: &str) -> Phase {
         outlive_fault::protected(false);
         self.lost_reason = Some(reason.to_owned());
         self.copies.set(None);
@@ -426,7 +431,7 @@ impl<'a> Primary<'a> {
             self.unwritten.extend(outstanding.output);
         }
         let was_held = !matches!(self.phase, Phase::Syncing { .. });
-        self.phase = Phase::Losing;
+        let former = std::mem::replace(&mut self.phase, Phase::Losing);
         if was_held {
             point(Point::PrimaryBackupLost);
             self.ask_alone();
@@ -435,6 +440,7 @@ impl<'a> Primary<'a> {
             self.become_exposed();
         }
         self.publish();
+        former
     }
 
     fn ask_alone(&self) {

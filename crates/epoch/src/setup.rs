@@ -82,12 +82,22 @@ impl Default for Tuning {
     }
 }
 
+/// The incarnations that had a workload which is lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    pub generation: u64,
+    pub primary: outlive_cluster::Incarnation,
+    pub backup: Option<outlive_cluster::Incarnation>,
+}
+
 /// Which side a supervisor is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Starts the workload.
     Primary,
+    /// Starts a workload anew whose copies are lost, as somebody vouches.
+    Restart(Lost),
     /// Waits for the named primary node to connect, and holds its state.
     Backup { primary: String },
 }

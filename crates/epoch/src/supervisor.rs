@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use outlive_cluster::{Outcome, Transition};
-use outlive_net::{InnerTap, Namespace, Port, Pump, Voice};
+use outlive_net::{InnerTap, Namespace, Overheard, Port, Pump, Voice};
 use outlive_process::shell::Shell;
 use outlive_process::sys::task;
 use outlive_process::tree::Workload;
@@ -31,7 +31,7 @@ use crate::output::{Log, Pipes};
 use crate::primary::{End, Primary, Running};
 use crate::protector::Protector;
 use crate::requests::{self, Requests};
-use crate::setup::{Role, Setup, Started};
+use crate::setup::{Lost, Role, Setup, Started};
 use crate::takeover::{self, TRACER_PRIORITY};
 
 /// How long whoever asks over the control socket may take to do so.
@@ -101,7 +101,7 @@ fn start(setup: Setup) -> Result<()> {
         .attempt(|| "start the protector".into())?
     };
     let listener = match &role {
-        Role::Primary => None,
+        Role::Primary | Role::Restart(_) => None,
         Role::Backup { .. } => {
             let address = SocketAddr::new(engine.setup.node.listen.ip(), 0);
             Some(TcpListener::bind(address).attempt(|| format!("listen on {address}"))?)
@@ -113,7 +113,15 @@ fn start(setup: Setup) -> Result<()> {
             warn!(%error, "the tracer is not a real-time thread: pauses will be longer");
         }
         let result = match role {
-            Role::Primary => be_primary(&mut engine, protector),
+            Role::Primary => {
+                let by = engine.me.clone();
+                be_primary(&mut engine, protector, Transition::Create { by })
+            }
+            Role::Restart(Lost { generation, primary: lost, backup: lost_backup }) => {
+                let by = engine.me.clone();
+                let again = Transition::RestartLost { by, generation, lost, lost_backup };
+                be_primary(&mut engine, protector, again)
+            }
             Role::Backup { primary } => be_backup(&mut engine, protector, listener, &primary),
         };
         engine.status.lock().state = State::Stopped;
@@ -135,9 +143,9 @@ fn make_network(engine: &Engine) -> Result<(Namespace, InnerTap, Port)> {
     Ok((namespace, inner, port))
 }
 
-fn be_primary(engine: &mut Engine, protector: Protector) -> Result<()> {
+fn be_primary(engine: &mut Engine, protector: Protector, begins: Transition) -> Result<()> {
     let (namespace, inner, port) = make_network(engine)?;
-    let outcome = engine.arbiter.ask(Transition::Create { by: engine.me.clone() });
+    let outcome = engine.arbiter.ask(begins);
     let register = match outcome {
         Outcome::Granted(register) => register,
         Outcome::Refused(refused) => return Err(Error::Arbitration(refused.to_string())),
@@ -193,6 +201,9 @@ fn be_backup(
     let listener = listener.ok_or_else(|| Error::Stream("a backup needs an address to listen on".into()))?;
     let listen = listener.local_addr().attempt(|| "read the listening address".into())?;
     let (namespace, inner, port) = make_network(engine)?;
+    let (mac, keep) = (engine.setup.workload.network.mac, engine.setup.node.tuning.detection);
+    let overheard =
+        Arc::new(Overheard::start(mac, keep).attempt(|| "listen for the workload's frames".into())?);
     let log = Log::open(&engine.directory(), engine.setup.node.tuning.log_limit)?;
     let (pipes, ends) = Pipes::new()?;
     let shell = Shell::create(&engine.setup.workload.program, namespace.fd(), &engine.launcher, ends)?;
@@ -202,7 +213,7 @@ fn be_backup(
     let outcome = engine.arbiter.read();
     info!(?outcome, "waiting for the primary");
     announce(&Started::Ready { listen: Some(listen) });
-    let waiting = Waiting { shell, namespace, inner, port, pipes, log, restorer };
+    let waiting = Waiting { shell, namespace, inner, port, overheard, pipes, log, restorer };
     match backup::run(engine, waiting, listener, primary)? {
         Ok(prepared) => {
             if let Some(old) = prepared.old_primary() {

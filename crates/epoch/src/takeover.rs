@@ -6,7 +6,7 @@
 //! After a planned change the old primary can still go on, as the register says: then nothing of the workload's leaves until
 //! the seed nodes have agreed, when it is whole here, that this one speaks alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,6 +45,7 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
         log,
         restorer,
         retained,
+        overheard,
         requests,
         register,
         failover,
@@ -61,8 +62,11 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
         port.send(frame).attempt(|| "announce the workload's address".into())?;
     }
     point(Point::TakeoverAnnounced);
+    // Until now clients have spoken into the dark. Taken before the first question: what a peer said earlier is no answer to it.
+    let overheard = overheard.take();
     let mut neighbours = Neighbours::new(network.clone());
     retained.show(|frame| neighbours.learn(frame));
+    overheard.iter().for_each(|frame| neighbours.learn(frame));
     let asked = shell.to_be_asked();
     let mut arrived: Vec<Vec<u8>> = Vec::new();
     let targets: Vec<ProbeTarget> = asked.iter().map(target).collect();
@@ -98,7 +102,12 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     requests.rebuild(&pump, rebuilding);
     point(Point::TakeoverRebuilt);
     let frames = retained.take(engine.teller());
-    for frame in frames.iter().map(|frame| &frame[..]).chain(arrived.iter().map(Vec::as_slice)) {
+    // A frame that the primary received as well may have been flooded too, and one is heard in two ways while the address moves; a
+    // datagram must not come twice by that.
+    let mut seen: HashSet<&[u8]> = frames.iter().map(|frame| &frame[..]).collect();
+    let dark = overheard.iter().map(|frame| &frame[..]).chain(arrived.iter().map(Vec::as_slice));
+    let dark: Vec<&[u8]> = dark.filter(|frame| seen.insert(frame)).collect();
+    for frame in frames.iter().map(|frame| &frame[..]).chain(dark) {
         pump.inject(frame);
         point(Point::TakeoverHalfInjected);
     }

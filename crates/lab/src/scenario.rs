@@ -19,6 +19,8 @@ use crate::{Lab, LabError};
 pub const STEP_LIMIT: Duration = Duration::from_secs(120);
 /// A kill comes at a random instant within these milliseconds after the workload is protected.
 const KILL_AFTER_MS: std::ops::Range<u64> = 300..2300;
+/// From one planned move to the next, once the workload is protected again.
+const BETWEEN_MOVES: Duration = Duration::from_millis(300);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +140,135 @@ pub fn run(
     outcome
 }
 
+/// What came of planned moves. The fields, and nothing else, are what `--json` prints.
+#[derive(Debug, Default, Serialize)]
+pub struct Moves {
+    pub moves: usize,
+    pub connections: usize,
+    pub connections_dropped: u64,
+    pub acked_writes: u64,
+    pub acked_writes_lost: u64,
+    pub wrong_replies: u64,
+    /// Of all connections and moves, the longest time without a reply around a move, in microseconds.
+    pub stall_us: Summary,
+    /// From when the new primary knew that it is one until the workload ran: median over the moves.
+    pub activate_ms: f64,
+    /// Median over the moves: from the end of the command until the workload is protected again.
+    pub reprotect_ms: f64,
+    #[serde(skip)]
+    pub findings: Vec<String>,
+    #[serde(skip)]
+    pub planned: usize,
+}
+
+impl Moves {
+    /// Every move happened, and no client noticed more than a stall.
+    pub fn is_good(&self) -> bool {
+        self.moves == self.planned
+            && self.acked_writes > 0
+            && self.connections_dropped == 0
+            && self.acked_writes_lost == 0
+            && self.wrong_replies == 0
+    }
+}
+
+/// Moves a protected service between two nodes under load, by `outlive switchover`.
+pub fn switch(
+    program: &Path,
+    service: &mut dyn Service,
+    planned: usize,
+    say: &dyn Fn(&str),
+) -> Result<Moves> {
+    let cluster = Cluster::start("switch", program)?;
+    let outcome = play_moves(&cluster, service, planned, say);
+    if outcome.is_err() {
+        eprint!("{}", cluster.tails());
+    }
+    outcome
+}
+
+fn play_moves(
+    cluster: &Cluster,
+    service: &mut dyn Service,
+    planned: usize,
+    say: &dyn Fn(&str),
+) -> Result<Moves> {
+    let address = cluster.lab().free_address()?;
+    let place = Place { cluster, address, from: cluster.client().netns()? };
+    let name = service.name().to_owned();
+    let mut workload = start(cluster, service, &place, say)?;
+    let mut traffic = service.connect(&place)?;
+    all_answered(traffic.stats(), Instant::now());
+    let (mut stalls, mut activations, mut copies) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 1..=planned {
+        thread::sleep(BETWEEN_MOVES);
+        let nodes = workload.primary_node.clone().zip(workload.backup_node.clone());
+        let Some((from, to)) = nodes else {
+            return Err(ScenarioError::Service(format!("{name} has no primary or no backup: {workload:?}")));
+        };
+        let begun = Instant::now();
+        cluster.command(&from, &["switchover", &name])?;
+        let moved = Instant::now();
+        all_answered(traffic.stats(), moved);
+        let seen = traffic.stats().stalls_since(begun);
+        let longest = seen.iter().max().copied().unwrap_or_default();
+        stalls.extend(seen.iter().map(|stall| stall.as_micros() as u64));
+        workload = protected(cluster, &to, &name)?;
+        copies.push(moved.elapsed().as_secs_f64() * 1e3);
+        activations.extend(workload.last_failover.map(|failover| failover.activate_ms));
+        say(&format!(
+            "move {number} of {planned}, from {from} to {to}: the longest stall of a connection was {:.1} ms",
+            longest.as_secs_f64() * 1e3
+        ));
+        show_trouble(traffic.stats(), say);
+        traffic.between_kills(&place)?;
+    }
+    say("reading back everything that was ever acknowledged");
+    let report =
+        traffic.finish().map_err(|source| ScenarioError::Io { attempt: "run the clients".into(), source })?;
+    Ok(Moves {
+        moves: copies.len(),
+        connections: report.connections,
+        connections_dropped: report.connections_dropped,
+        acked_writes: report.acked_writes,
+        acked_writes_lost: report.acked_writes_lost,
+        wrong_replies: report.wrong_replies,
+        stall_us: Summary::of(stalls),
+        activate_ms: median(activations),
+        reprotect_ms: median(copies),
+        findings: report.findings,
+        planned,
+    })
+}
+
+/// Starts a service on the first node, fills it, and waits until it is protected.
+fn start(
+    cluster: &Cluster,
+    service: &mut dyn Service,
+    place: &Place<'_>,
+    say: &dyn Fn(&str),
+) -> Result<Workload> {
+    let [first, second] = WORKERS;
+    let name = service.name().to_owned();
+    // Filled first, so that the first copy is one of everything.
+    let mut options = vec!["--detach".to_owned()];
+    let command = service.install(cluster.lab())?;
+    options.extend(command.options);
+    cluster.run(&Start {
+        name: &name,
+        node: first,
+        backup: Some(second),
+        address: place.address,
+        options: &options.iter().map(String::as_str).collect::<Vec<_>>(),
+        command: &command.words.iter().map(String::as_str).collect::<Vec<_>>(),
+    })?;
+    say(&format!("{name} runs on {first} at {}, unaware of any of this", place.address));
+    service.prepare(place, say)?;
+    let workload = protected(cluster, first, &name)?;
+    say(&format!("protected: {first} runs it, {} could", or_none(&workload.backup_node)));
+    Ok(workload)
+}
+
 /// What one kill came to.
 struct Kill {
     stalls: Vec<Duration>,
@@ -152,26 +283,10 @@ fn play(
     seed: u64,
     say: &dyn Fn(&str),
 ) -> Result<Outcome> {
-    let [first, second] = WORKERS;
     let address = cluster.lab().free_address()?;
     let place = Place { cluster, address, from: cluster.client().netns()? };
     let name = service.name().to_owned();
-    // Filled first, so that the first copy is one of everything.
-    let mut options = vec!["--detach".to_owned()];
-    let command = service.install(cluster.lab())?;
-    options.extend(command.options);
-    cluster.run(&Start {
-        name: &name,
-        node: first,
-        backup: Some(second),
-        address,
-        options: &options.iter().map(String::as_str).collect::<Vec<_>>(),
-        command: &command.words.iter().map(String::as_str).collect::<Vec<_>>(),
-    })?;
-    say(&format!("{name} runs on {first} at {address}, unaware of any of this"));
-    service.prepare(&place, say)?;
-    let mut workload = protected(cluster, first, &name)?;
-    say(&format!("protected: {first} runs it, {} could", or_none(&workload.backup_node)));
+    let mut workload = start(cluster, service, &place, say)?;
     let mut traffic = service.connect(&place)?;
     let clients = traffic.stats().connections();
     all_answered(traffic.stats(), Instant::now());

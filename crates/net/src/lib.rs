@@ -12,7 +12,8 @@
 //!
 //! [`Namespace`] makes the left side, [`Port`] the right one, [`Pump`] moves frames between them. The rules are
 //! in [`Plug`], which does no I/O and takes the time as an argument. At a takeover [`probe`] asks each peer what
-//! it has, [`Port::attach`] and [`Announcer`] move the address, and the backup's [`InputLog`] is injected.
+//! it has, [`Port::attach`] and [`Announcer`] move the address, and the backup's [`InputLog`] is injected, with what was
+//! [`Overheard`] while nobody answered.
 //!
 //! Invariants:
 //! - No frame leaves [`Plug`] before its epoch is committed, unless the workload is exposed (R1).
@@ -30,6 +31,7 @@ mod mac;
 mod moment;
 mod namespace;
 mod neighbours;
+mod overheard;
 mod plug;
 mod port;
 pub mod probe;
@@ -45,6 +47,7 @@ pub use mac::{Mac, ParseMacError};
 pub use moment::Moment;
 pub use namespace::{INTERFACE, InnerTap, Namespace, NamespaceError, TcpTable};
 pub use neighbours::Neighbours;
+pub use overheard::Overheard;
 pub use plug::{Batch, Frame, Plug, PlugConfig, PlugError, Pressure, Signals};
 pub use port::{Port, PortError};
 pub use pump::{

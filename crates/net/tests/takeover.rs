@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use outlive_net::{Event, Moment, Namespace, Port, PortError, VNET_HEADER, Voice, probe_in_use};
+use outlive_net::{
+    Event, Moment, Namespace, Overheard, Port, PortError, VNET_HEADER, Voice, destination_mac, probe_in_use,
+};
 use support::*;
 
 /// Answers every datagram with what it says and its own name, from inside a workload.
@@ -104,6 +106,38 @@ fn address_moves(v6: bool) {
     drop(closed);
     second.pump.announce();
     assert_eq!(who_answers(&socket, v6), "second");
+}
+
+#[test]
+fn what_is_said_while_nobody_answers_is_overheard_by_the_backup() {
+    let [middle, first_host, second_host] = three_hosts();
+    let client = client(&middle);
+    let first = Workload::start(&first_host, exposed());
+    let _answers = Responder::start(&first.namespace, false, "first");
+    let overheard = second_host.enter(|| Overheard::start(network().mac, PATIENCE).unwrap()).unwrap();
+    let socket = client.enter(|| UdpSocket::bind((client_ip(false), 0)).unwrap()).unwrap();
+    assert_eq!(who_answers(&socket, false), "first");
+    overheard.alive(Moment::now());
+
+    // The primary's machine loses its power, and with it the link at the switch.
+    drop(first);
+    ip(&middle, "link set port-1 down");
+    let has = |frame: &[u8], text: &[u8]| frame.windows(text.len()).any(|part| part == text);
+    let say = |text: &[u8]| socket.send_to(text, (workload_ip(false), 7)).map(drop);
+    say(b"into the dark").unwrap();
+    // Not for the workload: nothing of the kind is to be sorted out by us.
+    ip(&client, "neigh add 10.7.0.77 lladdr 02:00:00:00:00:77 dev eth0");
+    socket.send_to(b"to another", ("10.7.0.77", 7)).unwrap();
+    let deadline = Moment::now() + PATIENCE;
+    while overheard.is_empty() {
+        assert!(Moment::now() < deadline, "nothing is heard");
+        thread::yield_now();
+    }
+    let frames = overheard.take();
+    assert!(frames.iter().any(|frame| has(frame, b"into the dark")));
+    assert!(frames.iter().all(|frame| destination_mac(frame) == Some(network().mac)));
+    say(b"too late").unwrap();
+    assert!(overheard.is_empty() && overheard.take().is_empty());
 }
 
 #[test]

@@ -48,6 +48,9 @@ pub enum Command {
     /// Let the backup take over although its primary may live: it is silenced
     #[command(after_help = EXIT_CODES)]
     Failover(Failover),
+    /// Start a workload anew, from nothing, whose last copy has died
+    #[command(after_help = EXIT_CODES)]
+    RestartLost(RestartLost),
     /// Say whether this host is fit, and how to make it so; or what a program uses, and whether that can be protected
     #[command(after_help = EXIT_CODES)]
     Check(Box<Check>),
@@ -57,6 +60,14 @@ pub enum Command {
     /// Seed nodes: who has a vote in arbitration
     #[command(subcommand)]
     Seed(Seed),
+    /// Print a completion script, to be loaded by a shell
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual pages, one for each command
+    Man {
+        /// An existing directory, such as /usr/local/share/man/man1
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// One supervisor; started by the agent, which says what to do on standard input
     #[command(hide = true)]
     Supervise {
@@ -161,6 +172,9 @@ pub struct Ps {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Go on, and show it again whenever something has changed; with --json one line of it each time
+    #[arg(short, long)]
+    pub watch: bool,
     #[command(flatten)]
     pub reach: Reach,
 }
@@ -226,6 +240,23 @@ pub struct Switchover {
 #[derive(Debug, Args)]
 pub struct Failover {
     pub name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub struct RestartLost {
+    pub name: String,
+    /// The node that it is to run on [default: this one, or else any that can]
+    #[arg(long, value_name = "NODE")]
+    pub on: Option<String>,
+    /// Vouch that these nodes, which do not answer, are dead for good. If it still runs on one of them, two will speak with its
+    /// address
+    #[arg(long, value_name = "NODE,NODE", value_delimiter = ',')]
+    pub dead: Vec<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

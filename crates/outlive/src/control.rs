@@ -57,6 +57,11 @@ pub enum Request {
     Failover {
         name: String,
     },
+    RestartLost {
+        name: String,
+        on: Option<String>,
+        dead: Vec<String>,
+    },
     Bootstrap {
         seeds: Vec<String>,
     },
@@ -141,7 +146,7 @@ pub struct Inspected {
     pub status: Status,
 }
 
-/// The answer to `outlive switchover` and `outlive failover`: where it runs now.
+/// The answer to `outlive switchover`, `outlive failover` and `outlive restart-lost`: where it runs now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Moved {
     pub node: String,

@@ -305,3 +305,21 @@ fn silent_connections_do_not_block_others() {
     until("b is answered", || cluster.standings("b")[0] == ("a".to_owned(), "blank".to_owned()));
     drop(silent);
 }
+
+/// What a workload's frames meet: another node is asked by a MAC that is nobody's.
+#[test]
+fn check_asks_the_network_whether_it_carries_foreign_mac_addresses() {
+    let cluster = Cluster::new("macs", &["a", "b"]);
+    let config = cluster.host("a").disk().join("agent.toml");
+    let line = || {
+        let said = cluster.host("a").exec([OUTLIVE, "check", "--json", "--config", path(&config)]).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+        let lines = report["lines"].as_array().unwrap();
+        lines.iter().find(|line| line["name"] == "MAC addresses").unwrap().clone()
+    };
+    let said = line();
+    assert!(said["verdict"] == "ok" && said["found"].as_str().unwrap().starts_with("b answers"), "{said}");
+    cluster.host("b").power_off().unwrap();
+    let said = line();
+    assert!(said["verdict"] == "note" && said["found"].as_str().unwrap().contains("b does not"), "{said}");
+}

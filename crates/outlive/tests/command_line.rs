@@ -35,7 +35,11 @@ fn help_says_the_exit_codes() {
 
 #[test]
 fn without_an_agent_code_3_says_what_to_start() {
-    let cases: [&[&str]; 7] = [
+    let cases: [&[&str]; 11] = [
+        &["switchover", "db", "--to", "b"],
+        &["failover", "db"],
+        &["restart-lost", "db", "--dead", "b"],
+        &["ps", "--watch", "--json"],
         &["ps"],
         &["inspect", "db"],
         &["logs", "db"],
@@ -84,6 +88,25 @@ fn certificates_are_made_renewed_and_never_mixed_up() {
     refused(&issue(path(&ca), "Not A Name"), 2);
     let said = refused(&issue("/nonexistent", "a"), 1);
     assert!(said.contains("--ca"), "{said}");
+}
+
+/// Made of the very definitions that the command line is parsed by, so what counts is that they are whole.
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    let directory = tempfile::tempdir().unwrap();
+    done(outlive(&["man", "--out", path(directory.path())]));
+    let commands = ["run", "ps", "switchover", "failover", "restart-lost", "seed", "cert"];
+    for command in commands {
+        let page = fs::read_to_string(directory.path().join(format!("outlive-{command}.1"))).unwrap();
+        assert!(page.contains(".TH") && page.contains("outlive"), "{command}: {page}");
+    }
+    assert!(!directory.path().join("outlive-supervise.1").exists(), "for the agent only");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = done(outlive(&["completions", shell]));
+        assert!(commands.iter().all(|command| script.contains(command)), "{shell}");
+    }
+    refused(&outlive(&["completions", "sh"]), 2);
+    refused(&outlive(&["man", "--out", "/nonexistent/man1"]), 1);
 }
 
 #[test]

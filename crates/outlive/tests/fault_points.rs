@@ -43,6 +43,14 @@ enum Scenario {
     HostingAgent,
     /// The supervisor there, before the primary needs it or after.
     Hosting,
+    /// The primary that hands over, until it has nothing left to do.
+    MoveOld,
+    /// The backup that is handed everything, until it may speak alone: the old primary can still go on.
+    MoveNew,
+    /// The same, when it may: the only one that has the workload.
+    MoveAlone,
+    /// The primary that goes on after all, when the new one has died: the only one that has the workload.
+    MoveBack,
     /// The agent of a seed node whose vote is needed.
     Seed,
 }
@@ -74,6 +82,10 @@ fn scenario(point: Point) -> (Scenario, u64) {
         CopyGranted | CopyJoined => (Joined, 1),
         HostingAsked | HostingStarted => (HostingAgent, 1),
         HostingAccepted | HostingPaired | HostingPiece | HostingProtected => (Hosting, 1),
+        MoveStopped | MoveCommitted | MoveGranted | MoveSaid | MoveEnding => (MoveOld, 1),
+        MoveHeard | MoveReady => (MoveNew, 1),
+        Point::MoveAlone | MoveRunning => (Scenario::MoveAlone, 1),
+        Point::MoveBack => (Scenario::MoveBack, 1),
         SeedAsked => (Seed, 1),
         SeedPersisted => (Seed, 2),
     }
@@ -87,6 +99,15 @@ fn points(wanted: &[Scenario]) -> Vec<(Point, Scenario, u64)> {
     all.filter(|(_, scenario, _)| wanted.contains(scenario)).collect()
 }
 
+/// The steps of a takeover as they are taken in a move, while the old primary can still go on.
+fn takeover_in_a_move() -> Vec<(Point, Scenario, u64)> {
+    use Point::*;
+    let once = [TakeoverAttached, TakeoverAnnounced, TakeoverProbed, TakeoverBuilt, TakeoverHalfActivated];
+    let later = [TakeoverActivated, TakeoverLive, TakeoverPumping, TakeoverRebuilt, TakeoverInjected];
+    let all = once.into_iter().chain(later).map(|point| (point, Scenario::MoveNew, 1));
+    all.chain([(TakeoverHalfBuilt, Scenario::MoveNew, 2)]).collect()
+}
+
 /// Makes a step be taken that would not be by itself. What has to run until it is, if anything.
 fn provoke(redis: &Redis, pair: &Pair, point: Point, scenario: Scenario) -> Option<HostProcess> {
     match scenario {
@@ -98,6 +119,13 @@ fn provoke(redis: &Redis, pair: &Pair, point: Point, scenario: Scenario) -> Opti
             return Some(redis.client.spawn(burst).unwrap());
         }
         Scenario::Primary | Scenario::Backup => {}
+        Scenario::MoveOld | Scenario::MoveNew | Scenario::MoveAlone | Scenario::MoveBack => {
+            if scenario == Scenario::MoveBack {
+                arm(redis.host(&pair.backup), Point::MoveReady, 1, "", Act::Kill);
+            }
+            let third = redis.third(&pair.primary, &pair.backup).name();
+            return Some(redis.cluster.begin(third, &["switchover", NAME]));
+        }
         Scenario::Losing | Scenario::Copying | Scenario::Joined => redis.kill_supervisor(&pair.backup),
         Scenario::HostingAgent | Scenario::Hosting => redis.kill_supervisor(&pair.backup),
         Scenario::Takeover => redis.kill_supervisor(&pair.primary),
@@ -126,10 +154,19 @@ fn seed() -> u64 {
 fn takers<'a>(redis: &'a Redis, pair: &Pair, scenario: Scenario) -> Vec<&'a Host> {
     let third = redis.third(&pair.primary, &pair.backup);
     match scenario {
-        Scenario::Primary | Scenario::Losing | Scenario::Copying | Scenario::Joined => {
+        Scenario::Primary
+        | Scenario::Losing
+        | Scenario::Copying
+        | Scenario::Joined
+        | Scenario::MoveOld
+        | Scenario::MoveBack => {
             vec![redis.host(&pair.primary)]
         }
-        Scenario::Backup | Scenario::Asking | Scenario::Takeover => vec![redis.host(&pair.backup)],
+        Scenario::Backup
+        | Scenario::Asking
+        | Scenario::Takeover
+        | Scenario::MoveNew
+        | Scenario::MoveAlone => vec![redis.host(&pair.backup)],
         Scenario::HostingAgent | Scenario::Hosting => vec![redis.host(&pair.backup), third],
         Scenario::Seed => vec![third],
     }
@@ -157,7 +194,8 @@ fn take(redis: &Redis, (point, scenario, nth): (Point, Scenario, u64), act: Act)
         let provoking = provoke(redis, &pair, point, scenario);
         let begun = Instant::now();
         let hit = hit_of(&takers, TAKEN);
-        provoking.inspect(|process| process.kill().unwrap());
+        // One that has come to its end by itself needs no killing.
+        provoking.inspect(|process| drop(process.kill()));
         match hit {
             Some(host) => {
                 let took = begun.elapsed().as_millis();
@@ -263,11 +301,34 @@ fn r2_one_voice_a_host_may_stall_at_any_step_of_a_takeover_and_of_a_first_copy()
     redis.must_be_clean();
 }
 
+/// Whichever side dies, the other has everything, and goes on with it.
+#[test]
+fn r1_output_rule_either_side_may_die_at_any_step_of_a_move() {
+    let mut redis = Redis::start("moving");
+    for step in points(&[Scenario::MoveOld, Scenario::MoveNew]).into_iter().chain(takeover_in_a_move()) {
+        crash(&redis, step, Act::Freeze);
+        crash(&redis, step, Act::Kill);
+    }
+    redis.must_be_clean();
+}
+
+#[test]
+fn r2_one_voice_either_host_may_stall_at_any_step_of_a_move() {
+    let mut redis = Redis::start("movestall");
+    let steps = [Scenario::MoveOld, Scenario::MoveNew, Scenario::MoveAlone, Scenario::MoveBack];
+    for step in points(&steps).into_iter().chain(takeover_in_a_move()) {
+        stall(&redis, step);
+    }
+    redis.must_be_clean();
+}
+
 /// Where the only copy dies nobody may pretend that the workload lives.
 #[test]
 fn r1_output_rule_a_workload_whose_only_copy_dies_is_lost() {
     let mut redis = Redis::prepare("onlycopy");
-    for step in points(&[Scenario::Losing, Scenario::Takeover, Scenario::Copying]) {
+    let steps =
+        [Scenario::Losing, Scenario::Takeover, Scenario::Copying, Scenario::MoveAlone, Scenario::MoveBack];
+    for step in points(&steps) {
         redis.run("a");
         redis.load();
         let node = take(&redis, step, Act::Kill).1.name().to_owned();

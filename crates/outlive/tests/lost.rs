@@ -51,3 +51,48 @@ fn a_lost_workload_is_cleared_on_an_operators_word_for_the_dead_node() {
     until("it is protected", || cluster.json("b", &["inspect", "db", "--json"])["backup_node"] == "a");
     done(cluster.cli("b", &["stop", "db"]));
 }
+
+/// From nothing, as it was first started, on whichever node can: only when nobody has it, or somebody vouches for who is silent.
+#[test]
+fn a_lost_workload_is_started_anew_on_an_operators_word() {
+    let cluster = Cluster::new("anew", &["a", "b", "c"]);
+    // c has a vote and no bridge for workloads.
+    cluster.configure(cluster.host("c"), "bridge = \"br9\"");
+    let _agents = cluster.start_all();
+    cluster.bootstrap();
+    let address = format!("{}/24", cluster.lab.free_address().unwrap());
+    let script = "echo life $LIFE; exec sleep 1000";
+    let run = ["run", "--name", "db", "--ip", &address, "--env", "LIFE=one", "--", "sh", "-c", script];
+    done(cluster.cli("a", &run));
+    let before = cluster.json("a", &["inspect", "db", "--json"])["generation"].as_u64().unwrap();
+    for node in ["a", "b", "c"] {
+        let said = refused(&cluster.cli(node, &["restart-lost", "db"]), 5);
+        assert!(said.contains("not lost"), "{said}");
+    }
+    refused(&cluster.cli("c", &["restart-lost", "nothing"]), 4);
+
+    // The backup first, so that it has nothing to take over; then the only copy.
+    cluster.host("b").power_off().unwrap();
+    until("it is exposed", || cluster.json("a", &["inspect", "db", "--json"])["state"] == "exposed");
+    cluster.host("a").power_off().unwrap();
+    cluster.host("b").power_on().unwrap();
+    cluster.start("b");
+    // a does not answer, and nobody has said that it is dead.
+    let said = refused(&cluster.cli("c", &["restart-lost", "db"]), 3);
+    assert!(said.contains("node a"), "{said}");
+    let said = refused(&cluster.cli("c", &["restart-lost", "db", "--dead", "a,b"]), 5);
+    assert!(said.contains("node b answers"), "{said}");
+    // On a node that cannot: what is lost stays lost.
+    refused(&cluster.cli("c", &["restart-lost", "db", "--dead", "a", "--on", "c"]), 1);
+    let said = done(cluster.cli("c", &["restart-lost", "db", "--dead", "a"]));
+    assert!(said.contains("db runs on b"), "{said}");
+    until("it has begun", || done(cluster.cli("b", &["logs", "db"])).contains("life one"));
+    let after = cluster.json("b", &["inspect", "db", "--json"]);
+    assert!(after["generation"].as_u64().unwrap() > before, "{after}");
+    refused(&cluster.cli("c", &["restart-lost", "db", "--dead", "a"]), 5);
+
+    cluster.host("a").power_on().unwrap();
+    cluster.start("a");
+    until("it is protected", || cluster.json("b", &["inspect", "db", "--json"])["backup_node"] == "a");
+    done(cluster.cli("b", &["stop", "db"]));
+}

@@ -19,6 +19,7 @@ use crate::object::epoll::{self, Epoll};
 use crate::object::memory::{ADVICE_CALLS, Mapping};
 use crate::object::posix_timer::{self, Expiry, Ids, PosixTimer};
 use crate::object::scratch::Scratch;
+use crate::object::seccomp_filter::{self, Filter, Filters};
 use crate::object::signal::PendingSignal;
 use crate::object::{attributes, file, inotify, signal, signal_owner};
 use crate::shell::{Shell, ShellProcess, clone_call, run_in, run_unchecked, send, wait_stop};
@@ -224,9 +225,7 @@ impl Shell {
         point(Point::TakeoverHalfActivated);
         restore_posix_timers(process, state, &hosts)?;
         self.restore_signal_owners(process, table, signalled)?;
-        for (thread, host) in state.threads.iter().zip(&hosts) {
-            restore_thread(process, state, thread, *host)?;
-        }
+        restore_threads(process, state, &hosts)?;
         Ok(hosts)
     }
 
@@ -407,6 +406,11 @@ fn restore_attributes(batch: &mut Batch, attributes: &Attributes, mappings: &[Ma
     batch.call(libc::SYS_close, &[0]);
     let cwd = batch.path(&attributes.cwd);
     batch.call(libc::SYS_chdir, &[cwd]);
+    // It leaves the working directory as it is, inside or not.
+    if attributes.root != "/" {
+        let root = batch.path(&attributes.root);
+        batch.call(libc::SYS_chroot, &[root]);
+    }
     batch.call(libc::SYS_umask, &[u64::from(attributes.umask)]);
     for (resource, (soft, hard)) in attributes.limits.iter().enumerate() {
         let bytes: Vec<u8> = [*soft, *hard].into_iter().flat_map(u64::to_ne_bytes).collect();
@@ -452,20 +456,14 @@ fn restore_posix_timers(process: &ShellProcess, state: &ProcessState, hosts: &[T
 
 /// The shell's processes were forked from init, which has no filter.
 fn install_filter(batch: &mut Batch) {
-    let program = seccomp::program();
-    let code: Vec<u8> = program
-        .iter()
-        .flat_map(|op| {
-            let mut bytes = op.code.to_ne_bytes().to_vec();
-            bytes.extend([op.jt, op.jf]);
-            bytes.extend(op.k.to_ne_bytes());
-            bytes
-        })
-        .collect();
-    let code = batch.bytes(&code);
-    let header: Vec<u8> = [program.len() as u64, code].into_iter().flat_map(u64::to_ne_bytes).collect();
-    let header = batch.bytes(&header);
-    batch.call(libc::SYS_seccomp, &[u64::from(libc::SECCOMP_SET_MODE_FILTER), 0, header]);
+    let op = |op: &libc::sock_filter| {
+        let mut bytes = op.code.to_ne_bytes().to_vec();
+        bytes.extend([op.jt, op.jf]);
+        bytes.extend(op.k.to_ne_bytes());
+        bytes
+    };
+    let program = seccomp::program().iter().flat_map(op).collect();
+    seccomp_filter::install(batch, &Filter { program, log: false }, false);
 }
 
 /// Makes the other threads, each with its own id. They are stopped at birth.
@@ -482,7 +480,7 @@ fn clone_threads(process: &ShellProcess, state: &ProcessState) -> Result<Vec<Tid
         for tid in chunk {
             clone_call(&mut batch, *tid, THREAD_FLAGS as u64, 0);
         }
-        let mut remote = Remote::begin(process.host, &process.memory).attempt(what)?;
+        let mut remote = Remote::begin_filtered(process.host, &process.memory).attempt(what)?;
         let result = remote.run_all(&mut batch);
         let born = remote.end().attempt(what)?;
         result.attempt(what)?;
@@ -494,11 +492,48 @@ fn clone_threads(process: &ShellProcess, state: &ProcessState) -> Result<Vec<Tid
     Ok(hosts)
 }
 
+/// Each thread, with its filters of system calls: those that all have are installed on all at once, as far as the kernel knows,
+/// so that the program can go on to do so.
+fn restore_threads(process: &ShellProcess, state: &ProcessState, hosts: &[Tid]) -> Result<()> {
+    let what = || format!("install the filters of process {}", state.pid);
+    let none = Filters::default();
+    let filters = state.filters.as_ref().unwrap_or(&none);
+    let common = filters.in_common(state.threads.iter().map(|thread| thread.tid));
+    if common > 0 {
+        let mut remote = Remote::begin(process.host, &process.memory).attempt(what)?;
+        let result = install_filters(&mut remote, filters, state.pid, 0..common, true);
+        remote.end().attempt(what)?;
+        result.attempt(what)?;
+    }
+    for (thread, host) in state.threads.iter().zip(hosts) {
+        restore_thread(process, state, thread, *host, common)?;
+    }
+    Ok(())
+}
+
+/// Installs some of a thread's filters, which needs a privilege that the thread may lose later.
+fn install_filters(
+    remote: &mut Remote<'_>,
+    filters: &Filters,
+    tid: Pid,
+    range: std::ops::Range<usize>,
+    for_all: bool,
+) -> std::io::Result<()> {
+    for mut batch in filters.restore(tid, range, for_all).map_err(std::io::Error::other)? {
+        // For all: the thread that could not be given it, if there is one.
+        if let Some(stray) = remote.run_all(&mut batch)?.first().filter(|result| **result != 0) {
+            return Err(std::io::Error::other(format!("thread {stray} has other filters")));
+        }
+    }
+    Ok(())
+}
+
 fn restore_thread(
     process: &ShellProcess,
     state: &ProcessState,
     thread: &ThreadState,
     host: Tid,
+    has_filters: usize,
 ) -> Result<()> {
     let what = || format!("restore thread {} of process {}", thread.tid, state.pid);
     let mut batch = Batch::new();
@@ -548,6 +583,10 @@ fn restore_thread(
             batch.call(libc::SYS_rt_tgsigqueueinfo, &[ids[0], ids[1], signal.number() as u64, info]);
         }
         remote.run(&batch)?;
+        if let Some(filters) = &state.filters {
+            let own = has_filters..filters.count(thread.tid);
+            install_filters(&mut remote, filters, thread.tid, own, false)?;
+        }
         let Some(attributes) = &state.attributes else { return Ok(()) };
         let mut batch = Batch::new();
         let task = thread.own.as_ref().map_or(&attributes.task, |own| &own.task);

@@ -61,6 +61,8 @@ pub(crate) struct Caller<'a> {
     /// What that clock is ahead of this host's.
     pub ahead: i64,
     pub kept: Option<RestartBlock>,
+    /// It has filters of its own, which may not know the call by which the kernel goes on (`restart_syscall`).
+    pub filtered: bool,
 }
 
 /// What becomes of a thread that was stopped in a call.
@@ -112,7 +114,7 @@ pub(crate) fn look(
         ERESTART_RESTARTBLOCK => match before {
             // From the second stop on the call is restart_syscall; what it was is known from the first.
             Some(before) if number == libc::SYS_restart_syscall as u64 || before.is(regs) => before,
-            _ => Waiting::begin(regs, caller, false)?,
+            _ => Waiting::begin(regs, caller, caller.filtered)?,
         },
         EINTR if never_restarted(number) => {
             if signal.is_some_and(|signal| !is_ignored(caller.tid, signal)) {
@@ -132,7 +134,9 @@ pub(crate) fn look(
     (again.rax, again.orig_rax) = (ERESTARTNOHAND as u64, waiting.number);
     again.eflags |= MARK;
     let interrupts = result == EINTR;
-    let changed = interrupts || waiting.ours && regs.eflags & MARK != MARK && result == ERESTARTNOHAND;
+    let goes_on = caller.filtered && result == ERESTART_RESTARTBLOCK;
+    let rewound = waiting.ours && regs.eflags & MARK != MARK && result == ERESTARTNOHAND;
+    let changed = interrupts || goes_on || rewound;
     if waiting.ours && signal.is_none() && waiting.deadline.is_some_and(|deadline| deadline <= caller.now) {
         clear_results(&again, caller, !interrupts)?;
         (again.rax, again.orig_rax) = (answer(waiting.number) as u64, u64::MAX);
@@ -269,7 +273,7 @@ impl Waiting {
         };
         let deadline = limit.map(|limit| {
             let latest = caller.now.saturating_add(limit);
-            if ours { latest } else { caller.kept_deadline(regs).unwrap_or(latest).min(latest) }
+            caller.kept_deadline(regs).unwrap_or(latest).min(latest)
         });
         let (number, stack, instruction) = (regs.orig_rax, regs.rsp, regs.rip);
         Ok(Self { number, stack, instruction, deadline, ours: ours && deadline.is_some() })
@@ -419,10 +423,20 @@ mod tests {
     }
 
     fn seen_at(now: i64, regs: &Registers, before: Option<Waiting>, kept: Option<RestartBlock>) -> Seen {
+        seen_of(false, now, regs, before, kept)
+    }
+
+    fn seen_of(
+        filtered: bool,
+        now: i64,
+        regs: &Registers,
+        before: Option<Waiting>,
+        kept: Option<RestartBlock>,
+    ) -> Seen {
         let own = File::open("/proc/self/mem").unwrap();
         let process = task::pidfd_open(std::process::id() as Tid).unwrap();
         let (tid, memory, process) = (std::process::id() as Tid, Some(&own), process.as_fd());
-        look(regs, before, None, &Caller { tid, memory, process, now, ahead: 0, kept }).unwrap()
+        look(regs, before, None, &Caller { tid, memory, process, now, ahead: 0, kept, filtered }).unwrap()
     }
 
     #[test]
@@ -479,6 +493,23 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_with_a_filter_is_never_sent_through_restart_syscall() {
+        let mut regs = stopped_in(libc::SYS_poll, ERESTART_RESTARTBLOCK);
+        (regs.rdi, regs.rdx) = (0x77, 5000);
+        let kept = Some([0x77, 1 | 1 << 32, 4, 500_000_000]);
+        let first = seen_of(true, 1000 * MS, &regs, None, kept);
+        assert!(first.changed && first.waiting.unwrap().ours);
+        assert_eq!(repeats(&first.registers), Some(libc::SYS_poll as u64));
+        assert_eq!(first.waiting.unwrap().deadline, Some(4500 * MS));
+        let again = Registers { rax: ERESTART_RESTARTBLOCK as u64, ..first.registers };
+        let second = seen_of(true, 2000 * MS, &again, first.waiting, None);
+        assert!(second.changed);
+        assert_eq!(second.waiting, first.waiting);
+        let last = seen_of(true, 4500 * MS, &again, second.waiting, None);
+        assert_eq!((last.registers.rax, last.registers.orig_rax), (0, u64::MAX));
+    }
+
+    #[test]
     fn a_call_that_is_about_to_go_on_is_still_the_same() {
         let mut regs = stopped_in(libc::SYS_nanosleep, ERESTART_RESTARTBLOCK);
         let first = seen_at(0, &regs, None, None);
@@ -502,7 +533,7 @@ mod tests {
         let own = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
         let process = task::pidfd_open(std::process::id() as Tid).unwrap();
         let (tid, memory, process) = (std::process::id() as Tid, Some(&own), process.as_fd());
-        let caller = Caller { tid, memory, process, now: 150 * MS, ahead: 0, kept: None };
+        let caller = Caller { tid, memory, process, now: 150 * MS, ahead: 0, kept: None, filtered: false };
         let mut signal = [0u8; 128];
         signal[0] = libc::SIGALRM as u8;
         let seen = look(&regs, first.waiting, Some(&signal), &caller).unwrap();

@@ -15,6 +15,7 @@ use crate::object::attributes;
 use crate::object::file::MEMFD;
 use crate::object::memory::Mapping;
 use crate::object::posix_timer::{self, PosixTimer};
+use crate::object::seccomp_filter::{self, Filters};
 use crate::object::signal::{self, PendingSignal};
 use crate::object::tcp::Framed;
 use crate::space::PageData;
@@ -187,6 +188,14 @@ impl Workload {
                     threads.push(state);
                 }
             }
+            let own = self.threads.values().filter(|thread| thread.process == *pid);
+            let filters = Filters::collect(
+                own.map(|thread| (thread.tid, thread.filters.as_deref().unwrap_or_default())),
+            );
+            let filters = (whole || filters != process.filters).then_some(filters);
+            if let Some(filters) = &filters {
+                process.filters.clone_from(filters);
+            }
             let interval_timers = if process.uses_timers {
                 Some(with_leader(process, posix_timer::capture_intervals)?)
             } else {
@@ -227,6 +236,7 @@ impl Workload {
                 descriptors: None,
                 interval_timers,
                 posix_timers: process.posix_timers.clone().unwrap_or_default(),
+                filters,
             });
         }
         let seen = self.shared.look(&mut self.processes);
@@ -254,6 +264,7 @@ impl Workload {
         };
         let mut listed = HashMap::new();
         let mut signalled = None;
+        self.ipc.undos.clear();
         for (pid, process) in &mut self.processes {
             let what = || format!("list the threads of process {pid}");
             if process.threads.is_none() {
@@ -264,9 +275,7 @@ impl Workload {
             let seen: HashMap<Pid, ThreadSeen> =
                 threads.read().attempt(what)?.into_iter().map(|thread| (thread.inside, thread)).collect();
             if seen.values().any(|thread| thread.undoes) {
-                let what = "SEM_UNDO of System V semaphores".to_owned();
-                let advice = "let the program use another kind of lock (Apache: `Mutex pthread`)";
-                return Err(Error::Unsupported { pid: *pid, what, advice });
+                self.ipc.look_at_undos(*pid, process.host)?;
             }
             for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.process == *pid) {
                 let quiet = || seen.get(&thread.tid).is_some_and(|seen| seen.pending == 0);
@@ -337,6 +346,7 @@ fn capture_thread(
             advice: "let it go on (SIGCONT); it is protected again then",
         });
     }
+    capture_filters(pid, tid, thread)?;
     if thread.known.is_none()
         && let Some(space) = &process.space
     {
@@ -378,6 +388,17 @@ fn capture_thread(
         own,
         deadline,
     })
+}
+
+fn capture_filters(pid: Pid, tid: Tid, thread: &mut Thread) -> Result<()> {
+    if thread.filters.is_none() {
+        let found = seccomp_filter::capture(tid)
+            .attempt(|| format!("read the filters of system calls of thread {}", thread.tid))?;
+        let advice = "let the program do without it, or switch its sandbox off";
+        let refused = |what: &'static str| Error::Unsupported { pid, what: what.to_owned(), advice };
+        thread.filters = Some(found.map_err(refused)?);
+    }
+    Ok(())
 }
 
 fn pending_signals(tid: Tid, shared: bool) -> Result<Vec<PendingSignal>> {
@@ -434,6 +455,18 @@ fn capture_attributes(pid: Pid, process: &Process) -> Result<Attributes> {
             advice: "run it from a file that every node has",
         });
     }
+    let directory = |name: &str, which: &str| -> Result<String> {
+        let path = std::fs::read_link(proc::path(host, name)).attempt(what)?;
+        let removed = nix::sys::stat::stat(&proc::path(host, name)).attempt(what)?.st_nlink == 0;
+        match path.to_str() {
+            Some(path) if !removed => Ok(path.to_owned()),
+            _ => Err(Error::Unsupported {
+                pid,
+                what: format!("a process whose {which} {path:?} was removed, or is not named in UTF-8"),
+                advice: "let it stay in directories that remain, named in UTF-8",
+            }),
+        }
+    };
     let stat = proc::stat_fields(host).attempt(what)?;
     let field = |number: usize| stat.get(number - 1).copied().unwrap_or(0);
     let layout = process.space.as_ref().map(|space| space.layout.as_slice()).unwrap_or_default();
@@ -443,7 +476,8 @@ fn capture_attributes(pid: Pid, process: &Process) -> Result<Attributes> {
     let limits = proc::limits(host).attempt(what)?;
     Ok(Attributes {
         executable,
-        cwd: link("cwd")?,
+        root: directory("root", "root directory")?,
+        cwd: directory("cwd", "working directory")?,
         umask: status.umask,
         uids: status.uids,
         gids: status.gids,

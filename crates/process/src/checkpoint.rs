@@ -10,6 +10,7 @@ use crate::object::attributes::{OwnAttributes, TaskAttributes};
 use crate::object::file::FileKey;
 use crate::object::memory::Mapping;
 use crate::object::posix_timer::PosixTimer;
+use crate::object::seccomp_filter::Filters;
 use crate::object::shared::SharedChange;
 use crate::object::signal::{PendingSignal, SignalAction, SignalStack};
 use crate::object::signal_owner::SignalOwner;
@@ -124,6 +125,9 @@ pub struct ThreadState {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
     pub executable: String,
+    /// As the workload's own root has it; `/` unless `chroot(2)` was called.
+    pub root: String,
+    /// From that same root, whatever the process's is.
     pub cwd: String,
     pub umask: u32,
     pub uids: [u32; 4],
@@ -177,6 +181,8 @@ pub struct ProcessState {
     /// ITIMER_REAL, VIRTUAL, PROF: time left and interval in microseconds.
     pub interval_timers: Option<[(u64, u64); 3]>,
     pub posix_timers: Vec<PosixTimer>,
+    /// Filters of system calls of its threads, if any changed.
+    pub filters: Option<Filters>,
 }
 
 /// The clocks that must never go backwards, in nanoseconds as the workload sees them.

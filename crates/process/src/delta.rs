@@ -251,6 +251,7 @@ mod tests {
             descriptors: None,
             interval_timers: None,
             posix_timers: Vec::new(),
+            filters: None,
         };
         Checkpoint { processes: vec![state], ..Checkpoint::default() }
     }

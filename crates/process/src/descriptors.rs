@@ -143,6 +143,8 @@ pub struct Descriptors {
     /// Descriptors of which it has been set since, by the host's process id and number; none means that all are asked.
     owners_changed: Option<Vec<(Tid, i32)>>,
     next: u64,
+    /// A process whose root is the workload's.
+    pub(crate) root: Tid,
     pingpong_threshold: u8,
     /// Segments that the kernel believes it has sent, because of a capture.
     unframed: Vec<RawSegment>,
@@ -174,6 +176,7 @@ impl Descriptors {
             owners: BTreeMap::new(),
             owners_changed: None,
             next: 1,
+            root: 0,
             pingpong_threshold: PINGPONG_THRESHOLD,
             unframed: Vec::new(),
             injector: Injector::new(),
@@ -458,7 +461,7 @@ impl Descriptors {
             while old.peek().is_some_and(|row| row.descriptor.fd < file.fd) {
                 old.next();
             }
-            let holder = Holder { tid: process.host, process: pid, fd: file.fd };
+            let holder = Holder { tid: process.host, process: pid, fd: file.fd, root: self.root };
             let before = old.peek().filter(|row| row.descriptor.fd == file.fd && !process.attributes_changed);
             let row = match before {
                 Some(row)
@@ -517,7 +520,7 @@ impl Descriptors {
             while old.peek().is_some_and(|row| row.descriptor.fd < fd) {
                 old.next();
             }
-            let holder = Holder { tid: process.host, process: pid, fd };
+            let holder = Holder { tid: process.host, process: pid, fd, root: self.root };
             let before = old.peek().filter(|row| row.descriptor.fd == fd && row.link == link);
             let row = match before {
                 Some(row)

@@ -3,6 +3,7 @@
 //! This crate knows nothing of the network between nodes: it turns a running tree into [`checkpoint::Checkpoint`]s
 //! and checkpoints into a [`shell::Shell`] that can be brought to life.
 
+mod acting;
 pub mod activate;
 mod calls;
 pub mod capture;

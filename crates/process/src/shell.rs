@@ -12,7 +12,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::stat::Mode;
 use outlive_fault::{Point, point};
 
 use crate::checkpoint::{
@@ -209,7 +211,7 @@ impl Shell {
             let process = self.get(parent)?;
             (process.host, &process.memory, process.layout.clone(), process.placed)
         };
-        let mut remote = Remote::begin(host, memory).attempt(what)?;
+        let mut remote = Remote::begin_filtered(host, memory).attempt(what)?;
         let mut batch = Batch::new();
         clone_call(&mut batch, child, 0, libc::SIGCHLD);
         remote.run_all(&mut batch).attempt(what)?;
@@ -333,6 +335,11 @@ impl Shell {
             .processes
             .get_mut(&pid)
             .ok_or_else(|| Error::Mismatch(format!("process {pid} is not in the shell")))?;
+        if let Some(attributes) = &state.attributes {
+            for directory in [&attributes.root, &attributes.cwd] {
+                is_directory(self.container.init, directory)?;
+            }
+        }
         lay_out(process, &state.memory, &self.shared, &self.container.channel)?;
         write_runs(process, &state.memory.runs, &state.memory.fresh, pages)?;
         match &mut process.state {
@@ -358,6 +365,7 @@ impl Shell {
                 known.descriptors = state.descriptors.or(known.descriptors.take());
                 known.interval_timers = state.interval_timers;
                 known.posix_timers = state.posix_timers;
+                known.filters = state.filters.or(known.filters.take());
             }
         }
         Ok(())
@@ -443,6 +451,15 @@ fn read_maps(host: Tid) -> Result<Vec<proc::MapsLine>> {
     let text = std::fs::read_to_string(proc::path(host, "maps"))
         .attempt(|| format!("read the mappings of {host}"))?;
     proc::parse_maps(&text).ok_or_else(|| Error::Mismatch("mappings in a form that is not known".into()))
+}
+
+/// That a directory that a process is in, or has as its root, is there: said now, and not when the workload is needed.
+fn is_directory(init: Tid, path: &str) -> Result<()> {
+    let attempt = || format!("find the directory {path}, which a process is in; it has to be on both nodes");
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let top = open(&proc::path(init, "root"), flags, Mode::empty()).attempt(attempt)?;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    openat2(&top, path, how).attempt(attempt).map(drop)
 }
 
 /// Brings the layout of a shell's process to what the checkpoint says.

@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use outlive_fault::{Point, point};
 
+use crate::acting::Troupe;
 use crate::activate::Built;
-use crate::checkpoint::{Object, ObjectId};
+use crate::checkpoint::{Object, ObjectId, Pid};
 use crate::descriptors::as_socket;
 use crate::error::{Attempt, Error, Result};
 use crate::object::descriptor::BuildContext;
@@ -15,7 +16,8 @@ use crate::object::file::FileHashes;
 use crate::object::pidfd::{self, PidFd};
 use crate::object::sysv;
 use crate::object::tcp::{self, Connection, Injector, PeerAck, RawSegment, Restored, State, TcpSocket};
-use crate::shell::Shell;
+use crate::shell::{Shell, run_in};
+use crate::sys::remote::Batch;
 use crate::sys::task;
 
 /// A connection whose peer can be asked what it has received.
@@ -139,7 +141,16 @@ impl Shell {
             point(Point::TakeoverHalfBuilt);
         }
         if let Some(objects) = &self.ipc {
-            sysv::restore(self.container.init, objects)?;
+            let operate = |pid: Pid, id: i32, operations: &[u8], count: usize| {
+                let process = self.processes.get(&pid);
+                let process =
+                    process.ok_or_else(|| Error::Mismatch(format!("process {pid} is not in the shell")))?;
+                let mut batch = Batch::new();
+                let at = batch.bytes(operations);
+                batch.call(libc::SYS_semop, &[id as u64, at, count as u64]);
+                run_in(process, &mut batch).map(drop)
+            };
+            sysv::restore(self.container.init, objects, &operate)?;
         }
         self.build_others(&mut built)?;
         Ok((built, silent))
@@ -148,8 +159,10 @@ impl Shell {
     fn build_others(&self, built: &mut Built) -> Result<()> {
         let lookup = |id: ObjectId| self.objects.get(&id);
         let mut hashes = FileHashes::new();
+        let troupe = Troupe { processes: &self.processes, channel: &self.container.channel };
         let outputs = self.outputs.each_ref().map(|end| end.as_ref().and_then(|end| end.try_clone().ok()));
         let mut context = BuildContext::new(self.root(), &self.surroundings, outputs, &lookup, &mut hashes);
+        context.actors = Some(&troupe);
         for (key, file) in self.shared.open_files() {
             let fd = file.as_fd().try_clone_to_owned().attempt(|| "duplicate a memfd".into())?;
             context.insert_file(key, fd);

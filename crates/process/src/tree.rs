@@ -29,6 +29,7 @@ use crate::object::attributes::OwnAttributes;
 use crate::object::descriptor::Surroundings;
 use crate::object::posix_timer::{Cadence, PosixTimer};
 use crate::object::scratch::Scratch;
+use crate::object::seccomp_filter::{Filter, Filters};
 use crate::object::signal::SignalStack;
 use crate::object::{sysv, tcp};
 use crate::refusals::{Refusals, Standing};
@@ -109,6 +110,8 @@ pub(crate) struct Thread {
     pub captured: Option<ThreadState>,
     /// How often in a row it was found unchanged in a wait for another.
     pub settled: u32,
+    /// Filters of the program's own; `None` until asked, or after a notice of change.
+    pub filters: Option<Vec<Filter>>,
     /// Seen at its end.
     pub exiting: bool,
 }
@@ -123,6 +126,7 @@ impl Thread {
             waiting: None,
             captured: None,
             settled: 0,
+            filters: None,
             exiting: false,
             looked_at: false,
         }
@@ -161,6 +165,8 @@ pub(crate) struct Process {
     pub lock_future: u32,
     /// Its threads as the kernel lists them; none until asked, or where it cannot.
     pub threads: Option<Threads>,
+    /// Filters of its threads as last captured.
+    pub filters: Filters,
 }
 
 /// What the owner of the tree should know of, beside time passing.
@@ -242,6 +248,7 @@ impl Process {
             advised: false,
             lock_future: 0,
             threads: None,
+            filters: Filters::default(),
         }
     }
 }
@@ -318,13 +325,14 @@ impl Workload {
         Ok(workload)
     }
 
-    pub(crate) fn with_container(container: Container, descriptors: Descriptors) -> Result<Self> {
+    pub(crate) fn with_container(container: Container, mut descriptors: Descriptors) -> Result<Self> {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
         mask.thread_block().attempt(|| "block SIGCHLD".into())?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .attempt(|| "make a signal descriptor".into())?;
         let scratch = descriptors.scratch_directories().into();
+        descriptors.root = container.init;
         let (namespaces, routing) = (Namespaces::of(container.init)?, Routing::of(container.init)?);
         Ok(Self {
             container,
@@ -596,6 +604,7 @@ impl Workload {
                     advised,
                     lock_future: 0,
                     threads: None,
+                    filters: Filters::default(),
                 },
             );
             self.log.push(TreeEvent::Fork { parent, child: process });

@@ -40,8 +40,9 @@ pub(super) struct Order {
 enum Stage {
     /// Another node than the backup's is asked to hold it.
     Finding,
-    /// That node waits until the former backup is out of the register.
-    Found(Box<Candidate>),
+    /// That node waits until the former backup is out of the register. Which must not notice before, or it would ask for what
+    /// it is there for.
+    Found { candidate: Box<Candidate>, former: Box<Phase> },
     /// It is given everything.
     Copying,
     /// The next checkpoint is the last.
@@ -110,9 +111,10 @@ impl Primary<'_> {
     pub(super) fn other_backup(&mut self, found: Result<Box<Candidate>, String>) {
         match found {
             Ok(candidate) => {
-                let order = self.order.take();
-                self.lose_backup("it is being moved to another node");
-                self.order = order.map(|order| Order { stage: Stage::Found(candidate), ..order });
+                let former = Box::new(self.leave_backup("it is being moved to another node"));
+                if let Some(order) = &mut self.order {
+                    order.stage = Stage::Found { candidate, former };
+                }
             }
             Err(reason) => self.give_up_move(&reason),
         }
@@ -139,8 +141,10 @@ impl Primary<'_> {
         }
         if let Some(order) = &mut self.order {
             match (&order.stage, &self.phase) {
-                (Stage::Found(_), Phase::Exposed { .. }) => {
-                    if let Stage::Found(candidate) = std::mem::replace(&mut order.stage, Stage::Copying) {
+                (Stage::Found { .. }, Phase::Exposed { .. }) => {
+                    let found = std::mem::replace(&mut order.stage, Stage::Copying);
+                    if let Stage::Found { candidate, former } = found {
+                        drop(former);
                         self.begin_sync(*candidate)?;
                     }
                 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use outlive_cluster::{Holding, WorkloadName};
 use outlive_epoch::control::Status;
-use outlive_epoch::setup::{Node, Role, Setup, Workload};
+use outlive_epoch::setup::{Lost, Node, Role, Setup, Workload};
 use outlive_fault::{Point, point};
 use tracing::info;
 
@@ -85,6 +85,19 @@ pub fn host_backup(agent: &Arc<Agent>, primary: &str, workload: Workload) -> Res
     })?;
     info!(workload = name.as_str(), primary, %listen, "a backup waits for its primary");
     Ok(listen)
+}
+
+/// Starts a lost workload anew. Whoever orders it vouches that no node has it.
+pub fn restart(agent: &Arc<Agent>, workload: Workload, lost: Lost) -> Result<()> {
+    let name = admit::name(&workload.name)?;
+    let reserved = agent.supervisors.reserve(&name)?;
+    admit::check(&agent.config, &workload)?;
+    // One that is not dead after all would be heard.
+    admit::check_addresses(&agent.config, &workload.network)?;
+    let setup = setup(agent, workload, Role::Restart(lost))?;
+    agent.supervisors.start(&reserved, &setup)?;
+    info!(workload = name.as_str(), "started anew");
+    Ok(())
 }
 
 /// Whether the seed nodes count on this incarnation.

@@ -5,6 +5,7 @@
 //! started again at any time.
 
 pub mod admit;
+mod definition;
 pub mod host;
 mod membership;
 mod moves;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
 use outlive_stream::tls::Identity;
+use sd_notify::NotifyState;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -77,10 +79,19 @@ pub fn run(config: &Path) -> Result<()> {
     let (node, listen) = (&running.agent.config.node, running.agent.config.listen);
     // Whoever started the agent may have closed its standard output.
     let _ = writeln!(std::io::stdout(), "ready: node {node} listens on {listen}");
+    tell_manager(&[NotifyState::Ready, NotifyState::Status("workloads are looked after")]);
     let signal = ends.wait().or_failed(|| "wait for signals".to_owned())?;
     info!(%signal, "ending; workloads go on without this agent");
+    tell_manager(&[NotifyState::Stopping]);
     running.agent.seed.close();
     Ok(())
+}
+
+/// systemd's, if that started us (`Type=notify`).
+fn tell_manager(news: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(news) {
+        warn!(%error, "the service manager could not be told");
+    }
 }
 
 /// For the agent and for supervisors, whose standard error is a file.

@@ -54,9 +54,14 @@ impl Peers {
 
     /// Asks a node's agent one question.
     pub fn ask(&self, node: &str, request: &peer::Request) -> Result<peer::Response> {
+        self.ask_within(node, request, ANSWER)
+    }
+
+    /// One that takes time to answer.
+    pub fn ask_within(&self, node: &str, request: &peer::Request, limit: Duration) -> Result<peer::Response> {
         let mut client = Client::open(self.connect(node)?, HANDSHAKE)
             .map_err(|error| Failure::unreachable(format!("node {node}: {}", chain(&error))))?;
-        peer::call(&mut client, request, ANSWER)
+        peer::call(&mut client, request, limit)
             .map_err(|error| Failure::unreachable(format!("node {node}: {error}")))
     }
 
@@ -224,6 +229,17 @@ fn decide(agent: &Arc<Agent>, node: &str, request: peer::Request) -> peer::Respo
             }
         }
         peer::Request::Order { version, .. } => other_version(node, version),
+        peer::Request::Definition { name } => match super::moves::definition(agent, &name) {
+            Ok(workload) => peer::Response::Definition(workload.map(Box::new)),
+            Err(failure) => refused(failure),
+        },
+        peer::Request::Restart { version: peer::VERSION, workload, lost } => {
+            match super::host::restart(agent, *workload, lost) {
+                Ok(()) => peer::Response::Restarted,
+                Err(failure) => refused(failure),
+            }
+        }
+        peer::Request::Restart { version, .. } => other_version(node, version),
         peer::Request::Status { name } => match agent.supervisors.status(&name) {
             Ok(status) => peer::Response::Status(status.map(Box::new)),
             Err(failure) => refused(failure),

@@ -155,6 +155,9 @@ fn decide(agent: &Arc<Agent>, request: Request, progress: &mut dyn FnMut(String)
         Request::Kill { name, signal } => view::kill(agent, &name, signal).map(|()| Reply::Done),
         Request::Switchover { name, to } => moves::switchover(agent, &name, to, progress).map(Reply::Moved),
         Request::Failover { name } => moves::failover(agent, &name, progress).map(Reply::Moved),
+        Request::RestartLost { name, on, dead } => {
+            moves::restart_lost(agent, &name, on, &dead, progress).map(Reply::Moved)
+        }
         Request::Bootstrap { seeds } => {
             let cluster = membership::bootstrap(agent, &seeds, progress)?;
             Ok(Reply::Bootstrapped { cluster: cluster.to_string() })

@@ -189,12 +189,13 @@ impl Supervisors {
     ) -> Result<Option<SocketAddr>> {
         make_directory(directory)?;
         remove_socket(directory);
-        if setup.role == Role::Primary {
+        if !matches!(setup.role, Role::Backup { .. }) {
             // A new workload: what an earlier one of this name wrote is not its.
             for file in OUTPUT.iter().chain([&LOG, &OLDER_LOG]) {
                 let _ = fs::remove_file(directory.join(file));
             }
         }
+        super::definition::save(directory, &setup.workload)?;
         let log_path = directory.join(LOG);
         let mut options = File::options();
         let log = options.create(true).append(true).mode(0o600).open(&log_path);
@@ -206,6 +207,8 @@ impl Supervisors {
         let mut command = Command::new(program);
         // Its name is for whoever lists processes.
         command.arg0("outlive").args(arguments).arg(name.as_str()).current_dir("/").stderr(log);
+        // What the service manager is told is the agent's to say.
+        command.env_remove("NOTIFY_SOCKET");
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().or_failed(|| "start a supervisor".to_owned())?;
 

@@ -104,7 +104,9 @@ fn row_of_lost(agent: &Agent, name: &WorkloadName) -> Option<Row> {
         Search::Found(..) => None,
         Search::Nowhere => {
             let status = lost(name, &register)?;
-            let note = Some(format!("no node has it; `outlive stop {name}` gives its name free"));
+            let note = Some(format!(
+                "no node has it; `outlive restart-lost {name}` starts it anew, `outlive stop {name}` gives its name free"
+            ));
             Some(Row { note, ..row(name, Here::Nothing, &status) })
         }
         Search::Silent(silent) => {
@@ -115,7 +117,7 @@ fn row_of_lost(agent: &Agent, name: &WorkloadName) -> Option<Row> {
     }
 }
 
-fn holders(register: &Register) -> Option<(&Holder, Option<&Holder>)> {
+pub fn holders(register: &Register) -> Option<(&Holder, Option<&Holder>)> {
     match &register.holding {
         Holding::Held { primary, synced_backup } => Some((primary, synced_backup.as_ref())),
         Holding::Tombstone => None,
@@ -127,7 +129,7 @@ fn is_held(register: &Option<Register>) -> bool {
 }
 
 /// Where a workload's supervisor is.
-enum Search {
+pub enum Search {
     Found(String, Box<Status>),
     /// All nodes answered, and none has it.
     Nowhere,
@@ -140,18 +142,18 @@ fn reasons(silent: &[(String, Failure)]) -> String {
 }
 
 /// A workload is held by nodes of which some cannot be asked.
-fn out_of_reach(name: &WorkloadName, register: &Register, silent: &[(String, Failure)]) -> Failure {
+pub fn out_of_reach(name: &WorkloadName, register: &Register, silent: &[(String, Failure)]) -> Failure {
     let nodes: Vec<&str> = silent.iter().map(|(node, _)| node.as_str()).collect();
     Failure::unreachable(format!(
         "{name}: {register}, and not all nodes answer ({}): start them, or, if they are dead for good, `outlive stop {name} \
-         --dead {}` gives its name free",
+         --dead {}` gives its name free, and `outlive restart-lost {name} --dead ...` starts it anew",
         reasons(silent),
         nodes.join(",")
     ))
 }
 
 /// Asks all nodes but this one; a primary is preferred over its backup.
-fn search(agent: &Agent, name: &WorkloadName) -> Search {
+pub fn search(agent: &Agent, name: &WorkloadName) -> Search {
     let mut found: Option<(String, Box<Status>)> = None;
     let mut silent = Vec::new();
     for (node, status) in agent.peers.statuses(name.as_str()) {
@@ -217,8 +219,10 @@ pub fn inspect(agent: &Agent, name: &str) -> Result<Inspected> {
     }
     let silent = match search(agent, &name) {
         Search::Found(node, status) => {
-            // A backup that waits in vain for a workload which has ended is not that workload.
-            if waits_for_state(&status) && !is_held(&seed::read_register(agent, &name)?) {
+            // A backup that waits in vain for a workload which has ended is not that workload, nor is a supervisor that is about
+            // to end itself.
+            let is_over = waits_for_state(&status) || status.state == State::Stopped;
+            if is_over && !is_held(&seed::read_register(agent, &name)?) {
                 return Err(no_such(agent, &name));
             }
             return Ok(Inspected { node: Some(node), status: *status });
@@ -234,7 +238,7 @@ pub fn inspect(agent: &Agent, name: &str) -> Result<Inspected> {
     }
 }
 
-fn no_such(agent: &Agent, name: &WorkloadName) -> Failure {
+pub fn no_such(agent: &Agent, name: &WorkloadName) -> Failure {
     let log = agent.supervisors.log_end(name).map_or(String::new(), |end| {
         format!("; the last one of that name ended: {end} (see `outlive logs {name}`)")
     });
@@ -314,7 +318,7 @@ pub fn stop(agent: &Agent, name: &str, dead: &[String], progress: &mut dyn FnMut
     Ok(())
 }
 
-fn check_may_be_dead(agent: &Agent, node: &str) -> Result<()> {
+pub fn check_may_be_dead(agent: &Agent, node: &str) -> Result<()> {
     if node == agent.config.node {
         return Err(Failure::usage(format!("--dead {node}: this node's own agent answers you")));
     }
@@ -325,7 +329,7 @@ fn check_may_be_dead(agent: &Agent, node: &str) -> Result<()> {
     Err(Failure::usage(format!("--dead {node} is no peer of this node ({})", peers.join(", "))))
 }
 
-fn not_dead(node: &str) -> Failure {
+pub fn not_dead(node: &str) -> Failure {
     Failure::refused(format!("node {node} answers, so it is not dead: leave it out of --dead"))
 }
 

@@ -45,6 +45,12 @@ fn render(inspected: &Inspected) -> String {
     if let Some(why) = &status.exposed_because {
         lines.push(("exposed because", why.clone()));
     }
+    if let Some(to) = &status.moving {
+        lines.push(("being moved to", to.clone()));
+    }
+    if let Some(why) = &status.move_failed {
+        lines.push(("last move failed", why.clone()));
+    }
     if let Some(Failover { detect_ms, arbitrate_ms, activate_ms }) = status.last_failover {
         let phases = format!(
             "{detect_ms:.1} ms to detect, {arbitrate_ms:.1} to arbitrate, {activate_ms:.1} to activate"

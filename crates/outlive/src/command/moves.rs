@@ -1,7 +1,7 @@
-//! `outlive switchover` and `outlive failover`.
+//! `outlive switchover`, `outlive failover` and `outlive restart-lost`.
 
 use super::{print, print_json, progress};
-use crate::cli::{Failover, Reach, Switchover};
+use crate::cli::{Failover, Reach, RestartLost, Switchover};
 use crate::control::{Reply, Request, unexpected};
 use crate::error::Result;
 
@@ -12,6 +12,11 @@ pub fn switchover(args: &Switchover) -> Result<()> {
 
 pub fn failover(args: &Failover) -> Result<()> {
     ask(&args.name, &Request::Failover { name: args.name.clone() }, args.json, &args.reach)
+}
+
+pub fn restart_lost(args: &RestartLost) -> Result<()> {
+    let (name, on, dead) = (args.name.clone(), args.on.clone(), args.dead.clone());
+    ask(&args.name, &Request::RestartLost { name, on, dead }, args.json, &args.reach)
 }
 
 fn ask(name: &str, request: &Request, json: bool, reach: &Reach) -> Result<()> {

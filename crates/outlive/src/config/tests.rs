@@ -81,6 +81,23 @@ fn without_a_list_all_nodes_are_seeds() {
     assert_eq!(parse(&text).unwrap().seeds, ["a", "b", "c"]);
 }
 
+/// Those that are installed as they are, but for addresses.
+#[test]
+fn the_examples_of_two_hosts_and_a_seed_fit_together() {
+    let texts = [
+        include_str!("../../../../dist/two-hosts-and-a-seed/a.toml"),
+        include_str!("../../../../dist/two-hosts-and-a-seed/b.toml"),
+        include_str!("../../../../dist/two-hosts-and-a-seed/c.toml"),
+    ];
+    let configs = texts.map(|text| parse(text).unwrap());
+    for (place, config) in configs.iter().enumerate() {
+        assert_eq!(config.seeds, ["a", "b", "c"]);
+        for (other, peer) in configs.iter().enumerate().filter(|(other, _)| *other != place) {
+            assert_eq!(config.address_of(&peer.node), Some(peer.listen), "{place} of {other}");
+        }
+    }
+}
+
 /// The example in the documentation must stay true: every key it shows, at its default.
 #[test]
 fn the_documented_defaults_are_the_defaults() {

@@ -140,6 +140,16 @@ impl Cluster {
         host.exec_within(PATIENCE * 2, command).unwrap()
     }
 
+    /// Begins a command on a host, and does not wait for it.
+    pub fn begin(&self, name: &str, arguments: &[&str]) -> HostProcess {
+        let host = self.host(name);
+        let socket = host.disk().join("agent.sock");
+        let mut command = vec![OUTLIVE];
+        command.extend(arguments);
+        command.extend(["--socket", path(&socket)]);
+        host.spawn(command).unwrap()
+    }
+
     pub fn bootstrap(&self) {
         let seeds: Vec<&str> = self.hosts.iter().map(Host::name).collect();
         done(self.cli(seeds[0], &["seed", "bootstrap", "--seeds", &seeds.join(",")]));

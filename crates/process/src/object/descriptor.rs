@@ -9,8 +9,8 @@
 //! instance ([`super::epoll::restore_interests`]), record locks ([`super::file::restore_process_locks`]) and
 //! close-on-exec.
 //!
-//! Not kept, and not visible to the programs that were looked at: the credentials with which a file was opened, those
-//! of a unix socket's peer (`SO_PEERCRED` gives the supervisor's), and read-ahead advice.
+//! Not kept, and not visible to the programs that were looked at: the credentials with which a file was opened, and
+//! read-ahead advice.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -35,6 +35,7 @@ use super::signalfd::{self, SignalFd};
 use super::tcp::{Buffers, Connection, State, TcpSocket};
 use super::timerfd::{self, TimerFd};
 use super::unix::{self, UnixSocket};
+use super::unix_actor::Actors;
 use crate::checkpoint::{ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
 use crate::sys::bpf::files::SocketNumbers;
@@ -168,6 +169,8 @@ pub struct Holder {
     /// As the workload sees it.
     pub process: Pid,
     pub fd: i32,
+    /// A process whose root is the workload's: the holder may have another (`chroot`), and links are told from this one.
+    pub root: Tid,
 }
 
 /// Where a description can be looked at. All processes that hold it are stopped.
@@ -184,7 +187,7 @@ pub struct At<'a> {
 
 impl At<'_> {
     pub fn info(&self) -> Result<String> {
-        let Holder { tid, process, fd } = self.holder;
+        let Holder { tid, process, fd, .. } = self.holder;
         proc::descriptor_info(tid, fd).attempt(|| format!("read about descriptor {fd} of process {process}"))
     }
 
@@ -592,6 +595,8 @@ pub struct BuildContext<'a> {
     built: HashMap<ObjectId, OwnedFd>,
     pub(super) pipes: HashMap<ObjectId, pipe::Ends>,
     pub(super) deleted: HashMap<file::FileKey, OwnedFd>,
+    /// Processes that do what the kernel remembers its doer for; without them the supervisor does it.
+    pub(crate) actors: Option<&'a dyn Actors>,
 }
 
 impl<'a> BuildContext<'a> {
@@ -603,7 +608,7 @@ impl<'a> BuildContext<'a> {
         hashes: &'a mut FileHashes,
     ) -> Self {
         let (built, pipes, deleted) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { root, surroundings, outputs, objects, hashes, built, pipes, deleted }
+        Self { root, surroundings, outputs, objects, hashes, built, pipes, deleted, actors: None }
     }
 
     /// A file without a name that was built elsewhere, with its content.

@@ -188,7 +188,7 @@ pub(super) fn open_path(at: &At<'_>) -> Result<String> {
 
 /// That the path leads to what is open: it may have been mounted over, or be the name a removed hard link had.
 pub(super) fn check_path(at: &At<'_>, path: &str, stat: &FileStat) -> Result<()> {
-    let mut full = proc::path(at.holder.tid, "root").into_os_string();
+    let mut full = proc::path(at.holder.root, "root").into_os_string();
     full.push(path);
     match lstat(full.as_os_str()) {
         Ok(found) if (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino) => Ok(()),

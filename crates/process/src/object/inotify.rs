@@ -138,7 +138,7 @@ pub(super) struct Mounts {
 
 impl Mounts {
     fn path_of(&mut self, at: &At<'_>, watched: &Watched) -> Option<String> {
-        let (root, of) = (proc::path(at.holder.tid, "root"), watched.device);
+        let (root, of) = (proc::path(at.holder.root, "root"), watched.device);
         if !self.open.iter().any(|(device, _)| *device == of) {
             self.find(at, &root, of);
         }
@@ -155,7 +155,7 @@ impl Mounts {
 
     /// Opens the mount points of a device, as the workload sees them (`proc_pid_mountinfo(5)`).
     fn find(&mut self, at: &At<'_>, root: &Path, device: u64) {
-        let Ok(text) = std::fs::read_to_string(proc::path(at.holder.tid, "mountinfo")) else { return };
+        let Ok(text) = std::fs::read_to_string(proc::path(at.holder.root, "mountinfo")) else { return };
         for line in text.lines() {
             let mut words = line.split(' ').skip(2);
             let Some((major, minor)) = words.next().and_then(|word| word.split_once(':')) else { continue };

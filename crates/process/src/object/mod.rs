@@ -16,6 +16,7 @@ pub mod pipe;
 pub mod posix_timer;
 pub mod scratch;
 mod scratch_apply;
+pub mod seccomp_filter;
 pub mod shared;
 pub mod signal;
 pub mod signal_owner;
@@ -26,6 +27,7 @@ pub mod tcp;
 pub mod tcp_request;
 pub mod timerfd;
 pub mod unix;
+pub mod unix_actor;
 mod unix_build;
 
 pub use descriptor::Object;

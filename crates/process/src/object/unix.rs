@@ -3,17 +3,21 @@
 //! A connected socket is captured with what waits to be read from it; its peer is a socket of its own. The two are built
 //! together: by `socketpair`, or, where addresses are visible, by connecting to a listener that exists for just that.
 //!
-//! `SO_PEERCRED` gives the supervisor's credentials afterwards, and so do messages that waited with credentials.
+//! Messages that waited with credentials have the supervisor's afterwards.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::read_link;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{lstat, major, minor};
+use nix::sys::stat::{Mode, fstatat, major, minor};
 use serde::{Deserialize, Serialize};
 
 use super::descriptor::{At, Inode, StatusFlags, Surroundings};
+use super::unix_actor::Credentials;
 pub(super) use super::unix_build::build;
 use crate::checkpoint::ObjectId;
 use crate::error::{Attempt, Error, Result};
@@ -46,9 +50,14 @@ pub struct UnixSocket {
     pub kind: i32,
     pub flags: StatusFlags,
     pub name: Option<Name>,
+    /// Where its path is told from: the root, or for a relative path the working directory, of whoever bound it, as the
+    /// workload's own root has it. `/` without a path.
+    pub from: String,
     /// The node in the file system, if the name is a path and the node is still there.
     pub node: Option<Node>,
     pub role: Role,
+    /// Whom it tells as its other end (`SO_PEERCRED`): who listened, connected, or made the pair.
+    pub credentials: Option<Credentials>,
     /// What waits to be read; of a stream in one piece.
     pub queue: Vec<Message>,
     /// RCV_SHUTDOWN (1) and SEND_SHUTDOWN (2).
@@ -118,11 +127,13 @@ pub(super) struct Survey {
     /// Sockets in whose queue an empty message has been seen: the kernel shows such a message to one look only
     /// (`skb->peeked` in net/core/datagram.c), so that a later one cannot tell whether it is still there.
     unseen: HashSet<u64>,
+    /// By socket, and by process and user as the supervisor sees them: whom it tells. A process may end and is told all the same.
+    told: HashMap<u64, (u64, Option<Credentials>)>,
 }
 
 impl Survey {
     pub(super) fn new() -> Self {
-        Self { diag: None, entries: None, unseen: HashSet::new() }
+        Self { diag: None, entries: None, unseen: HashSet::new(), told: HashMap::new() }
     }
 
     pub(super) fn forget(&mut self) {
@@ -136,7 +147,9 @@ impl Survey {
                 None => UnixDiag::open(surroundings.network.as_ref().map(AsFd::as_fd))?,
             };
             let dump = self.diag.insert(diag).dump()?;
-            self.unseen.retain(|inode| dump.iter().any(|entry| entry.inode == *inode));
+            let there: HashSet<u64> = dump.iter().map(|entry| entry.inode).collect();
+            self.unseen.retain(|inode| there.contains(inode));
+            self.told.retain(|inode, _| there.contains(inode));
             self.entries = Some(dump.into_iter().map(|entry| (entry.inode, entry)).collect());
         }
         self.entries.as_ref().ok_or_else(|| io::Error::other("the list of unix sockets is gone"))
@@ -163,11 +176,11 @@ pub(super) fn capture(
         return Err(at.refuse(format!("a unix socket of type {kind}"), "let the program use a stream"));
     }
     let flags = at.status_flags(&at.info()?)?;
-    let name = capture_name(&entry, at, surroundings)?;
+    let name = capture_name(&entry, at)?;
+    let (from, node) = capture_place(&entry, name.as_ref(), at, surroundings)?;
     let ready = readiness(&socket).attempt(|| "ask what a unix socket is ready for".to_owned())?;
     let role = capture_role(&entry, peer.as_ref(), ready, at, objects)?;
-    let node = capture_node(&entry, name.as_ref(), at);
-    check_reachable(&entry, peer.as_ref(), &role, name.as_ref(), at)?;
+    check_reachable(&entry, peer.as_ref(), &role, name.as_ref(), at, surroundings)?;
     let mut options = [0; OPTIONS.len()];
     for (value, name) in options.iter_mut().zip(OPTIONS) {
         *value =
@@ -184,7 +197,32 @@ pub(super) fn capture(
         let peer_name = peer.as_ref().map_or(&[][..], |peer| peer.name.as_slice());
         queue = capture_queue(&socket, &entry, peer_name, ready, at, survey)?;
     }
-    Ok(UnixSocket { kind, flags, name, node, role, queue, shutdown: entry.shutdown, options, timeouts })
+    let shutdown = entry.shutdown;
+    let credentials = capture_credentials(inode, &socket, at, survey)?;
+    Ok(UnixSocket { kind, flags, name, from, node, role, credentials, queue, shutdown, options, timeouts })
+}
+
+fn capture_credentials(
+    inode: u64,
+    socket: &OwnedFd,
+    at: &At<'_>,
+    survey: &mut Survey,
+) -> Result<Option<Credentials>> {
+    let what = || "ask for the credentials of a unix socket's peer".to_owned();
+    let Some((who, groups)) = sys::peer_credentials(socket.as_fd()).attempt(what)? else { return Ok(None) };
+    let stamp = u64::from(who.uid) << 32 | who.pid as u64;
+    if let Some((then, told)) = survey.told.get(&inode)
+        && *then == stamp
+    {
+        return Ok(told.clone());
+    }
+    // A process of the workload's has as many numbers as its holder.
+    let depth = proc::status(at.holder.tid).attempt(what)?.namespaced.len();
+    let numbers = proc::status(who.pid).ok().filter(|_| who.pid > 0).map(|status| status.namespaced);
+    let pid = numbers.filter(|numbers| numbers.len() == depth).and_then(|numbers| numbers.last().copied());
+    let told = Some(Credentials { pid: pid.unwrap_or(0), uid: who.uid, gid: who.gid, groups });
+    survey.told.insert(inode, (stamp, told.clone()));
+    Ok(told)
 }
 
 fn readiness(socket: &OwnedFd) -> io::Result<PollFlags> {
@@ -193,18 +231,16 @@ fn readiness(socket: &OwnedFd) -> io::Result<PollFlags> {
     Ok(ask[0].revents().unwrap_or(PollFlags::empty()))
 }
 
-fn capture_name(entry: &UnixEntry, at: &At<'_>, surroundings: &Surroundings) -> Result<Option<Name>> {
+fn capture_name(entry: &UnixEntry, at: &At<'_>) -> Result<Option<Name>> {
     match entry.name.as_slice() {
         [] => Ok(None),
         [0, name @ ..] => Ok(Some(Name::Abstract(name.to_vec()))),
         path => {
             let path = path.strip_suffix(&[0]).unwrap_or(path);
             let shown = String::from_utf8_lossy(path).into_owned();
-            if !surroundings.is_scratch(&shown) || shown.as_bytes() != path || has_parent_steps(&shown) {
-                return Err(at.refuse(
-                    format!("the unix socket {shown}, whose path is not one in a directory that is kept"),
-                    "give it an absolute path in /tmp, /run or a directory declared with --scratch",
-                ));
+            if shown.as_bytes() != path || has_parent_steps(&shown) {
+                let what = format!("the unix socket {shown}, whose path has .. in it or is not UTF-8");
+                return Err(at.refuse(what, "give it a plain path"));
             }
             Ok(Some(Name::Path(shown)))
         }
@@ -215,18 +251,74 @@ pub(super) fn has_parent_steps(path: &str) -> bool {
     path.split('/').any(|step| step == "..")
 }
 
-/// The node, if what is at the path is the one this socket was bound to.
-fn capture_node(entry: &UnixEntry, name: Option<&Name>, at: &At<'_>) -> Option<Node> {
-    let Some(Name::Path(path)) = name else { return None };
-    let mut full = proc::path(at.holder.tid, "root").into_os_string();
-    full.push(path);
-    let stat = lstat(full.as_os_str()).ok()?;
-    let (inode, device) = entry.node?;
-    // The kernel lists the low 32 bits of the inode, and the device as MKDEV in include/linux/kdev_t.h makes it.
-    let same = stat.st_ino as u32 == inode
-        && major(stat.st_dev) == u64::from(device >> 20)
-        && minor(stat.st_dev) == u64::from(device & 0xf_ffff);
-    same.then_some(Node { mode: stat.st_mode & 0o7777, owner: (stat.st_uid, stat.st_gid) })
+/// From where a path is told, and its node, if what is at the path is the one this socket was bound to. The path was said by
+/// whoever bound it: before or after a `chroot`, or a change of its working directory.
+fn capture_place(
+    entry: &UnixEntry,
+    name: Option<&Name>,
+    at: &At<'_>,
+    surroundings: &Surroundings,
+) -> Result<(String, Option<Node>)> {
+    let Some(Name::Path(path)) = name else { return Ok(("/".to_owned(), None)) };
+    let root = proc::path(at.holder.root, "root");
+    let mut places = Vec::new();
+    if path.starts_with('/') {
+        places.push("/".to_owned());
+    }
+    for holder in std::iter::once(&at.holder).chain(at.others) {
+        let link = if path.starts_with('/') { "root" } else { "cwd" };
+        let place =
+            read_link(proc::path(holder.tid, link)).attempt(|| format!("read {link} of {}", holder.tid));
+        let place = place?.to_string_lossy().into_owned();
+        if !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    let mut kept = None;
+    for from in places {
+        let Ok((directory, shown)) = directory_of(&root, &from, path) else { continue };
+        if !surroundings.is_scratch(&shown) {
+            continue;
+        }
+        let file = path.rsplit('/').next().unwrap_or_default();
+        let stat = fstatat(&directory, file, AtFlags::AT_SYMLINK_NOFOLLOW);
+        // The kernel lists the low 32 bits of the inode, and the device as MKDEV in include/linux/kdev_t.h makes it.
+        let node = stat.ok().filter(|stat| {
+            entry.node.is_some_and(|(inode, device)| {
+                stat.st_ino as u32 == inode
+                    && major(stat.st_dev) == u64::from(device >> 20)
+                    && minor(stat.st_dev) == u64::from(device & 0xf_ffff)
+            })
+        });
+        if let Some(stat) = node {
+            let node = Node { mode: stat.st_mode & 0o7777, owner: (stat.st_uid, stat.st_gid) };
+            return Ok((from, Some(node)));
+        }
+        kept.get_or_insert(from);
+    }
+    let refusal = || {
+        let what = format!("the unix socket {path}, which is not in a directory that is kept (any more)");
+        at.refuse(
+            what,
+            "let it be in /tmp, /run or a directory declared with --scratch, and leave that in place",
+        )
+    };
+    Ok((kept.ok_or_else(refusal)?, None))
+}
+
+/// The directory of a path that is told `from` there, opened, and its own path from `root`.
+pub(super) fn directory_of(root: &Path, from: &str, path: &str) -> io::Result<(OwnedFd, String)> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let top = open(root, flags, Mode::empty())?;
+    let directory = match path.rsplit_once('/') {
+        Some(("", _)) => openat2(&top, from, how)?,
+        Some((parent, _)) if path.starts_with('/') => openat2(&openat2(&top, from, how)?, parent, how)?,
+        Some((parent, _)) => openat2(&top, format!("{from}/{parent}").as_str(), how)?,
+        None => openat2(&top, from, how)?,
+    };
+    let shown = read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
+    Ok((directory, shown.to_string_lossy().into_owned()))
 }
 
 fn capture_role(
@@ -280,17 +372,9 @@ fn check_reachable(
     role: &Role,
     name: Option<&Name>,
     at: &At<'_>,
+    surroundings: &Surroundings,
 ) -> Result<()> {
     let datagrams = i32::from(entry.kind) == libc::SOCK_DGRAM;
-    if let Some(Name::Path(path)) = name {
-        let parent = path.rsplit_once('/').map_or("/", |(parent, _)| parent);
-        let mut full = proc::path(at.holder.tid, "root").into_os_string();
-        full.push(parent);
-        if !lstat(full.as_os_str()).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR) {
-            let what = format!("the unix socket {path}, whose directory was removed");
-            return Err(at.refuse(what, "leave the directory where it is"));
-        }
-    }
     let peer_named = peer.is_some_and(|peer| !peer.name.is_empty());
     match role {
         Role::Connected { .. } if datagrams && peer_named != name.is_some() => {
@@ -300,7 +384,9 @@ fn check_reachable(
             let there = peer.is_some_and(|peer| {
                 let path = peer.name.strip_suffix(&[0]).unwrap_or(&peer.name);
                 let name = std::str::from_utf8(path).map(|path| Name::Path(path.to_owned())).ok();
-                peer.name.first() == Some(&0) || capture_node(peer, name.as_ref(), at).is_some()
+                peer.name.first() == Some(&0)
+                    || capture_place(peer, name.as_ref(), at, surroundings)
+                        .is_ok_and(|(_, node)| node.is_some())
             });
             if there {
                 return Ok(());

@@ -7,10 +7,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::Path;
 
+use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
 
 use super::descriptor::{BuildContext, Object};
-use super::unix::{Message, Name, OPTIONS, Role, UnixSocket, has_parent_steps};
+use super::unix::{Message, Name, OPTIONS, Role, UnixSocket, directory_of, has_parent_steps};
+use super::unix_actor::{self, Stage};
 use crate::checkpoint::ObjectId;
 use crate::error::{Attempt, Error, Result};
 use crate::sys::descriptor as sys;
@@ -20,42 +23,40 @@ use crate::sys::descriptor as sys;
 const MESSAGE_OVERHEAD: usize = 4096;
 
 pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContext<'_>) -> Result<OwnedFd> {
-    if let Some(Name::Path(path)) = &object.name
-        && (!context.surroundings.is_scratch(path) || has_parent_steps(path))
-    {
-        return Err(Error::Mismatch(format!("the unix socket {path} is in no scratch directory")));
-    }
+    check_place(object, context)?;
     match object.role {
         Role::Connected { peer } => build_connected(id, object, peer, context)?,
         Role::Sending { peer } => {
-            let server = unix_object(context, peer)?;
-            let Some(name) = server.name.as_ref().filter(|_| server.role == Role::Unconnected) else {
+            let server_object = unix_object(context, peer)?;
+            let Some(name) = server_object.name.as_ref().filter(|_| server_object.role == Role::Unconnected)
+            else {
                 return Err(Error::Mismatch(format!("socket {} sends to one that is no server", id.0)));
             };
             context.build(peer)?;
             let server = context.get(peer);
-            in_workload(context, || {
+            in_workload(context, |_| {
                 let fd = sys::unix_socket(object.kind)?;
                 with_name(object, &fd, || fill_by_name(object, server))?;
-                sys::unix_connect(fd.as_fd(), &name.address())?;
+                told_from(server_object, || sys::unix_connect(fd.as_fd(), &name.address()))?;
                 finish(object, fd)
             })
         }
-        Role::Unconnected | Role::Listening { .. } => in_workload(context, || {
+        Role::Unconnected | Role::Listening { .. } => in_workload(context, |stage| {
             let fd = sys::unix_socket(object.kind)?;
             with_name(object, &fd, || fill_by_name(object, None))?;
             if let Role::Listening { backlog } = object.role {
-                sys::listen(fd.as_fd(), i32::try_from(backlog).unwrap_or(i32::MAX))?;
+                let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+                stage.listen(object.credentials.as_ref(), fd.as_fd(), backlog)?;
             }
             finish(object, fd)
         }),
-        Role::Orphan { reset } => in_workload(context, || {
+        Role::Orphan { reset } => in_workload(context, |stage| {
             let (fd, gone) = match (&object.name, object.kind) {
                 (Some(name), libc::SOCK_STREAM | libc::SOCK_SEQPACKET) => {
-                    let (accepted, client) = connect_by_name(object.kind, name, None, None)?;
+                    let (accepted, client) = connect_by_name(stage, object, name, None, None)?;
                     (accepted, client)
                 }
-                _ => sys::unix_pair(object.kind)?,
+                _ => stage.pair(object.credentials.as_ref(), object.kind)?,
             };
             if object.kind == libc::SOCK_DGRAM {
                 with_name(object, &fd, || Ok(()))?;
@@ -86,6 +87,7 @@ fn build_connected(
     context: &mut BuildContext<'_>,
 ) -> Result<io::Result<OwnedFd>> {
     let peer = unix_object(context, peer_id)?;
+    check_place(peer, context)?;
     let mutual = peer.role == Role::Connected { peer: id } && peer.kind == object.kind && id != peer_id;
     if !mutual || context.is_built(peer_id) {
         return Err(Error::Mismatch(format!("unix sockets {} and {} are no pair", id.0, peer_id.0)));
@@ -102,21 +104,21 @@ fn build_connected(
         context.built_ids().find(is_listener).and_then(|id| context.get(id))
     };
     let (own_listener, other_listener) = (listener(&object.name), listener(&peer.name));
-    let made = in_workload(context, || {
+    let made = in_workload(context, |stage| {
         let (own, other) = match (&object.name, &peer.name) {
-            (None, None) => sys::unix_pair(object.kind)?,
+            (None, None) => stage.pair(object.credentials.as_ref(), object.kind)?,
             (Some(_), Some(name)) if object.kind == libc::SOCK_DGRAM => {
                 let (own, other) = (sys::unix_socket(object.kind)?, sys::unix_socket(object.kind)?);
                 with_name(object, &own, || Ok(()))?;
                 with_name(peer, &other, || Ok(()))?;
-                sys::unix_connect(own.as_fd(), &name.address())?;
+                told_from(peer, || sys::unix_connect(own.as_fd(), &name.address()))?;
                 let back = object.name.as_ref().map(Name::address).unwrap_or_default();
-                sys::unix_connect(other.as_fd(), &back)?;
+                told_from(object, || sys::unix_connect(other.as_fd(), &back))?;
                 (own, other)
             }
-            (Some(name), client) => connect_by_name(object.kind, name, client.as_ref(), own_listener)?,
+            (Some(name), _) => connect_by_name(stage, object, name, Some(peer), own_listener)?,
             (None, Some(name)) => {
-                let (accepted, client) = connect_by_name(object.kind, name, None, other_listener)?;
+                let (accepted, client) = connect_by_name(stage, peer, name, Some(object), other_listener)?;
                 (client, accepted)
             }
         };
@@ -130,11 +132,45 @@ fn build_connected(
     }))
 }
 
+/// A path is one of a directory whose contents are the workload's.
+fn check_place(object: &UnixSocket, context: &BuildContext<'_>) -> Result<()> {
+    let Some(Name::Path(path)) = &object.name else { return Ok(()) };
+    let place = directory_of(&context.root, &object.from, path);
+    let kept = place.is_ok_and(|(_, shown)| context.surroundings.is_scratch(&shown));
+    if !kept || has_parent_steps(path) || has_parent_steps(&object.from) || !object.from.starts_with('/') {
+        return Err(Error::Mismatch(format!("the unix socket {path} is in no scratch directory")));
+    }
+    Ok(())
+}
+
+/// Does something where the path of a socket leads to it. Not within another of this: places are told from the workload's root.
+fn told_from<T>(object: &UnixSocket, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    match &object.name {
+        Some(Name::Path(path)) if !path.starts_with('/') => {
+            nix::unistd::chdir(object.from.as_str())?;
+            let result = work();
+            nix::unistd::chdir("/")?;
+            result
+        }
+        Some(Name::Path(_)) if object.from != "/" => {
+            let top = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+            nix::unistd::chroot(object.from.as_str())?;
+            nix::unistd::chdir("/")?;
+            let result = work();
+            nix::unistd::fchdir(&top)?;
+            nix::unistd::chroot(".")?;
+            result
+        }
+        _ => work(),
+    }
+}
+
 /// Runs something in a thread whose root and network are the workload's.
 fn in_workload<T: Send>(
     context: &BuildContext<'_>,
-    work: impl FnOnce() -> io::Result<T> + Send,
+    work: impl FnOnce(&Stage) -> io::Result<T> + Send,
 ) -> io::Result<T> {
+    let (stage, prompter) = unix_actor::stage(context.actors);
     let root: &Path = &context.root;
     let network = context.surroundings.network.as_ref().map(AsFd::as_fd);
     std::thread::scope(|scope| {
@@ -146,15 +182,17 @@ fn in_workload<T: Send>(
             }
             nix::unistd::chroot(root)?;
             nix::unistd::chdir("/")?;
-            work()
+            work(&stage)
         });
+        // Until the thread has gone, and with it the stage.
+        prompter.serve();
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes unix sockets died")))
     })
 }
 
 /// Binds a socket to its name, if it has one, and does something while the name can be reached.
 fn with_name(object: &UnixSocket, fd: &OwnedFd, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    match (&object.name, &object.node) {
+    told_from(object, || match (&object.name, &object.node) {
         (None, _) => work(),
         (Some(name @ Name::Abstract(_)), _) => {
             sys::unix_bind(fd.as_fd(), &name.address())?;
@@ -175,7 +213,7 @@ fn with_name(object: &UnixSocket, fd: &OwnedFd, work: impl FnOnce() -> io::Resul
             sys::unix_bind(fd.as_fd(), path.as_bytes())?;
             work()
         }),
-    }
+    })
 }
 
 /// Does something that makes a node at `path`, which is afterwards as it was.
@@ -198,40 +236,48 @@ fn while_free<T>(path: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result
     result
 }
 
-/// A connection between a socket accepted under `name` and one that is bound to `client`, in this order.
+/// A connection between a socket `accepted` under `name` and one that is bound to `client`'s, in this order.
 fn connect_by_name(
-    kind: i32,
+    stage: &Stage,
+    accepted: &UnixSocket,
     name: &Name,
-    client: Option<&Name>,
+    client: Option<&UnixSocket>,
     listener: Option<BorrowedFd<'_>>,
 ) -> io::Result<(OwnedFd, OwnedFd)> {
-    let connect = |listener: BorrowedFd<'_>| {
-        let connecting = sys::unix_socket(kind)?;
-        match client {
+    // Not waiting for a listener whose queue is full.
+    let connecting = sys::unix_socket(accepted.kind | libc::SOCK_NONBLOCK)?;
+    if let Some(client) = client {
+        told_from(client, || match &client.name {
             Some(Name::Path(path)) => {
-                while_free(path, || sys::unix_bind(connecting.as_fd(), path.as_bytes()))?
+                while_free(path, || sys::unix_bind(connecting.as_fd(), path.as_bytes()))
             }
-            Some(name) => sys::unix_bind(connecting.as_fd(), &name.address())?,
-            None => {}
-        }
-        sys::unix_connect(connecting.as_fd(), &name.address())?;
-        Ok((sys::accept(listener)?, connecting))
+            Some(name) => sys::unix_bind(connecting.as_fd(), &name.address()),
+            None => Ok(()),
+        })?;
+    }
+    // The accepted end tells of who has connected, the other of who has listened.
+    let (caller, server) =
+        (accepted.credentials.as_ref(), client.and_then(|client| client.credentials.as_ref()));
+    let connect = |listener: BorrowedFd<'_>| {
+        stage.connect(caller, connecting.as_fd(), &name.address())?;
+        sys::accept(listener)
     };
-    match (name, listener) {
-        (Name::Abstract(_), Some(listener)) => connect(listener),
+    let fd = match (name, listener) {
+        (Name::Abstract(_), Some(listener)) => connect(listener)?,
         _ => {
-            let temporary = sys::unix_socket(kind)?;
+            let temporary = sys::unix_socket(accepted.kind)?;
             let bound = || {
                 sys::unix_bind(temporary.as_fd(), &name.address())?;
-                sys::listen(temporary.as_fd(), 1)?;
+                stage.listen(server, temporary.as_fd(), 1)?;
                 connect(temporary.as_fd())
             };
-            match name {
+            told_from(accepted, || match name {
                 Name::Path(path) => while_free(path, bound),
                 Name::Abstract(_) => bound(),
-            }
+            })?
         }
-    }
+    };
+    Ok((fd, connecting))
 }
 
 /// Puts back what waited in a connected socket, through its peer.

@@ -250,6 +250,44 @@ pub fn set_socket_timeout(fd: BorrowedFd<'_>, name: libc::c_int, microseconds: u
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, at, len) }).map(drop)
 }
 
+/// `SO_PEERCRED` and `SO_PEERGROUPS`: process (as the calling one's pid namespace has it, 0 for none), user, group and groups of
+/// the other end; none if nobody has made this socket a connected or a listening one.
+pub fn peer_credentials(fd: BorrowedFd<'_>) -> io::Result<Option<(libc::ucred, Vec<u32>)>> {
+    /// `include/uapi/asm-generic/socket.h`.
+    const SO_PEERGROUPS: libc::c_int = 59;
+    let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let at = (&raw mut who).cast();
+    // SAFETY: the kernel writes at most `len` bytes to `who`, live and exclusively borrowed.
+    check(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, at, &raw mut len)
+    })?;
+    if who.uid == u32::MAX {
+        return Ok(None);
+    }
+    let mut groups = vec![0u32; 32];
+    loop {
+        let mut len = size_of_val(groups.as_slice()) as libc::socklen_t;
+        let at = groups.as_mut_ptr().cast();
+        // SAFETY: the kernel writes at most `len` bytes to `groups`, live and exclusively borrowed.
+        let asked = check(unsafe {
+            libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_PEERGROUPS, at, &raw mut len)
+        });
+        let count = len as usize / size_of::<u32>();
+        match asked {
+            Err(error) if error.raw_os_error() == Some(libc::ERANGE) && count > groups.len() => {
+                groups.resize(count, 0);
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENODATA) => return Ok(Some((who, Vec::new()))),
+            Err(error) => return Err(error),
+            Ok(_) => {
+                groups.truncate(count);
+                return Ok(Some((who, groups)));
+            }
+        }
+    }
+}
+
 /// What one `recvmsg` with `MSG_PEEK` shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peeked {

@@ -18,6 +18,8 @@ const NT_X86_XSTATE: usize = 0x202;
 const PTRACE_SUSPEND_SECCOMP_OPTION: usize = 1 << 21;
 const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
 const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
+const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+const PTRACE_SECCOMP_GET_METADATA: libc::c_uint = 0x420d;
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
 const PTRACE_PEEKSIGINFO_SHARED: u32 = 1;
 /// The kernel's `_NSIG / 8` on x86-64: the size of a signal set it accepts.
@@ -108,6 +110,42 @@ pub fn step(tid: Tid) -> io::Result<()> {
 pub fn suspend_seccomp(tid: Tid, suspended: bool) -> io::Result<()> {
     let options = if suspended { OPTIONS | PTRACE_SUSPEND_SECCOMP_OPTION } else { OPTIONS };
     request(libc::PTRACE_SETOPTIONS, tid, 0, options).map(drop)
+}
+
+/// A filter as the kernel gives it.
+#[derive(Debug)]
+pub struct SeccompFilter {
+    /// None if it is not classic BPF.
+    pub program: Option<Vec<u8>>,
+    pub log: bool,
+}
+
+/// A filter of a stopped thread, the one installed first being 0; none behind the last. Needs CAP_SYS_ADMIN, and that the
+/// caller has no filter itself (`seccomp_get_filter`, kernel/seccomp.c).
+pub fn seccomp_filter(tid: Tid, index: u64) -> io::Result<Option<SeccompFilter>> {
+    let Some(count) = absent(request(PTRACE_SECCOMP_GET_FILTER, tid, index as usize, 0))? else {
+        return Ok(None);
+    };
+    // struct seccomp_metadata of linux/ptrace.h: which filter, and its flags.
+    let mut metadata = [index, 0];
+    let size = size_of_val(&metadata);
+    request(PTRACE_SECCOMP_GET_METADATA, tid, size, metadata.as_mut_ptr() as usize)?;
+    let log = metadata[1] & libc::SECCOMP_FILTER_FLAG_LOG != 0;
+    if count < 0 {
+        return Ok(Some(SeccompFilter { program: None, log }));
+    }
+    let mut program = vec![0u8; count as usize * size_of::<libc::sock_filter>()];
+    request(PTRACE_SECCOMP_GET_FILTER, tid, index as usize, program.as_mut_ptr() as usize)?;
+    Ok(Some(SeccompFilter { program: Some(program), log }))
+}
+
+/// No such filter (ENOENT), or none at all (EINVAL), is no error, and one that is not classic BPF (EMEDIUMTYPE) has a negative length here.
+fn absent(asked: io::Result<libc::c_long>) -> io::Result<Option<libc::c_long>> {
+    match asked {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::EMEDIUMTYPE) => Ok(Some(-1)),
+        other => other.map(Some),
+    }
 }
 
 pub fn event_message(tid: Tid) -> io::Result<u64> {

@@ -63,6 +63,8 @@ pub struct Remote<'a> {
     mask: u64,
     /// What it was stopped with: the signal that it is about to receive, if it is. A stop of ours takes its place.
     stopped_with: Option<SignalInfo>,
+    /// Filters of system calls are switched off meanwhile.
+    suspended: bool,
     /// Threads and processes that calls of ours made; they are stopped at birth.
     pub born: Vec<Tid>,
 }
@@ -71,14 +73,31 @@ impl<'a> Remote<'a> {
     /// The thread must be in a stop from which a signal could be delivered ([`Stop::Interrupt`] or [`Stop::Signal`]):
     /// only from there does the kernel look at the changed registers in the way relied on here.
     pub fn begin(tid: Tid, memory: &'a File) -> io::Result<Self> {
+        Self::begin_with(tid, memory, true)
+    }
+
+    /// As [`Remote::begin`], but filters of system calls stay in force: what the calls make is born without a suspension, which
+    /// children would inherit.
+    pub fn begin_filtered(tid: Tid, memory: &'a File) -> io::Result<Self> {
+        Self::begin_with(tid, memory, false)
+    }
+
+    fn begin_with(tid: Tid, memory: &'a File, suspended: bool) -> io::Result<Self> {
         let saved = ptrace::registers(tid)?;
         let mask = ptrace::signal_mask(tid)?;
         ptrace::set_signal_mask(tid, ALL_SIGNALS)?;
         let stopped_with = ptrace::signal_info(tid).ok();
-        Ok(Self { tid, memory, saved, mask, stopped_with, born: Vec::new() })
+        // Calls of ours are not for the program's filters, which may kill for them.
+        if suspended {
+            ptrace::suspend_seccomp(tid, true)?;
+        }
+        Ok(Self { tid, memory, saved, mask, stopped_with, suspended, born: Vec::new() })
     }
 
     pub fn end(self) -> io::Result<Vec<Tid>> {
+        if self.suspended {
+            ptrace::suspend_seccomp(self.tid, false)?;
+        }
         ptrace::set_registers(self.tid, &self.saved)?;
         ptrace::set_signal_mask(self.tid, self.mask)?;
         if let Some(info) = &self.stopped_with {

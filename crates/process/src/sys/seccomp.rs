@@ -40,8 +40,10 @@ pub enum Notice {
     SystemV = 20,
     /// Whom a description signals.
     SignalOwner = 13,
+    /// A filter of the program's own.
+    Filter = 14,
     /// Of a program that is only looked at: a call that wants to write to a file system.
-    Writes = 14,
+    Writes = 15,
 }
 
 impl Notice {
@@ -61,6 +63,7 @@ impl Notice {
             Self::Advice,
             Self::SystemV,
             Self::SignalOwner,
+            Self::Filter,
             Self::Writes,
         ]
         .into_iter()
@@ -101,6 +104,7 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_umask, Notice::Attribute),
     (libc::SYS_chdir, Notice::Attribute),
     (libc::SYS_fchdir, Notice::Attribute),
+    (libc::SYS_chroot, Notice::Attribute),
     (libc::SYS_prlimit64, Notice::Attribute),
     (libc::SYS_setrlimit, Notice::Attribute),
     (libc::SYS_close, Notice::Close),
@@ -118,7 +122,6 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_mount, Notice::Refused),
     (libc::SYS_umount2, Notice::Refused),
     (libc::SYS_pivot_root, Notice::Refused),
-    (libc::SYS_chroot, Notice::Refused),
     (libc::SYS_semget, Notice::SystemV),
     (libc::SYS_msgget, Notice::SystemV),
     (libc::SYS_mq_open, Notice::Refused),
@@ -393,11 +396,11 @@ pub fn program() -> Vec<sock_filter> {
         jump(BPF_JEQ, TCP_ULP, 0, 1),
         errno(libc::ENOENT),
         trace(Notice::SocketOption),
-        // seccomp(SECCOMP_SET_MODE_…): a filter of the program's own cannot be read back. Questions are allowed.
+        // seccomp(SECCOMP_SET_MODE_…): a filter of the program's own. Questions are allowed.
         jump(BPF_JEQ, libc::SYS_seccomp as u32, 0, 4),
         load(argument(0)),
         jump(BPF_JGT, libc::SECCOMP_SET_MODE_FILTER, 1, 0),
-        trace(Notice::Refused),
+        trace(Notice::Filter),
         allow,
         // membarrier: what is registered with the kernel is the process's, and is asked for again.
         jump(BPF_JEQ, libc::SYS_membarrier as u32, 0, 4),
@@ -591,16 +594,11 @@ mod tests {
     }
 
     #[test]
-    fn r3_a_filter_of_the_programs_own_is_refused() {
-        let refused = libc::SECCOMP_RET_TRACE | Notice::Refused as u32;
-        assert_eq!(
-            verdict(libc::SYS_seccomp, [libc::SECCOMP_SET_MODE_FILTER.into(), 0, 0, 0, 0, 0]),
-            refused
-        );
-        assert_eq!(
-            verdict(libc::SYS_seccomp, [libc::SECCOMP_SET_MODE_STRICT.into(), 0, 0, 0, 0, 0]),
-            refused
-        );
+    fn a_filter_of_the_programs_own_is_noticed_and_a_question_is_not() {
+        let noticed = libc::SECCOMP_RET_TRACE | Notice::Filter as u32;
+        for operation in [libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_SET_MODE_STRICT] {
+            assert_eq!(verdict(libc::SYS_seccomp, [operation.into(), 0, 0, 0, 0, 0]), noticed);
+        }
         let question = libc::SECCOMP_GET_ACTION_AVAIL.into();
         assert_eq!(verdict(libc::SYS_seccomp, [question, 0, 0, 0, 0, 0]), libc::SECCOMP_RET_ALLOW);
     }

@@ -111,6 +111,30 @@ pub fn make_semaphores(id: i32, access: &Access, values: &[u16]) -> io::Result<(
     check(unsafe { libc::semctl(id, 0, libc::IPC_SET, &raw mut set) }).map(drop)
 }
 
+/// Adds to semaphores of a set, or takes from them, without waiting and without a trace at the end of whoever does it.
+pub fn adjust(id: i32, changes: &[(u16, i16)]) -> io::Result<()> {
+    let operation = |(number, change): &(u16, i16)| libc::sembuf {
+        sem_num: *number,
+        sem_op: *change,
+        sem_flg: libc::IPC_NOWAIT as i16,
+    };
+    let mut operations: Vec<libc::sembuf> = changes.iter().map(operation).collect();
+    if operations.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: as many operations as is said, live for the call.
+    check(unsafe { libc::semop(id, operations.as_mut_ptr(), operations.len()) }).map(drop)
+}
+
+/// The same as bytes, for another to do it in a way that is taken back at his end: an array of `struct sembuf`.
+pub fn undone_operations(changes: &[(u16, i16)]) -> Vec<u8> {
+    let flags = (libc::SEM_UNDO | libc::IPC_NOWAIT) as i16;
+    let operation = |(number, change): &(u16, i16)| {
+        [number.to_ne_bytes(), change.to_ne_bytes(), flags.to_ne_bytes()].concat()
+    };
+    changes.iter().flat_map(operation).collect()
+}
+
 fn same_id(made: i32, wanted: i32) -> io::Result<()> {
     if made == wanted {
         return Ok(());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::error::{Attempt, Result};
 use crate::space::Space;
-use crate::sys::ptrace::{self, Tid};
+use crate::sys::ptrace::Tid;
 use crate::sys::remote::{self, Remote};
 use crate::sys::uffd::{self, Tracker};
 use crate::sys::{proc, task};
@@ -19,7 +19,6 @@ pub(crate) fn adopt_space(tid: Tid, pidfd: BorrowedFd<'_>, scratch: Arc<[String]
     let what = || format!("track the memory of thread {tid}");
     let memory = proc::open_memory(tid).attempt(what)?;
     let syscall = vdso_syscall(tid, &memory).attempt(what)?;
-    ptrace::suspend_seccomp(tid, true).attempt(what)?;
     let mut remote = Remote::begin(tid, &memory).attempt(what)?;
     let made = (|| -> io::Result<OwnedFd> {
         if !Remote::has_workspace(&memory) {
@@ -35,7 +34,6 @@ pub(crate) fn adopt_space(tid: Tid, pidfd: BorrowedFd<'_>, scratch: Arc<[String]
         Ok(ours)
     })();
     remote.end().attempt(what)?;
-    ptrace::suspend_seccomp(tid, false).attempt(what)?;
     let tracker = Tracker::new(made.attempt(what)?).attempt(what)?;
     Space::new(tid, tracker, memory, scratch).attempt(what)
 }

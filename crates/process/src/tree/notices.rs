@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::Workload;
+use super::{Running, Workload, ignore_gone};
 use crate::checkpoint::{Pid, TreeEvent};
 use crate::error::{Attempt, Result};
 use crate::object::attributes::{self, Target};
@@ -41,7 +41,7 @@ impl Workload {
                         let group = if regs.rsi as Pid == 0 { target } else { regs.rsi as Pid };
                         self.log.push(TreeEvent::Group { pid: target, group });
                     }
-                    libc::SYS_prctl if regs.rdi == libc::PR_SET_SECCOMP as u64 => return Ok(true),
+                    libc::SYS_prctl if regs.rdi == libc::PR_SET_SECCOMP as u64 => self.filters_change(pid)?,
                     _ => {}
                 }
                 if let Some(thread) = self.threads.get_mut(&tid) {
@@ -168,11 +168,30 @@ impl Workload {
                     self.happened.wants_epoch = true;
                 }
             }
+            Notice::Filter => {
+                let regs =
+                    ptrace::registers(tid).attempt(|| format!("read the registers of thread {tid}"))?;
+                self.filters_change(pid)?;
+                return Ok(regs.rsi & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0);
+            }
             // What is made is found in the ipc namespace.
             Notice::SystemV => self.ipc.used = true,
             Notice::Refused | Notice::Writes => return Ok(true),
         }
         Ok(false)
+    }
+
+    /// One thread may install a filter on all of a process, also on those that are parked.
+    fn filters_change(&mut self, pid: Pid) -> Result<()> {
+        for (tid, thread) in self.threads.iter_mut().filter(|(_, thread)| thread.process == pid) {
+            thread.filters = None;
+            if matches!(thread.running, Running::Parked) {
+                thread.running = Running::Yes;
+                thread.settled = 0;
+                ignore_gone(ptrace::interrupt(*tid)).attempt(|| format!("stop thread {tid}"))?;
+            }
+        }
+        Ok(())
     }
 }
 

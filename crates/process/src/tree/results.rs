@@ -35,8 +35,9 @@ impl Workload {
                     self.refuse(pid, what, advice);
                 }
             }
-            libc::SYS_seccomp | libc::SYS_prctl => {
-                self.refuse(pid, "seccomp (a filter of the program's own)", "switch its sandbox off");
+            libc::SYS_seccomp => {
+                let what = "a listener for system calls (SECCOMP_FILTER_FLAG_NEW_LISTENER)";
+                self.refuse(pid, what, "run the program without a supervisor for its system calls");
             }
             libc::SYS_mq_open => {
                 let what = "mq_open (POSIX message queues)";

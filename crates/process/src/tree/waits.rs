@@ -103,6 +103,11 @@ pub(crate) fn look(
         Some(_) => None,
         None => proc::open_memory(tid).ok(),
     };
+    let filtered = match &thread.filters {
+        Some(filters) => !filters.is_empty(),
+        // The first is ours.
+        None => ptrace::seccomp_filter(tid, 1)?.is_some(),
+    };
     let caller = Caller {
         tid,
         memory: process.space.as_ref().map(|space| &space.memory).or(opened.as_ref()),
@@ -110,6 +115,7 @@ pub(crate) fn look(
         now: clock.now,
         ahead: clock.ahead,
         kept,
+        filtered,
     };
     let seen = calls::look(&regs, thread.waiting, signal.as_ref(), &caller)?;
     if seen.changed {

@@ -2,6 +2,7 @@
 //! tried is tried, by the very functions that workloads run on, each in a process of its own ([`probe`]).
 
 mod host;
+mod network;
 pub mod probe;
 mod program;
 mod sys;
@@ -88,6 +89,8 @@ pub fn run(args: Check) -> Result<ExitCode> {
         host::clock(),
     ]);
     lines.push(host::bridge(bridge.as_deref()));
+    let peers = config.as_ref().map_or(&[][..], |config| &config.peers);
+    lines.extend(bridge.iter().flat_map(|bridge| network::lines(bridge, peers)));
     if let Some(config) = &config {
         lines.push(host::certificate(config));
         lines.push(host::state_directory(config));

@@ -11,6 +11,7 @@ pub mod files;
 pub mod iterator;
 pub mod memory;
 pub mod threads;
+pub mod undos;
 
 use std::io;
 use std::mem::{offset_of, size_of};

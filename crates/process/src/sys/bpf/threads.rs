@@ -24,7 +24,7 @@ pub struct ThreadSeen {
     pub restart: [u64; 4],
     /// Its name, padded with zeros.
     pub name: [u8; 16],
-    /// Has used a System V semaphore with `SEM_UNDO`: at its end the kernel takes operations back.
+    /// Has used a System V semaphore with `SEM_UNDO`: at its end the kernel takes operations back (see [`super::undos`]).
     pub undoes: bool,
 }
 

@@ -1,6 +1,6 @@
 // object: System V semaphores: values, ids, keys, rights
 // status: captured
-// note: SEM_UNDO is refused; who made the last operation, and when, is not kept
+// note: who made the last operation, and when, is not kept
 #include "object.h"
 
 #include <sys/ipc.h>
