@@ -31,6 +31,9 @@ pub struct Arguments {
     /// How much data Redis holds, such as 64M or 1G (with --workload redis)
     #[arg(long, default_value = "64M", value_parser = parse_size)]
     resident: u64,
+    /// The `outlive` to run, where it is built already
+    #[arg(long)]
+    program: Option<PathBuf>,
     /// Print the outcome as JSON, as the last line of standard output
     #[arg(long)]
     json: bool,
@@ -66,7 +69,10 @@ impl ValueEnum for Workload {
 /// True if every kill happened and no client noticed more than a stall.
 pub fn run(arguments: &Arguments) -> Result<bool> {
     setup::prepare()?;
-    let program = setup::build_release()?;
+    let program = match &arguments.program {
+        Some(program) => program.clone(),
+        None => setup::build_release()?,
+    };
     match arguments.workload {
         Workload::Redis => run_redis(arguments, program),
         Workload::Streams => run_streams(arguments, &program),

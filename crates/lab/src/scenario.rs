@@ -297,6 +297,7 @@ fn play(
     for number in 1..=planned {
         let spread = KILL_AFTER_MS.end - KILL_AFTER_MS.start;
         thread::sleep(Duration::from_millis(KILL_AFTER_MS.start + choices.below(spread)));
+        workload = still_protected(cluster, workload, say)?;
         let nodes = workload.primary_node.clone().zip(workload.backup_node.clone());
         let Some((victim, survivor)) = nodes else {
             return Err(ScenarioError::Service(format!("{name} has no primary or no backup: {workload:?}")));
@@ -357,6 +358,30 @@ fn protected(cluster: &Cluster, node: &str, name: &str) -> Result<Workload> {
         return Err(ScenarioError::Service(what));
     }
     Ok(seen)
+}
+
+/// A pair may have come apart by itself: on a machine that is busy with other things, signs of life come late. The
+/// workload goes on, exposed, and has to be protected again by itself; a kill before that would be of its only copy.
+fn still_protected(cluster: &Cluster, known: Workload, say: &dyn Fn(&str)) -> Result<Workload> {
+    let name = known.name.as_str();
+    let deadline = Instant::now() + STEP_LIMIT;
+    while Instant::now() < deadline {
+        for node in NODES {
+            let Ok(seen) = cluster.inspect(node, name) else { continue };
+            if seen.primary_node.as_deref() != Some(node) {
+                continue;
+            }
+            if seen.is_primary() && seen.is_protected() && seen.backup_node.is_some() {
+                return Ok(seen);
+            }
+            if seen.is_primary() {
+                say(&format!("  came apart by itself: exposed on {node} as generation {}", seen.generation));
+                return protected(cluster, node, name);
+            }
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    Err(ScenarioError::Service(format!("nobody runs {name} any more: {known:?}")))
 }
 
 /// Waits until all that are not dropped have had an answer since.

@@ -10,13 +10,17 @@ use std::process::{self, Stdio};
 use std::time::Duration;
 
 use crate::Lab;
-use crate::client::counter::{self, Http, Memcached, Remote, Shell, Sql, Wire};
+use crate::client::counter::{
+    self, Dns, Http, Mariadb, Memcached, Mqtt, Redis, Remote, Shell, Sql, WebSocket, Wire,
+};
 use crate::client::fetch;
 use crate::client::stats::{Report, Stats};
 use crate::client::workers::Workers;
 use crate::cluster::Cluster;
 use crate::pattern;
 use crate::scenario::{Command, Place, ScenarioError, Service, Traffic, wait_for};
+
+mod servers;
 
 const PORT: u16 = 7000;
 const TLS_PORT: u16 = 7443;
@@ -46,10 +50,31 @@ pub enum Kind {
     Shell,
     Sshd,
     Postgres,
+    /// node with the package `ws`.
+    Websocket,
+    /// MQTT, through two programs that stay connected; what is kept is written to a file every second.
+    Mosquitto,
+    /// Master, workers with threads, and a daemon that starts a CGI program for every request.
+    Apache,
+    /// Two processes, each starting CGI programs.
+    Lighttpd,
+    Mariadb,
+    /// Python, three processes with threads.
+    Gunicorn,
+    /// Ruby, two processes with threads.
+    Puma,
+    /// The Erlang virtual machine.
+    Erlang,
+    /// A name server over UDP.
+    Dnsmasq,
+    /// A name server over UDP, with threads.
+    Unbound,
+    /// Two in one tree, one the replica of the other, with threads, a log and copies in files.
+    Replica,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 23] = [
         Kind::Memcached,
         Kind::Nginx,
         Kind::Php,
@@ -62,6 +87,17 @@ impl Kind {
         Kind::Shell,
         Kind::Sshd,
         Kind::Postgres,
+        Kind::Websocket,
+        Kind::Mosquitto,
+        Kind::Apache,
+        Kind::Lighttpd,
+        Kind::Mariadb,
+        Kind::Gunicorn,
+        Kind::Puma,
+        Kind::Erlang,
+        Kind::Dnsmasq,
+        Kind::Unbound,
+        Kind::Replica,
     ];
 
     pub fn name(self) -> &'static str {
@@ -78,6 +114,17 @@ impl Kind {
             Kind::Shell => "shell",
             Kind::Sshd => "sshd",
             Kind::Postgres => "postgres",
+            Kind::Websocket => "websocket",
+            Kind::Mosquitto => "mosquitto",
+            Kind::Apache => "apache",
+            Kind::Lighttpd => "lighttpd",
+            Kind::Mariadb => "mariadb",
+            Kind::Gunicorn => "gunicorn",
+            Kind::Puma => "puma",
+            Kind::Erlang => "erlang",
+            Kind::Dnsmasq => "dnsmasq",
+            Kind::Unbound => "unbound",
+            Kind::Replica => "replica",
         }
     }
 
@@ -95,6 +142,17 @@ impl Kind {
             Kind::Shell => &[("bash", "bash"), ("socat", "socat")],
             Kind::Sshd => &[("sshd", "openssh-server"), ("ssh", "openssh-client")],
             Kind::Postgres => &[("psql", "postgresql-client"), ("pg_ctlcluster", "postgresql")],
+            Kind::Websocket => &[("node", "nodejs"), ("wscat", "node-ws")],
+            Kind::Mosquitto => &[("mosquitto", "mosquitto"), ("mosquitto_sub", "mosquitto-clients")],
+            Kind::Apache => &[("apache2", "apache2"), ("perl", "perl")],
+            Kind::Lighttpd => &[("lighttpd", "lighttpd"), ("perl", "perl")],
+            Kind::Mariadb => &[("mariadbd", "mariadb-server"), ("mariadb", "mariadb-client")],
+            Kind::Gunicorn => &[("gunicorn", "gunicorn")],
+            Kind::Puma => &[("puma", "puma")],
+            Kind::Erlang => &[("erlc", "erlang-base")],
+            Kind::Dnsmasq => &[("dnsmasq", "dnsmasq-base")],
+            Kind::Unbound => &[("unbound", "unbound")],
+            Kind::Replica => &[("redis-server", "redis-server")],
         }
     }
 
@@ -198,9 +256,11 @@ impl Service for Program {
                               -c unix_socket_directories=/tmp -c max_connections=200 -c max_wal_size=64MB -c min_wal_size=32MB";
                 simple(&["sh", "-c", script, "postgres", &port])
             }
+            _ => self.server(&port)?,
         };
         let options = match self.kind {
             Kind::Postgres => simple(&["--user", "postgres", "--env", "LC_ALL=C"]),
+            Kind::Websocket => simple(&["--env", "NODE_PATH=/usr/share/nodejs"]),
             Kind::Shell | Kind::Sshd => simple(&["--env", "TERM=dumb", "--env", "PS1="]),
             _ => Vec::new(),
         };
@@ -212,7 +272,16 @@ impl Service for Program {
         let target = SocketAddr::from((place.address, port));
         let attempt =
             || crate::client::connect(Some(&place.from), target).map(drop).map_err(|error| error.to_string());
-        wait_for(self.name(), attempt)?;
+        if self.speaks_http() {
+            // What is behind it may come later than what listens.
+            let attempt = || {
+                let mut wire = Http::open(&place.from, target, "begin")?;
+                wire.increment()
+            };
+            wait_for(self.name(), || attempt().map_err(|error| error.to_string()))?;
+        } else if !self.is_datagrams() {
+            wait_for(self.name(), attempt)?;
+        }
         if self.kind == Kind::Postgres {
             let table = "CREATE TABLE counts (name text PRIMARY KEY, n bigint NOT NULL)";
             wait_for("postgres", || {
@@ -243,6 +312,20 @@ impl Service for Program {
             Kind::Memcached => {
                 Box::new(move |id| Ok(Box::new(Memcached::open(&from, target, &format!("c{id}"))?)))
             }
+            Kind::Websocket => Box::new(move |_| Ok(Box::new(WebSocket::open(&from, target)?))),
+            Kind::Replica => Box::new(move |id| Ok(Box::new(Redis::open(&from, target, &format!("c{id}"))?))),
+            Kind::Dnsmasq | Kind::Unbound => {
+                Box::new(move |id| Ok(Box::new(Dns::open(&from, target, &format!("c{id}"), servers::NAMED)?)))
+            }
+            Kind::Mosquitto => Box::new(move |id| {
+                let [subscriber, publisher] = servers::mqtt(target, &format!("c{id}"));
+                let publisher = from.run(move || { publisher }.spawn())?;
+                Ok(Box::new(Mqtt::new(from.run(move || { subscriber }.spawn())?, publisher)?))
+            }),
+            Kind::Mariadb => Box::new(move |id| {
+                let child = from.run(|| servers::mariadb(target).spawn())?;
+                Ok(Box::new(Mariadb::new(child, &format!("c{id}"))?))
+            }),
             Kind::Shell => Box::new(move |_| Ok(Box::new(Shell::open(&from, target)?))),
             Kind::Sshd => {
                 let key = self.folder.join("client_key");
@@ -265,6 +348,28 @@ impl Service for Program {
 }
 
 impl Program {
+    fn speaks_http(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::Php
+                | Kind::Node
+                | Kind::Asyncio
+                | Kind::Threads
+                | Kind::Go
+                | Kind::Java
+                | Kind::Haproxy
+                | Kind::Apache
+                | Kind::Lighttpd
+                | Kind::Gunicorn
+                | Kind::Puma
+                | Kind::Erlang
+        )
+    }
+
+    fn is_datagrams(&self) -> bool {
+        matches!(self.kind, Kind::Dnsmasq | Kind::Unbound)
+    }
+
     /// A file of the service's, in which `@FOLDER@` stands for where all of them are. Its path.
     fn file(&self, name: &str, text: &str) -> Result<String> {
         let path = self.folder.join(name);

@@ -122,7 +122,8 @@ impl Shell {
         self.shared.finish(self.container.init)?;
         let segments = self.shared.has_segments();
         self.restore_watches(built)?;
-        // Init was stopped since it was made; it reaps what it inherits.
+        // Init was stopped since it was made, before it was told what to do: to reap what it inherits.
+        self.container.reap()?;
         ptrace::resume(self.container.init, 0).attempt(|| "resume init".into())?;
         let mut descriptors = Descriptors::new(self.surroundings, scratch);
         orphans.into_iter().for_each(|fd| descriptors.adopt_orphan(fd));

@@ -63,6 +63,8 @@ const READY: u8 = b'r';
 const GO: u8 = b'g';
 /// In the orders of a program that is only looked at.
 const OBSERVED: &str = "observed";
+/// To init: there is nothing to start, the program came from elsewhere; wait for orphans that end.
+const REAP: u8 = b'w';
 /// From either: the reason why it gives up follows, to the end.
 const FAILED: u8 = b'E';
 
@@ -149,6 +151,11 @@ impl Container {
     /// Tells init to start the program.
     pub fn start(&mut self) -> Result<()> {
         self.channel.write_all(&[GO]).attempt(|| "tell init to start the program".into())
+    }
+
+    /// Tells an init that has started nothing to wait for the orphans that it inherits.
+    pub fn reap(&mut self) -> Result<()> {
+        self.channel.write_all(&[REAP]).attempt(|| "tell init to wait for orphans".into())
     }
 
     /// Why the program could not be started, if that is what happened. Does not block.
@@ -315,6 +322,7 @@ fn init(channel: &mut UnixStream, orders: &Orders) -> Result<Never> {
                 unsafe { libc::_exit(127) }
             }
         }
+        // `REAP`.
         Ok(()) => {}
         // The supervisor died before it was our tracer, which would have taken us with it (R4).
         Err(_) => std::process::exit(1),

@@ -313,18 +313,21 @@ impl Shell {
 
     pub(crate) fn reap(&mut self, pid: Pid) -> Result<()> {
         self.zombies.remove(&pid);
-        let parents: Vec<Pid> = self.processes.keys().copied().collect();
-        // Whoever is the parent now: only one of them can succeed, and if init is, it reaps by itself when it runs.
-        for parent in parents {
-            let process = self.get(parent)?;
-            let mut batch = Batch::new();
-            batch.call(libc::SYS_wait4, &[pid as u64, 0, libc::WNOHANG as u64, 0]);
-            let results = run_unchecked(process, &batch)?;
-            if results.first() == Some(&i64::from(pid)) {
-                break;
+        let mut batch = Batch::new();
+        batch.call(libc::SYS_wait4, &[pid as u64, 0, libc::WNOHANG as u64, 0]);
+        let reaped = |results: Vec<i64>| results.first() == Some(&i64::from(pid));
+        // Whoever is the parent now: only one of them can succeed.
+        for process in self.processes.values() {
+            if reaped(run_unchecked(process, &batch)?) {
+                return Ok(());
             }
         }
-        Ok(())
+        // Init reaps by itself, but not before it runs, and the id may be needed again before that.
+        let what = || format!("reap process {pid}");
+        let mut init = Remote::begin(self.container.init, &self.init_memory).attempt(what)?;
+        let results = init.run(&batch);
+        init.end().attempt(what)?;
+        results.map(drop).attempt(what)
     }
 
     /// Maps an object anew wherever it is mapped shared: its name leads to another file.

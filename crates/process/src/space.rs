@@ -145,6 +145,11 @@ pub struct Unborn {
 }
 
 impl Unborn {
+    /// The fork failed after it had copied the memory, or the child was killed before it ran.
+    pub fn is_gone(&self) -> bool {
+        self.tracker.is_gone(WORKSPACE)
+    }
+
     pub fn open(self, host: Tid) -> io::Result<Space> {
         let mut space = Space::new(host, self.tracker, proc::open_memory(host)?, self.scratch)?;
         // Inherited: what of it is gone by the next checkpoint may have been written before.

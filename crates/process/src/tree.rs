@@ -443,6 +443,8 @@ impl Workload {
     fn read_forks(&mut self) -> Result<()> {
         for process in self.processes.values_mut() {
             let Some(space) = &mut process.space else { continue };
+            // Nobody claims it, and the next fork would wait forever.
+            process.unborn.retain(|child| !child.is_gone());
             if process.unborn.is_empty()
                 && let Some(tracker) = space.tracker.forked().attempt(|| "read of a fork".into())?
             {
@@ -580,6 +582,10 @@ impl Workload {
         let inner = |ids: &[Tid]| ids.last().copied().unwrap_or(0);
         let process = inner(&status.namespaced_group);
         let inside = inner(&status.namespaced);
+        // An id is given again only after its last bearer was waited for: after a failover soon, for the kernel counts anew.
+        if self.zombies.remove(&inside).is_some() {
+            self.log.push(TreeEvent::Reaped { pid: inside });
+        }
         if status.thread_group == tid {
             let space = if shares_memory {
                 None

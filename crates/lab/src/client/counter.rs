@@ -13,6 +13,10 @@ use super::stats::Stats;
 use super::workers::Workers;
 use crate::netns::NetNs;
 
+mod protocols;
+
+pub use protocols::{Dns, Mariadb, Mqtt, Redis, WebSocket};
+
 /// A reply that takes longer counts as a dropped connection.
 const REPLY_LIMIT: Duration = Duration::from_secs(60);
 /// Longer lines and bodies are no answers.

@@ -16,6 +16,8 @@ const FEATURE_WP_ASYNC: u64 = 1 << 15;
 /// `_IOWR(0xAA, 0x3F, struct uffdio_api)`, `_IOWR(0xAA, 0x00, struct uffdio_register)`.
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+/// `_IOWR(0xAA, 0x06, struct uffdio_writeprotect)`.
+const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 const REGISTER_MODE_WP: u64 = 1 << 1;
 const EVENT_FORK: u8 = 0x13;
 /// Size of `struct uffd_msg`.
@@ -39,6 +41,14 @@ struct Register {
     len: u64,
     mode: u64,
     ioctls: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct WriteProtect {
+    start: u64,
+    len: u64,
+    mode: u64,
 }
 
 /// Tracks writes to one address space.
@@ -75,6 +85,16 @@ impl Tracker {
             return Err(io::Error::last_os_error());
         }
         Ok(())
+    }
+
+    /// Whether the address space is no more: its last user has ended, or the fork that copied it failed afterwards (no
+    /// id was free, or a control group allows no further process). `page` may be any; it is not protected.
+    pub fn is_gone(&self, page: Range) -> bool {
+        let mut protect = WriteProtect { start: page.start, len: page.len(), mode: 0 };
+        // SAFETY: `protect` is live, exclusively borrowed and of the layout the request states.
+        let failed = unsafe { libc::ioctl(self.file.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut protect) } < 0;
+        // A page that is not tracked gives ENOENT (`userfaultfd_writeprotect`, fs/userfaultfd.c).
+        failed && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
     }
 
     /// The tracker of a child whose fork waits for this to be read, if there is one. The forking thread sleeps,

@@ -2,7 +2,7 @@
 //! acknowledged write looked for again at the end.
 
 mod fill;
-mod resp;
+pub(crate) mod resp;
 mod session;
 
 use std::io::{self, Read, Write};
