@@ -5,6 +5,7 @@ pub mod cert;
 pub mod check;
 pub mod inspect;
 pub mod logs;
+pub mod patch;
 pub mod ps;
 pub mod run;
 pub mod seed;
