@@ -17,7 +17,7 @@ use outlive_lab::scenario::{Moves, Outcome, median};
 use serde::Serialize;
 
 use crate::failover::{self, Plan, REDIS, REDIS_PORT, WORKLOAD, wait_for_redis};
-use crate::{demo, root, setup};
+use crate::{demo, hotpatch, root, setup};
 
 #[derive(Subcommand)]
 pub enum What {
@@ -59,6 +59,12 @@ pub enum What {
         #[arg(long)]
         json: bool,
     },
+    /// What clients notice of a Redis that is patched and reverted under load
+    Hotpatch {
+        /// Print the outcome as JSON, as the last line of standard output
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Requests of a latency measurement, and the rest between two of them: the server is to be idle at each.
@@ -69,11 +75,15 @@ const BENCHMARK_LIMIT: Duration = Duration::from_secs(600);
 
 /// True if the figures are those of a run in which nothing went wrong.
 pub fn run(what: &What) -> Result<bool> {
+    if let What::Hotpatch { json } = *what {
+        return hotpatch::run(json);
+    }
     setup::prepare()?;
     let program = setup::build_release()?;
     let begun = Instant::now();
     let say = |line: &str| eprintln!("[{:7.3}] {line}", begun.elapsed().as_secs_f64());
     match *what {
+        What::Hotpatch { .. } => Ok(true),
         What::Failover { kills, clients, resident, json } => {
             let plan = Plan { program, kills, clients: clients as usize, resident };
             let outcome = failover::run(&plan, &say)?;
@@ -334,7 +344,7 @@ fn epoch_section(command: &str, costs: &Costs) -> String {
 }
 
 /// Puts a section into BENCHMARKS.md in place of the one of the same name.
-fn write_section(name: &str, section: &str) -> Result<()> {
+pub fn write_section(name: &str, section: &str) -> Result<()> {
     let path = root()?.join("BENCHMARKS.md");
     let old = fs::read_to_string(&path).unwrap_or_default();
     let section = format!("{section}\nMeasured on {}.\n", machine());

@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod failover;
+mod hotpatch;
 mod setup;
 mod supported;
 mod test;

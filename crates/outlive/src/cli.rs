@@ -1,11 +1,15 @@
 //! What the user types. What it means is decided where it is used: see the `resolve` functions in `command`.
 
+mod patch;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use outlive_net::{Mac, Route};
+
+pub use patch::{AllOrLast, BuildPatch, InspectPatch, Patch, PatchAndProcess, Process, RecordBuild};
 
 /// Exit codes, part of the help of every command.
 const EXIT_CODES: &str = "\
@@ -68,6 +72,9 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// Fix a running program without a restart and without a pause
+    #[command(subcommand)]
+    Patch(Patch),
     /// One supervisor; started by the agent, which says what to do on standard input
     #[command(hide = true)]
     Supervise {

@@ -7,6 +7,7 @@ pub mod inspect;
 pub mod logs;
 pub mod manual;
 pub mod moves;
+pub mod patch;
 pub mod ps;
 pub mod run;
 pub mod seed;

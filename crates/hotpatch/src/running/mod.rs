@@ -1,0 +1,577 @@
+//! A process that is patched: finding out what is there, applying, reverting.
+//!
+//! The order of what is written decides what a patcher that is killed leaves behind. Code and notes first, in state
+//! `prepared`; then the distances into the pads, which nobody reads yet; then `applying`, and one byte for each entry; then
+//! `applied`. At every point each entry leads to the old function or to the new one, whole; the state says which entries may
+//! be switched, and [`Patcher::settle`] switches them back.
+
+mod inject;
+mod link;
+mod memory;
+mod modules;
+mod region;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub use inject::{Call, Caller, Steps};
+pub use memory::PAGE;
+pub use region::{Notes, Region, State};
+
+use crate::error::{Error, Result};
+use crate::patch::{Part, Patch, PieceKind, Signed, hex};
+use crate::sys::ptrace::Tid;
+use crate::unit::{PAD_OPEN, PAD_TAKEN};
+use inject::Ptrace;
+use link::Plan;
+use memory::Memory;
+use modules::{Module, Scope};
+use region::{HEAD, Off, Switched};
+
+/// `membarrier(2)`: every processor that runs a thread of the process executes a serialising instruction before it goes on.
+const REGISTER_SYNC_CORE: u64 = libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE as u64;
+const SYNC_CORE: u64 = libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE as u64;
+/// Room behind the notes of a region, for a patch that is applied again over others than before.
+const NOTES_ROOM: u64 = 1024;
+/// How often a place is looked for that the process does not take first.
+const PLACES: usize = 8;
+/// `struct object` of libgcc (unwind-dw2-fde.h): six words; doubled for what may be added.
+const UNWIND_OBJECT: u64 = 96;
+
+/// What `apply` and `revert` say they did.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Report {
+    /// Entries that were switched.
+    pub functions: usize,
+    /// Bytes that were mapped for it.
+    pub bytes: u64,
+    pub took_us: u64,
+    /// The longest time that any thread was held; 0 if none was.
+    pub longest_hold_us: u64,
+    /// What an earlier patcher had left unfinished and was undone.
+    pub settled: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+/// One process, which nobody else patches meanwhile.
+pub struct Patcher<'a> {
+    memory: Memory,
+    steps: Steps<'a>,
+}
+
+/// A part of a patch and what it meets in the process.
+struct Meeting<'p> {
+    part: &'p Part,
+    module: Module,
+    /// The region of the same patch, if it was applied and reverted before.
+    before: Option<Region>,
+}
+
+impl<'a> Patcher<'a> {
+    pub fn open(pid: Tid) -> Result<Self> {
+        Self::open_with_steps(pid, &|_| {})
+    }
+
+    /// `steps` is called after every step, by its name.
+    pub fn open_with_steps(pid: Tid, steps: Steps<'a>) -> Result<Self> {
+        let memory = Memory::open(pid)?;
+        Ok(Self { memory, steps })
+    }
+
+    /// The patches in the process, the first applied first.
+    pub fn list(&self) -> Result<Vec<Region>> {
+        Ok(Region::find(&self.memory, &self.memory.mappings()?))
+    }
+
+    /// Everything that [`Self::apply`] would find wrong. Changes nothing.
+    pub fn check(&self, signed: &Signed) -> Result<Vec<String>> {
+        let regions = self.list()?;
+        let mut notes = Vec::new();
+        for region in
+            regions.iter().filter(|r| matches!(r.state, State::Applying | State::Reverting | State::Prepared))
+        {
+            notes.push(format!("{} was {}: it will be undone first", region.notes.name, region.state.word()));
+        }
+        let mappings = self.memory.mappings()?;
+        let modules = modules::find(&self.memory, &mappings);
+        let scope = Scope::of(&self.memory, &modules, &signed.patch);
+        for meeting in self.meet(&signed.patch, signed.id, &modules, &regions)? {
+            let plan = Plan::new(meeting.part);
+            plan.imports(&self.memory, &scope)?;
+            self.switches(&meeting, &plan, 0, 0, &regions)?;
+            let length = HEAD + plan.code_length + plan.data_length + PAGE;
+            link::place(&mappings, &meeting.module, meeting.part.is_fixed, length)?;
+        }
+        self.check_fit()?;
+        notes.extend(signed.patch.warnings.iter().cloned());
+        Ok(notes)
+    }
+
+    /// Whether the process as a whole can be patched.
+    fn check_fit(&self) -> Result<()> {
+        let pid = self.memory.pid;
+        let tracer = self.memory.status(pid, "TracerPid").filter(|tracer| tracer != "0");
+        if let Some(tracer) = tracer {
+            return Err(Error::unfit(format!("process {pid} is traced by process {tracer} (a debugger?)")));
+        }
+        match self.memory.status(pid, "State").and_then(|state| state.chars().next()) {
+            Some('T' | 't') => Err(Error::unfit(format!(
+                "process {pid} is stopped (by job control or a debugger): let it go on first"
+            ))),
+            Some('Z' | 'X') | None => Err(Error::unfit(format!("process {pid} has ended"))),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// The parts that are about something the process has mapped.
+    fn meet<'p>(
+        &self,
+        patch: &'p Patch,
+        id: [u8; 32],
+        modules: &[Module],
+        regions: &[Region],
+    ) -> Result<Vec<Meeting<'p>>> {
+        let mut met = Vec::new();
+        for part in &patch.parts {
+            for module in modules.iter().filter(|module| module.build_id == *part.build_id) {
+                let same =
+                    |region: &&Region| region.notes.patch == id && region.notes.build_id == *part.build_id;
+                if let Some(active) = regions.iter().filter(|region| region.is_active()).find(same) {
+                    return Err(Error::unfit(format!(
+                        "process {} has the patch {} already ({})",
+                        self.memory.pid,
+                        active.notes.name,
+                        active.state.word()
+                    )));
+                }
+                let before = regions.iter().find(same).cloned();
+                met.push(Meeting { part, module: module.clone(), before });
+            }
+        }
+        if met.is_empty() {
+            let wanted: Vec<String> = patch
+                .parts
+                .iter()
+                .map(|part| format!("{} ({})", part.program, part.build_id_text()))
+                .collect();
+            let there: Vec<String> = modules
+                .iter()
+                .filter(|module| !module.build_id.is_empty())
+                .take(1)
+                .map(|module| format!("{} ({})", module.path, hex(&module.build_id)))
+                .collect();
+            return Err(Error::unfit(format!(
+                "the patch is for another build: it fits {}, and process {} runs {}",
+                wanted.join(", "),
+                self.memory.pid,
+                there.join(", ")
+            )));
+        }
+        Ok(met)
+    }
+
+    /// Which pads a part switches: the program's, or those of the patches that are over it already.
+    fn switches(
+        &self,
+        meeting: &Meeting<'_>,
+        plan: &Plan<'_>,
+        code: u64,
+        data: u64,
+        regions: &[Region],
+    ) -> Result<Vec<Switched>> {
+        let mut over: BTreeMap<u64, &Switched> = BTreeMap::new();
+        for region in regions.iter().filter(|region| region.state == State::Applied) {
+            over.extend(region.notes.switched.iter().map(|switched| (switched.pad, switched)));
+        }
+        let mut found = Vec::new();
+        for switch in &meeting.part.switches {
+            let origin = meeting.module.bias.wrapping_add(switch.pad);
+            if !(meeting.module.start..meeting.module.end).contains(&origin) {
+                return Err(Error::unfit(format!(
+                    "the entry of {} is not in {}",
+                    switch.name, meeting.module.path
+                )));
+            }
+            let mut pad = origin;
+            // As long as patches lie over each other, each leads to the next; there are no more than regions.
+            for _ in 0..=regions.len() {
+                let Some(leads_to) = region::pad(&self.memory, pad)? else { break };
+                let Some(switched) = over.get(&pad).filter(|switched| switched.target == leads_to) else {
+                    return Err(Error::unfit(format!(
+                        "the entry of {} leads to {leads_to:#x}, which is of no patch that is known",
+                        switch.name
+                    )));
+                };
+                pad = switched.next.ok_or_else(|| {
+                    Error::unfit(format!(
+                        "{} was patched by a function that cannot be patched again",
+                        switch.name
+                    ))
+                })?;
+            }
+            let target = plan.address(switch.piece, code, data);
+            found.push(Switched {
+                name: switch.name.clone(),
+                origin,
+                pad,
+                target,
+                next: switch.next_pad.map(|offset| target + u64::from(offset)),
+            });
+        }
+        Ok(found)
+    }
+
+    /// Applies a patch. On an error nothing is switched.
+    pub fn apply(&mut self, signed: &Signed) -> Result<Report> {
+        let begun = Instant::now();
+        self.memory.lock()?;
+        self.check_fit()?;
+        let settled = self.settle()?;
+        let regions = self.list()?;
+        let mappings = self.memory.mappings()?;
+        let modules = modules::find(&self.memory, &mappings);
+        let scope = Scope::of(&self.memory, &modules, &signed.patch);
+        let meetings = self.meet(&signed.patch, signed.id, &modules, &regions)?;
+        let (memory, steps) = (&self.memory, self.steps);
+        let mut caller = Ptrace::new(memory, steps);
+        let mut prepared = Vec::new();
+        let mut bytes = 0;
+        let mut warnings = signed.patch.warnings.clone();
+        let mut order = regions.iter().map(|region| region.order).max().unwrap_or(0);
+        for meeting in &meetings {
+            order += 1;
+            let (region, mapped) =
+                self.prepare(signed, meeting, &regions, &scope, &modules, order, &mut caller, &mut warnings)?;
+            bytes += mapped;
+            prepared.push(region);
+        }
+        let mut is_new = false;
+        for switched in prepared.iter().flat_map(|region| &region.notes.switched) {
+            is_new |= self.write_distance(switched.pad, switched.target)?;
+        }
+        steps("distances written");
+        if is_new {
+            synchronise(&mut caller)?;
+            steps("processors synchronised");
+        }
+        for region in &mut prepared {
+            region.set_state(&self.memory, State::Applying)?;
+            steps("applying");
+            self.switch(region, true)?;
+            region.set_state(&self.memory, State::Applied)?;
+            steps("applied");
+        }
+        Ok(Report {
+            functions: prepared.iter().map(|region| region.notes.switched.len()).sum(),
+            bytes,
+            took_us: micros(begun.elapsed()),
+            longest_hold_us: micros(caller.longest_hold()),
+            settled,
+            warnings,
+        })
+    }
+
+    /// Puts a part's code and notes in place, in state `prepared`. Returns how much was mapped for it.
+    #[allow(clippy::too_many_arguments)]
+    fn prepare(
+        &self,
+        signed: &Signed,
+        meeting: &Meeting<'_>,
+        regions: &[Region],
+        scope: &Scope,
+        modules: &[Module],
+        order: u64,
+        caller: &mut dyn Caller,
+        warnings: &mut Vec<String>,
+    ) -> Result<(Region, u64)> {
+        let plan = Plan::new(meeting.part);
+        let imports = plan.imports(&self.memory, scope)?;
+        let mut notes = notes(signed, meeting);
+        notes.switched = self.switches(meeting, &plan, 0, 0, regions)?;
+        if signed.patch.is_cumulative {
+            notes.off = offs(&notes, regions);
+        }
+        let draft = Region::header(0, 0, order, State::Prepared, &notes)?;
+        if let Some(before) = &meeting.before {
+            // The code lies there as it did; threads may even be in it.
+            let code = before.notes.code;
+            let data = before.notes.data.0;
+            notes.data = before.notes.data;
+            notes.code = code;
+            notes.is_unwindable = before.notes.is_unwindable;
+            notes.switched = self.switches(meeting, &plan, code, data, regions)?;
+            let header = Region::header(before.address, before.length, order, State::Prepared, &notes)?;
+            if header.len() as u64 <= code - before.address {
+                Region::write_header(&self.memory, before.address, &header)?;
+                (self.steps)("prepared again");
+                let region = Region { order, state: State::Prepared, notes, ..before.clone() };
+                return Ok((region, 0));
+            }
+        }
+        // Whole pages, so that code is where it would be in a program.
+        let room = (draft.len() as u64 + NOTES_ROOM).next_multiple_of(PAGE);
+        let code_length = (room + plan.code_length + UNWIND_OBJECT).next_multiple_of(PAGE);
+        // Behind the data: what the unwinder writes to.
+        let data_length = (plan.data_length.next_multiple_of(16) + UNWIND_OBJECT).next_multiple_of(PAGE);
+        let address = self.map(meeting, code_length, data_length, caller)?;
+        let (code, data) = (address + room, address + code_length);
+        let (code_bytes, data_bytes) = plan.image(meeting.module.bias, code, data, &imports)?;
+        self.memory.write(code, &code_bytes)?;
+        self.memory.write(data, &data_bytes)?;
+        (self.steps)("code written");
+        notes.data = (data, data_length);
+        notes.code = code;
+        if let Some(table) = plan.unwind_table(code, data) {
+            let object = data + plan.data_length.next_multiple_of(16);
+            notes.is_unwindable = register_unwind(&self.memory, modules, caller, table, object)?;
+            if !notes.is_unwindable {
+                warnings.push(
+                    "nothing in the process unwinds stacks by now (libgcc_s is not loaded): backtraces will end at patched functions"
+                        .to_owned(),
+                );
+            }
+        }
+        notes.switched = self.switches(meeting, &plan, code, data, regions)?;
+        let header = Region::header(address, code_length, order, State::Prepared, &notes)?;
+        Region::write_header(&self.memory, address, &header)?;
+        (self.steps)("prepared");
+        Ok((
+            Region { address, length: code_length, state: State::Prepared, order, notes },
+            code_length + data_length,
+        ))
+    }
+
+    /// Maps room for code, and behind it for data, by a call of one of the process's threads.
+    fn map(&self, meeting: &Meeting<'_>, code: u64, data: u64, caller: &mut dyn Caller) -> Result<u64> {
+        let mut mappings = self.memory.mappings()?;
+        for _ in 0..PLACES {
+            let at = link::place(&mappings, &meeting.module, meeting.part.is_fixed, code + data)?;
+            let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+            let map = |address: u64, length: u64, rights: libc::c_int| {
+                Call::System(libc::SYS_mmap, [address, length, rights as u64, flags, u64::MAX, 0])
+            };
+            let calls = [
+                map(at, code, libc::PROT_READ | libc::PROT_EXEC),
+                map(at + code, data, libc::PROT_READ | libc::PROT_WRITE),
+            ];
+            let results = caller.call(&calls)?;
+            (self.steps)("mapped");
+            if results == [at, at + code] {
+                return Ok(at);
+            }
+            // The process took the place meanwhile, or part of it; what was mapped of it stays, empty.
+            let is_taken = |result: &u64| *result as i64 == -i64::from(libc::EEXIST);
+            if !results.iter().any(is_taken) {
+                let failed = results.iter().find(|result| (**result as i64) < 0).copied().unwrap_or_default();
+                succeeded("mmap", failed)?;
+                return Err(Error::unfit(format!(
+                    "process {} was given memory at another place",
+                    self.memory.pid
+                )));
+            }
+            mappings = self.memory.mappings()?;
+        }
+        Err(Error::unfit(format!("process {} takes every place before it can be used", self.memory.pid)))
+    }
+
+    /// Writes the distance to a function into a pad that is open, where nobody reads it. Whether it was another.
+    fn write_distance(&self, pad: u64, target: u64) -> Result<bool> {
+        if let Some(leads_to) = region::pad(&self.memory, pad)? {
+            return Err(Error::unfit(format!("the entry at {pad:#x} was led to {leads_to:#x} meanwhile")));
+        }
+        let distance = target.wrapping_sub(pad + 5) as i64;
+        let distance = i32::try_from(distance)
+            .map_err(|_| Error::unfit(format!("the new function at {target:#x} is out of reach of the old")))?
+            .to_le_bytes();
+        let old: [u8; 4] = self.memory.array(pad + 1)?;
+        if old == distance {
+            return Ok(false);
+        }
+        self.memory.write(pad + 1, &distance)?;
+        Ok(true)
+    }
+
+    /// Switches all entries of a patch, or all back: one store of one byte for each.
+    fn switch(&self, region: &Region, on: bool) -> Result<()> {
+        let (here, off) = if on { (PAD_TAKEN, PAD_OPEN) } else { (PAD_OPEN, PAD_TAKEN) };
+        for switched in &region.notes.switched {
+            self.store(switched.pad, switched.target, here)?;
+        }
+        for other in &region.notes.off {
+            self.store(other.pad, other.target, off)?;
+        }
+        Ok(())
+    }
+
+    fn store(&self, pad: u64, target: u64, first: u8) -> Result<()> {
+        let bytes: [u8; 5] = self.memory.array(pad)?;
+        let distance = i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
+        let leads_to = (pad + 5).wrapping_add_signed(i64::from(distance));
+        if ![PAD_OPEN, PAD_TAKEN].contains(&bytes[0]) || leads_to != target {
+            // Undoing a patch that was never switched on, over which another was.
+            if first == PAD_OPEN && bytes[0] != PAD_TAKEN {
+                return Ok(());
+            }
+            return Err(Error::unfit(format!("the entry at {pad:#x} was changed by something else")));
+        }
+        if bytes[0] != first {
+            self.memory.write(pad, &[first])?;
+            (self.steps)("switched");
+        }
+        Ok(())
+    }
+
+    /// Undoes what a patcher that was killed had begun, and says what.
+    fn settle(&self) -> Result<Vec<String>> {
+        let mut settled = Vec::new();
+        for mut region in self.list()?.into_iter().rev() {
+            match region.state {
+                State::Applying | State::Reverting => {
+                    self.switch(&region, false)?;
+                    settled.push(format!(
+                        "{} was {}, and is reverted",
+                        region.notes.name,
+                        region.state.word()
+                    ));
+                }
+                State::Prepared => {
+                    settled.push(format!("{} was prepared and not applied", region.notes.name))
+                }
+                State::Applied | State::Reverted => continue,
+            }
+            region.set_state(&self.memory, State::Reverted)?;
+        }
+        Ok(settled)
+    }
+
+    /// Reverts the patch that was applied last, or all.
+    pub fn revert(&mut self, all: bool) -> Result<Report> {
+        let begun = Instant::now();
+        self.memory.lock()?;
+        let settled = self.settle()?;
+        let regions: Vec<Region> =
+            self.list()?.into_iter().filter(|region| region.state == State::Applied).collect();
+        let Some(last) = regions.last() else {
+            if settled.is_empty() {
+                return Err(Error::unfit(format!("process {} has no patch", self.memory.pid)));
+            }
+            return Ok(Report {
+                functions: 0,
+                bytes: 0,
+                took_us: micros(begun.elapsed()),
+                longest_hold_us: 0,
+                settled,
+                warnings: Vec::new(),
+            });
+        };
+        let id = last.notes.patch;
+        let mut functions = 0;
+        let regions: Vec<Region> =
+            regions.into_iter().rev().take_while(|region| all || region.notes.patch == id).collect();
+        let mut caller = Ptrace::new(&self.memory, self.steps);
+        let mut is_new = false;
+        // What a cumulative patch switched off is switched on again; another patch may have used the pad since.
+        for off in regions.iter().flat_map(|region| &region.notes.off) {
+            if region::pad(&self.memory, off.pad)?.is_none() {
+                is_new |= self.write_distance(off.pad, off.target)?;
+            }
+        }
+        if is_new {
+            synchronise(&mut caller)?;
+        }
+        // The parts of one patch are reverted together; of several the last first.
+        for mut region in regions {
+            region.set_state(&self.memory, State::Reverting)?;
+            (self.steps)("reverting");
+            self.switch(&region, false)?;
+            functions += region.notes.switched.len();
+            region.set_state(&self.memory, State::Reverted)?;
+            (self.steps)("reverted");
+        }
+        Ok(Report {
+            functions,
+            bytes: 0,
+            took_us: micros(begun.elapsed()),
+            longest_hold_us: micros(caller.longest_hold()),
+            settled,
+            warnings: Vec::new(),
+        })
+    }
+}
+
+/// Has every processor that runs the process forget what it has fetched.
+fn synchronise(caller: &mut dyn Caller) -> Result<()> {
+    let calls = [REGISTER_SYNC_CORE, SYNC_CORE]
+        .map(|command| Call::System(libc::SYS_membarrier, [command, 0, 0, 0, 0, 0]));
+    caller.call(&calls)?.into_iter().try_for_each(|result| succeeded("membarrier", result))
+}
+
+fn notes(signed: &Signed, meeting: &Meeting<'_>) -> Notes {
+    let code = meeting.part.pieces.iter().filter(|piece| piece.kind == PieceKind::Code);
+    Notes {
+        patch: signed.id,
+        name: signed.patch.name.clone(),
+        program: meeting.part.program.clone(),
+        build_id: meeting.part.build_id.to_vec(),
+        built: signed.patch.built,
+        applied: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+        is_cumulative: signed.patch.is_cumulative,
+        switched: Vec::new(),
+        off: Vec::new(),
+        reasons: code.map(|piece| (piece.name.clone(), piece.reason.clone())).collect(),
+        is_unwindable: false,
+        data: (0, 0),
+        code: 0,
+    }
+}
+
+/// What a cumulative patch switches off: entries of older patches for functions that it leaves as the program had them.
+fn offs(notes: &Notes, regions: &[Region]) -> Vec<Off> {
+    let own: BTreeSet<u64> = notes.switched.iter().map(|switched| switched.origin).collect();
+    let older = regions
+        .iter()
+        .filter(|region| region.state == State::Applied && region.notes.build_id == notes.build_id);
+    let gone: BTreeSet<u64> = regions
+        .iter()
+        .filter(|region| region.state == State::Applied)
+        .flat_map(|region| &region.notes.off)
+        .map(|off| off.pad)
+        .collect();
+    older
+        .flat_map(|region| &region.notes.switched)
+        .filter(|switched| !own.contains(&switched.origin) && !gone.contains(&switched.pad))
+        .map(|switched| Off { pad: switched.pad, target: switched.target })
+        .collect()
+}
+
+/// Tells the process's unwinder of a table, if it has one that can be told: `__register_frame_info` of libgcc.
+fn register_unwind(
+    memory: &Memory,
+    modules: &[Module],
+    caller: &mut dyn Caller,
+    table: u64,
+    object: u64,
+) -> Result<bool> {
+    for module in modules {
+        let Some(exports) = module.exports(memory) else { continue };
+        if let Some(found) = exports.get("__register_frame_info") {
+            caller.call(&[Call::Function(found.address, [table, object, 0])])?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn succeeded(what: &str, result: u64) -> Result<()> {
+    match result as i64 {
+        code @ -4095..=-1 => Err(Error::Target {
+            attempted: format!("have the process call {what}"),
+            source: std::io::Error::from_raw_os_error(-code as i32),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

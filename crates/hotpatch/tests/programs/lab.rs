@@ -1,0 +1,162 @@
+//! Building, recording and running the programs.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use ed25519_dalek::SigningKey;
+use outlive_hotpatch::build::{self, Options};
+use outlive_hotpatch::patch::{self, Patch, Signed};
+use outlive_hotpatch::record::Record;
+use outlive_hotpatch::refusal::Kind;
+use outlive_hotpatch::running::{Patcher, Region, Report, State};
+use tempfile::TempDir;
+
+/// A recorded program in a folder of its own.
+pub struct Recorded {
+    folder: TempDir,
+    command: String,
+    pub base: Record,
+}
+
+/// Where the sources are.
+pub fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs")
+}
+
+pub fn key() -> SigningKey {
+    SigningKey::from_bytes(&[9; 32])
+}
+
+/// The command as the shell gets it: in the folder, with flags that stand for `$FLAGS`.
+fn shell(folder: &Path, command: &str, flags: &str) -> Vec<String> {
+    let text = format!("cd {} && FLAGS='{flags}' && {command}", folder.display());
+    ["sh", "-c", &text].map(str::to_owned).to_vec()
+}
+
+impl Recorded {
+    /// Records the build of a program by a shell command in which `$FLAGS` says which version it is.
+    pub fn new(command: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(sources()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "c" || extension == "h") {
+                fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+            }
+        }
+        let command = command.to_owned();
+        let shell = shell(folder.path(), &command, "");
+        let base = Record::create(&folder.path().join("base"), &shell, None).unwrap();
+        base.run(&base, &shell).unwrap();
+        // What runs is not what the build of the patch writes.
+        fs::rename(folder.path().join("program"), folder.path().join("running")).unwrap();
+        Self { folder, command, base }
+    }
+
+    pub fn simple(name: &str) -> Self {
+        Self::new(&format!("gcc -O2 -pthread $FLAGS -o program {name}.c"))
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn build(&self, flags: &str, options: Options) -> outlive_hotpatch::Result<Patch> {
+        let shell = shell(self.folder.path(), &self.command, flags);
+        let place = tempfile::tempdir_in(self.folder.path()).unwrap();
+        let kept: Vec<(PathBuf, Vec<u8>)> = fs::read_dir(self.folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "so"))
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .collect();
+        let new = Record::create(&place.path().join("new"), &shell, Some(self.base.epoch())).unwrap();
+        new.run(&self.base, &shell).unwrap();
+        for (path, bytes) in kept {
+            // By another file: the old may be mapped.
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, bytes).unwrap();
+        }
+        build::build(&self.base, &new, options)
+    }
+
+    pub fn patch(&self) -> Signed {
+        sign(&self.build("-DFIXED", Options { name: "fix".to_owned(), ..Options::default() }).unwrap())
+    }
+
+    pub fn start(&self) -> Running {
+        Running::start(Command::new(self.folder.path().join("running")).current_dir(self.folder.path()))
+    }
+}
+
+pub fn allowing(kinds: &[Kind]) -> Options {
+    Options {
+        name: "fix".to_owned(),
+        allow: kinds.iter().copied().collect::<BTreeSet<_>>(),
+        ..Options::default()
+    }
+}
+
+/// Through the file, as it comes to who applies it.
+pub fn sign(made: &Patch) -> Signed {
+    patch::read(&patch::write(made, &key()).unwrap(), &[key().verifying_key()]).unwrap()
+}
+
+/// A program that answers lines.
+pub struct Running {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, input, output }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    pub fn ask(&mut self, line: &str) -> String {
+        // A program that has ended does not read.
+        let _ = self.input.write_all(format!("{line}\n").as_bytes());
+        let mut answer = String::new();
+        self.output.read_line(&mut answer).unwrap();
+        assert!(!answer.is_empty(), "the program ended: {:?}", self.child.wait());
+        answer.trim_end().to_owned()
+    }
+
+    pub fn patcher(&self) -> Patcher<'static> {
+        Patcher::open(self.pid()).unwrap()
+    }
+
+    pub fn apply(&self, signed: &Signed) -> Report {
+        self.patcher().apply(signed).unwrap()
+    }
+
+    pub fn revert(&self) -> Report {
+        self.patcher().revert(false).unwrap()
+    }
+
+    pub fn states(&self) -> Vec<State> {
+        self.regions().iter().map(|region| region.state).collect()
+    }
+
+    pub fn regions(&self) -> Vec<Region> {
+        self.patcher().list().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

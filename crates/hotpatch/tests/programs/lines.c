@@ -1,0 +1,11 @@
+// Only line numbers of assertions move: no change.
+// old: 5
+// nothing:
+#include "program.h"
+
+#include <assert.h>
+#ifdef FIXED
+// A line more.
+#endif
+APART int value(int x) { assert(x < 100); return x + 1; }
+void answer(char *out, size_t size) { snprintf(out, size, "%d", value(4)); }

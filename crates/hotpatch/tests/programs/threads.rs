@@ -1,0 +1,50 @@
+//! A function that every thread is always in, patched and reverted again and again.
+
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+
+use super::lab::Recorded;
+use super::trial;
+
+/// Cycles of apply and revert.
+const CYCLES: usize = 10_000;
+
+pub fn trials() -> Vec<Trial> {
+    vec![trial("ten_thousand_cycles_under_four_threads_lose_no_call", cycles)]
+}
+
+fn cycles() {
+    let recorded = Recorded::simple("threads");
+    let mut running = recorded.start();
+    let signed = recorded.patch();
+    let calls = |answer: &str| -> Vec<u64> {
+        let numbers: Vec<u64> = answer.split(' ').map(|word| word.parse().unwrap()).collect();
+        assert_eq!(numbers[0], 0, "calls that returned something else: {answer}");
+        numbers[2..].to_vec()
+    };
+    let mut before = calls(&running.ask("?"));
+    let mut longest = 0;
+    let begun = Instant::now();
+    let mut patcher = running.patcher();
+    for cycle in 0..CYCLES {
+        longest = longest.max(patcher.apply(&signed).unwrap().longest_hold_us);
+        if cycle % 1000 == 0 {
+            assert!(running.ask("?").starts_with("0 2 "));
+        }
+        longest = longest.max(patcher.revert(false).unwrap().longest_hold_us);
+        if cycle % 1000 == 0 {
+            let answer = running.ask("?");
+            assert!(answer.starts_with("0 1 "));
+            let now = calls(&answer);
+            // Every thread goes on; on a busy machine one may have to wait for its turn.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while calls(&running.ask("?")).iter().zip(&before).any(|(now, before)| now <= before) {
+                assert!(Instant::now() < deadline, "a thread stands still: {now:?} after {before:?}");
+            }
+            before = now;
+        }
+    }
+    eprintln!("{CYCLES} cycles in {:?}, longest hold {longest} us", begun.elapsed());
+    assert_eq!(running.regions().len(), 1);
+}
