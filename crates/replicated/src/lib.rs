@@ -1,0 +1,98 @@
+//! High availability as a property of variables, types and functions.
+//!
+//! Mark state with `#[replicated]`, change it through its write guards, and [`commit()`]: when that returns, a backup in
+//! another process holds every change, and will go on from there if this one dies.
+//!
+//! ```
+//! use outlive_replicated::{commit, replicated, Map};
+//!
+//! #[replicated]
+//! struct Account {
+//!     owner: String,
+//!     balance: u64,
+//! }
+//!
+//! #[replicated]
+//! static ACCOUNTS: Map<u64, Account> = Map::new();
+//!
+//! ACCOUNTS.write().insert(1, Account { owner: "Ada".into(), balance: 10 });
+//! if let Some(mut account) = ACCOUNTS.write().get_mut(&1) {
+//!     account.balance -= 3;
+//! }
+//! commit()?;
+//! assert_eq!(ACCOUNTS.read().get(&1).map(|account| account.balance), Some(7));
+//! # Ok::<(), outlive_replicated::CommitError>(())
+//! ```
+//!
+//! Read from the bottom up:
+//!
+//! | module | concern |
+//! |---|---|
+//! | `wire` | the encoding |
+//! | `value`, `schema` | plain values, compared and shipped field by field; whether another version can hold them |
+//! | `lock`, `object`, `store` | who changes an object; objects; all of them by their ids, and how they follow a primary |
+//! | `transaction` | what a thread or task changed since its last commit: shipped whole, or undone |
+//! | `root`, `collection`, `reference` | marked statics, collections, `Ref` and the collection of garbage |
+//! | [`protection`] | when a commit may be acknowledged, without any I/O |
+//!
+//! Not here yet: the link between two processes and `start()`, so that a commit of a program goes nowhere; marked
+//! functions and `Handle`.
+//!
+//! Invariant: nothing here knows the agent; arbitration is crate `cluster`'s.
+
+#![warn(missing_docs)]
+
+// The macros name this crate from outside, also where they are used in it.
+extern crate self as outlive_replicated;
+
+mod collection;
+mod lock;
+mod object;
+pub mod protection;
+mod reference;
+mod root;
+mod schema;
+mod store;
+mod transaction;
+mod value;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+/// The programs in the guide compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/replicated.md")]
+struct Guide;
+
+pub use collection::{
+    Bytes, BytesBody, Content, Counter, CounterBody, Deque, DequeBody, List, ListBody, Map, MapBody,
+    OrderedMap, OrderedMapBody, Owned, ReadContent, Set, SetBody, Slot, Text, TextBody,
+};
+pub use lock::Deadlock;
+pub use outlive_replicated_macros::replicated;
+pub use reference::{Ref, collect_garbage};
+pub use root::{ReadGuard, RefReadGuard, RefWriteGuard, Root, Write, WriteGuard};
+pub use schema::{Incompatible, Plans, Schema};
+pub use store::{Role, Sink, Store};
+pub use transaction::{
+    Commit, CommitError, TRANSACTION_LIMIT, Task, TransactionError, WriteError, commit, commit_async,
+    rollback, task, transaction,
+};
+pub use value::Value;
+pub use wire::WireError;
+
+/// For what the macros write.
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub mod __private {
+    pub use inventory;
+
+    pub use crate::root::RootEntry;
+    pub use crate::schema::{Definition, Field, Shape, Types, Variant};
+    pub use crate::value::Diff;
+    pub use crate::wire::{Reader, WireError, Writer};
+
+    /// Says at compile time that a type can be replicated.
+    pub const fn check<T: crate::Value>() {}
+}

@@ -1,0 +1,621 @@
+//! Transactions: what a thread, or a task, changed since its last commit.
+//!
+//! A transaction begins with the first change and owns every object that it changes until it ends. It keeps two texts:
+//! what the backup is to do, and what takes it back. Both are in the encoding of [`wire`](crate::wire), and both are
+//! carried out by the same code, so that undoing is as well tested as replicating.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use crate::lock::Deadlock;
+use crate::object::{AnyObject, Body, Shared};
+use crate::store::{Role, Sink, Store, kind};
+use crate::value::Diff;
+use crate::wire::{Mode, Reader, Writer};
+
+/// The most that one transaction may ship: what a backup must hold before it can apply it.
+pub const TRANSACTION_LIMIT: usize = 256 * 1024 * 1024;
+
+/// Why a commit was not acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// Nothing that this process says counts any more (R2): end it, or start it anew as a backup.
+    #[error("another process has taken over: this one must not answer anybody any more")]
+    Deposed,
+    /// The transaction goes on.
+    #[error("a write guard of this transaction still lives: drop it before the commit")]
+    GuardAlive,
+    /// The transaction was undone.
+    #[error(
+        "a panic passed a write guard of this transaction, which may have changed half of what it meant to: it was undone"
+    )]
+    Panicked,
+    /// The transaction was undone.
+    #[error("a transaction of {0} bytes is more than {TRANSACTION_LIMIT} allow: commit more often")]
+    TooLarge(usize),
+    /// The transaction was undone.
+    #[error(transparent)]
+    Deadlock(#[from] Deadlock),
+    /// The transaction was undone.
+    #[error("the replicated function `{function}` failed on the backup: {reason}")]
+    CallFailed {
+        /// The function.
+        function: String,
+        /// What the backup says.
+        reason: String,
+    },
+    /// A change could not be taken back: this process's state is not what was committed, and nothing can be
+    /// committed any more.
+    #[error(
+        "a transaction could not be undone ({0}): this process must be ended, and its backup will take over"
+    )]
+    Broken(String),
+}
+
+/// A write that could not begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// See [`Deadlock`].
+    #[error(transparent)]
+    Deadlock(#[from] Deadlock),
+    /// The same transaction has a write guard of the same object.
+    #[error("this object is being written by a guard of this very thread: drop that one first")]
+    GuardAlive,
+    /// What the `Ref` led to was collected.
+    #[error(
+        "object {0} is gone: only what is reached from a replicated static, or from what it leads to, is kept"
+    )]
+    Gone(u64),
+    /// One thread cannot change two stores at once.
+    #[error("this thread has a transaction in another store: commit it first")]
+    OtherStore,
+}
+
+/// Keeps transactions out while garbage is collected.
+#[derive(Default)]
+pub(crate) struct World {
+    live: AtomicUsize,
+    collecting: AtomicBool,
+}
+
+impl World {
+    fn enter(&self) {
+        loop {
+            self.live.fetch_add(1, Ordering::SeqCst);
+            if !self.collecting.load(Ordering::SeqCst) {
+                return;
+            }
+            self.leave();
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    fn leave(&self) {
+        self.live.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Runs `then` while no transaction lives; `None` if some did for all of `patience`.
+    pub fn alone<R>(&self, patience: Duration, then: impl FnOnce() -> R) -> Option<R> {
+        struct End<'a>(&'a World);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.collecting.store(false, Ordering::SeqCst);
+            }
+        }
+        if self.collecting.swap(true, Ordering::SeqCst) {
+            return None;
+        }
+        let _end = End(self);
+        let since = Instant::now();
+        while self.live.load(Ordering::SeqCst) != 0 {
+            if since.elapsed() > patience {
+                return None;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Some(then())
+    }
+}
+
+/// One transaction.
+pub(crate) struct Tx {
+    id: u64,
+    store: Arc<Store>,
+    redo: Writer,
+    undo: Writer,
+    /// Where each change begins in `undo`.
+    marks: Vec<usize>,
+    owned: Vec<Arc<dyn AnyObject>>,
+    /// Objects behind a `Ref` that it made.
+    created: Vec<u64>,
+    /// What the transaction let go of, and may need again to be undone.
+    kept: Vec<Arc<dyn AnyObject>>,
+    guards: usize,
+    panicked: bool,
+    broken: Option<String>,
+    over: bool,
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    static CURRENT: RefCell<Option<Box<Tx>>> = const { RefCell::new(None) };
+    static CURRENT_ID: Cell<u64> = const { Cell::new(0) };
+    static KEPT: RefCell<Vec<Arc<dyn AnyObject>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Tx {
+    fn new(store: &Arc<Store>) -> Box<Self> {
+        store.world.enter();
+        Box::new(Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            store: Arc::clone(store),
+            redo: Writer::new(Mode::Content, Some(Arc::clone(store))),
+            undo: Writer::new(Mode::Ids, None),
+            marks: Vec::new(),
+            owned: Vec::new(),
+            created: Vec::new(),
+            kept: Vec::new(),
+            guards: 0,
+            panicked: false,
+            broken: None,
+            over: false,
+        })
+    }
+
+    /// One change. If it writes nothing, there was none.
+    #[inline]
+    fn record<R>(&mut self, id: u64, kind: u64, change: impl FnOnce(&mut Diff<'_>) -> R) -> R {
+        let (redo_start, undo_start) = (self.redo.bytes.len(), self.undo.bytes.len());
+        self.redo.bytes.push(0);
+        self.redo.number(id * kind::COUNT + kind);
+        self.undo.number(id);
+        let (redo_head, undo_head) = (self.redo.bytes.len(), self.undo.bytes.len());
+        let outcome = change(&mut Diff { redo: &mut self.redo, undo: &mut self.undo });
+        if self.redo.bytes.len() == redo_head {
+            self.redo.bytes.truncate(redo_start);
+        } else {
+            let length = self.redo.bytes.len() - redo_start - 1;
+            if length < 0x80 {
+                self.redo.bytes[redo_start] = length as u8;
+            } else {
+                // The length takes more than the byte that was left for it.
+                let mut front = Writer::new(Mode::Ids, None);
+                front.number(length as u64);
+                self.redo.bytes.splice(redo_start..=redo_start, front.bytes);
+            }
+        }
+        if self.undo.bytes.len() == undo_head {
+            self.undo.bytes.truncate(undo_start);
+        } else {
+            self.marks.push(undo_start);
+        }
+        outcome
+    }
+
+    fn end(&mut self) {
+        self.over = true;
+        for object in self.owned.drain(..) {
+            object.release();
+        }
+        self.store.world.leave();
+    }
+
+    /// Takes everything back.
+    fn roll_back(&mut self) -> Result<(), CommitError> {
+        // Whatever it let go of is found by its id while it is kept.
+        self.kept.extend(take_kept());
+        // What is let go of on the way back may be needed further back.
+        let outer = CURRENT_ID.try_with(|id| id.replace(self.id)).unwrap_or(0);
+        let undo = std::mem::take(&mut self.undo.bytes);
+        let mut end = undo.len();
+        let mut outcome = Ok(());
+        while let Some(start) = self.marks.pop() {
+            let mut from = Reader::new(&undo[start..end], &self.store, None);
+            let undone = from.number().and_then(|id| {
+                let object = self.store.object(id).ok_or(crate::WireError::UnknownObject(id))?;
+                object.apply(&mut from)?;
+                from.finish()
+            });
+            if let Err(error) = undone {
+                outcome = Err(CommitError::Broken(error.to_string()));
+            }
+            end = start;
+        }
+        let _ = CURRENT_ID.try_with(|id| id.set(outer));
+        for object in self.redo.created.drain(..) {
+            self.store.unregister(object.id());
+            object.set_id(0);
+        }
+        for id in self.created.drain(..) {
+            self.store.free(id);
+        }
+        self.end();
+        self.kept.clear();
+        drop(take_kept());
+        if outcome.is_err() {
+            self.store.set_role(Role::Deposed);
+        }
+        outcome
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if !self.over
+            && let Err(error) = self.roll_back()
+        {
+            tracing::error!(%error, "a transaction that was dropped could not be undone");
+        }
+    }
+}
+
+fn take_kept() -> Vec<Arc<dyn AnyObject>> {
+    KEPT.try_with(|kept| kept.try_borrow_mut().map(|mut kept| std::mem::take(&mut *kept)).unwrap_or_default())
+        .unwrap_or_default()
+}
+
+/// A collection that is part of a store is let go of: it lives on until the transaction ends.
+pub(crate) fn keep(object: Arc<dyn AnyObject>) {
+    if CURRENT_ID.try_with(Cell::get).unwrap_or(0) != 0 {
+        let _ = KEPT.try_with(|kept| kept.try_borrow_mut().map(|mut kept| kept.push(object)));
+    }
+}
+
+/// Runs `apply`, and only then drops what it let go of: within one transaction, a collection that is taken out of one
+/// place may change before it is put into another.
+pub(crate) fn keeping<R>(apply: impl FnOnce() -> R) -> R {
+    /// No transaction has this number.
+    const APPLYING: u64 = u64::MAX >> 1;
+    struct End {
+        outer: u64,
+        outer_kept: Vec<Arc<dyn AnyObject>>,
+    }
+    impl Drop for End {
+        fn drop(&mut self) {
+            let _ = CURRENT_ID.try_with(|id| id.set(self.outer));
+            let ours = take_kept();
+            let outer = std::mem::take(&mut self.outer_kept);
+            let _ = KEPT.try_with(|kept| kept.try_borrow_mut().map(|mut kept| *kept = outer));
+            drop(ours);
+        }
+    }
+    let _end = End { outer_kept: take_kept(), outer: CURRENT_ID.replace(APPLYING) };
+    apply()
+}
+
+fn take_current() -> Option<Box<Tx>> {
+    CURRENT_ID.try_with(|id| id.set(0)).ok()?;
+    CURRENT.try_with(|current| current.borrow_mut().take()).ok()?
+}
+
+fn put_current(tx: Option<Box<Tx>>) {
+    let _ = CURRENT_ID.try_with(|id| id.set(tx.as_ref().map_or(0, |tx| tx.id)));
+    let _ = CURRENT.try_with(|current| *current.borrow_mut() = tx);
+}
+
+/// Runs with this thread's transaction in `store`, which begins if there is none.
+fn with<R>(store: &Arc<Store>, then: impl FnOnce(&mut Tx) -> R) -> Result<R, WriteError> {
+    CURRENT.with(|current| {
+        let mut current = current.borrow_mut();
+        let tx = match &mut *current {
+            Some(tx) => tx,
+            none => {
+                let tx = Tx::new(store);
+                CURRENT_ID.set(tx.id);
+                none.insert(tx)
+            }
+        };
+        if !Arc::ptr_eq(&tx.store, store) {
+            return Err(WriteError::OtherStore);
+        }
+        Ok(then(tx))
+    })
+}
+
+/// Makes the object this transaction's own, waiting for another's to end. `false`: it is in no store.
+#[inline]
+pub(crate) fn own<B: Body>(object: &Arc<Shared<B>>) -> Result<bool, WriteError> {
+    let Some(store) = object.store() else { return Ok(false) };
+    let current = CURRENT_ID.get();
+    if current != 0 && object.owner.is(current) {
+        return Ok(true);
+    }
+    own_slowly(store, object)?;
+    Ok(true)
+}
+
+#[cold]
+#[inline(never)]
+fn own_slowly<B: Body>(store: &Arc<Store>, object: &Arc<Shared<B>>) -> Result<(), WriteError> {
+    store.wait_to_write();
+    let id = with(store, |tx| tx.id)?;
+    object.owner.acquire(id)?;
+    with(store, |tx| tx.owned.push(Arc::clone(object) as _))
+}
+
+/// Logs a change of an object that this transaction [owns](own).
+#[inline]
+pub(crate) fn record<B: Body, R>(object: &Shared<B>, change: impl FnOnce(Option<&mut Diff<'_>>) -> R) -> R {
+    let Some(store) = object.store() else { return change(None) };
+    CURRENT.with(|current| match &mut *current.borrow_mut() {
+        Some(tx) if Arc::ptr_eq(&tx.store, store) => {
+            tx.record(object.id(), kind::CHANGE, |diff| change(Some(diff)))
+        }
+        // Not owned: `own` says so before.
+        _ => change(None),
+    })
+}
+
+/// Logs a record that is not about an object's content, with the ids of new objects in it.
+pub(crate) fn record_other(
+    store: &Arc<Store>,
+    id: u64,
+    kind: u64,
+    created: bool,
+    write: impl FnOnce(&mut Writer),
+) -> Result<(), WriteError> {
+    store.wait_to_write();
+    with(store, |tx| {
+        if created {
+            tx.created.push(id);
+        }
+        tx.record(id, kind, |diff| write(diff.redo));
+    })
+}
+
+pub(crate) fn guard_begins(store: &Arc<Store>) {
+    // The transaction is there: the object is owned.
+    let _ = with(store, |tx| tx.guards += 1);
+}
+
+pub(crate) fn guard_ends() {
+    let panicking = std::thread::panicking();
+    let _ = CURRENT.try_with(|current| {
+        if let Some(tx) = &mut *current.borrow_mut() {
+            tx.guards -= 1;
+            tx.panicked |= panicking;
+        }
+    });
+}
+
+/// Takes `lock` at a moment when no other transaction has changed the object and not committed.
+#[inline]
+pub(crate) fn read_at_rest<B: Body, G>(object: &Shared<B>, lock: impl Fn() -> G) -> G {
+    loop {
+        let guard = lock();
+        let current = CURRENT_ID.get();
+        if object.owner.is_free() || (current != 0 && object.owner.is(current)) {
+            return guard;
+        }
+        drop(guard);
+        if let Err(deadlock) = object.owner.wait(if current == 0 { reader_id() } else { current }) {
+            give_up(deadlock.into());
+        }
+    }
+}
+
+/// A number for a thread that waits and has no transaction. It owns nothing, so nobody waits for it.
+fn reader_id() -> u64 {
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Ends what the thread does with the transaction: [`transaction`] catches it, and tries again where that helps.
+pub(crate) fn give_up(error: WriteError) -> ! {
+    match error {
+        WriteError::Deadlock(_) => resume_unwind(Box::new(error)),
+        other => panic!("{other}"),
+    }
+}
+
+/// What a commit left behind: that it may be waited for.
+#[must_use = "nothing may be answered before the commit is acknowledged: await it, or `wait` for it"]
+#[derive(Clone)]
+pub struct Commit {
+    sink: Option<Arc<dyn Sink>>,
+    number: u64,
+}
+
+impl Commit {
+    /// Its place in the order of all commits; 0 before `start`.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Waits until the backup holds it.
+    pub fn wait(&self) -> Result<(), CommitError> {
+        self.sink.as_ref().map_or(Ok(()), |sink| sink.wait(self.number))
+    }
+}
+
+impl Future for Commit {
+    type Output = Result<(), CommitError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &self.sink {
+            None => Poll::Ready(Ok(())),
+            Some(sink) => sink.poll(self.number, context.waker()),
+        }
+    }
+}
+
+/// Ends this thread's transaction, and returns when the backup holds it. With nothing changed it waits for all that
+/// was committed so far, by whomever: what was read may be answered with after it.
+pub fn commit() -> Result<(), CommitError> {
+    commit_async()?.wait()
+}
+
+/// Ends this thread's transaction; what it returns says when the backup holds it. Objects are free for others at once:
+/// their commits come after this one.
+pub fn commit_async() -> Result<Commit, CommitError> {
+    let Some(mut tx) = take_current() else {
+        let store = Store::global();
+        return match store.role() {
+            Role::Deposed => Err(CommitError::Deposed),
+            _ => Ok(commit_of(store, None)),
+        };
+    };
+    if tx.guards != 0 {
+        put_current(Some(tx));
+        return Err(CommitError::GuardAlive);
+    }
+    match submit(&mut tx) {
+        Ok(number) => {
+            tx.end();
+            let store = Arc::clone(&tx.store);
+            drop(tx);
+            drop(take_kept());
+            Ok(commit_of(&store, number))
+        }
+        Err(error) => {
+            tx.roll_back()?;
+            Err(error)
+        }
+    }
+}
+
+fn submit(tx: &mut Tx) -> Result<Option<u64>, CommitError> {
+    if let Some(broken) = tx.broken.take() {
+        return Err(CommitError::Broken(broken));
+    }
+    if tx.panicked {
+        return Err(CommitError::Panicked);
+    }
+    if tx.redo.bytes.len() > TRANSACTION_LIMIT {
+        return Err(CommitError::TooLarge(tx.redo.bytes.len()));
+    }
+    match (tx.store.role(), tx.store.sink()) {
+        (Role::Deposed, _) => Err(CommitError::Deposed),
+        (Role::Primary, Some(sink)) if !tx.redo.bytes.is_empty() => sink.submit(&tx.redo.bytes).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn commit_of(store: &Arc<Store>, number: Option<u64>) -> Commit {
+    let sink = store.sink().map(Arc::clone);
+    let number = number.unwrap_or_else(|| sink.as_ref().map_or(0, |sink| sink.last()));
+    Commit { sink, number }
+}
+
+/// Undoes what this thread changed since its last commit.
+pub fn rollback() -> Result<(), CommitError> {
+    let Some(mut tx) = take_current() else { return Ok(()) };
+    if tx.guards != 0 {
+        put_current(Some(tx));
+        return Err(CommitError::GuardAlive);
+    }
+    tx.roll_back()
+}
+
+/// Runs `work` as one transaction: committed if it returns `Ok`, undone if it returns `Err` or panics, and run again
+/// if it and another wait for each other. What was changed and not committed before is part of it.
+///
+/// ```
+/// use outlive_replicated::{replicated, transaction, TransactionError};
+///
+/// #[replicated]
+/// static BALANCE: u64 = 10;
+///
+/// let spend = |amount: u64| {
+///     transaction(|| {
+///         let mut balance = BALANCE.write();
+///         *balance = balance.checked_sub(amount).ok_or("not enough")?;
+///         Ok(*balance)
+///     })
+/// };
+/// assert_eq!(spend(4), Ok(6));
+/// assert_eq!(spend(7), Err(TransactionError::Work("not enough")));
+/// assert_eq!(*BALANCE.read(), 6);
+/// ```
+pub fn transaction<T, E>(mut work: impl FnMut() -> Result<T, E>) -> Result<T, TransactionError<E>> {
+    let mut pause = Duration::from_micros(50);
+    loop {
+        match catch_unwind(AssertUnwindSafe(&mut work)) {
+            Ok(Ok(value)) => {
+                commit()?;
+                return Ok(value);
+            }
+            Ok(Err(error)) => {
+                rollback()?;
+                return Err(TransactionError::Work(error));
+            }
+            Err(panic) => {
+                rollback()?;
+                if !matches!(panic.downcast_ref(), Some(WriteError::Deadlock(_))) {
+                    resume_unwind(panic);
+                }
+            }
+        }
+        // The other one has what we wanted; it is given the time to end.
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
+/// Why a [`transaction`] did not take place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransactionError<E> {
+    /// What the work itself returned; its changes were undone.
+    #[error("the work of a transaction failed")]
+    Work(E),
+    /// It was not acknowledged.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// Gives a task a transaction of its own, whichever thread runs it: wrap every task that changes replicated state.
+/// Two tasks that share a thread would share its transaction otherwise. Works with any executor.
+pub fn task<F: Future>(future: F) -> Task<F> {
+    Task { tx: None, kept: Vec::new(), future: Box::pin(future) }
+}
+
+/// See [`task`].
+pub struct Task<F> {
+    tx: Option<Box<Tx>>,
+    kept: Vec<Arc<dyn AnyObject>>,
+    future: Pin<Box<F>>,
+}
+
+impl<F: Future> Future for Task<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        // Put back also when the task panics.
+        struct Outer<'a> {
+            tx: Option<Box<Tx>>,
+            kept: Vec<Arc<dyn AnyObject>>,
+            inner: (&'a mut Option<Box<Tx>>, &'a mut Vec<Arc<dyn AnyObject>>),
+        }
+        impl Drop for Outer<'_> {
+            fn drop(&mut self) {
+                *self.inner.0 = take_current();
+                *self.inner.1 = take_kept();
+                put_current(self.tx.take());
+                KEPT.with(|kept| *kept.borrow_mut() = std::mem::take(&mut self.kept));
+            }
+        }
+        let inside = (this.tx.take(), std::mem::take(&mut this.kept));
+        let outer = Outer { tx: take_current(), kept: take_kept(), inner: (&mut this.tx, &mut this.kept) };
+        put_current(inside.0);
+        KEPT.with(|kept| *kept.borrow_mut() = inside.1);
+        let outcome = this.future.as_mut().poll(context);
+        drop(outer);
+        outcome
+    }
+}
+
+impl<F> Drop for Task<F> {
+    fn drop(&mut self) {
+        // Before the transaction, which may need them to be undone.
+        if let Some(tx) = &mut self.tx {
+            tx.kept.append(&mut self.kept);
+        }
+        self.tx = None;
+    }
+}
