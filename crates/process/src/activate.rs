@@ -231,6 +231,14 @@ impl Shell {
         built: &Built,
         signalled: &mut HashSet<ObjectId>,
     ) -> Result<Vec<Tid>> {
+        // What the making of terminals, and stops, have told it. Before there are timers, whose signals are the program's.
+        let mut batch = Batch::new();
+        let set = batch.bytes(&(!0u64).to_ne_bytes());
+        let now = batch.bytes(&[0u8; 16]);
+        for _ in 0..OWN_SIGNALS {
+            batch.call(libc::SYS_rt_sigtimedwait, &[set, 0, now, 8]);
+        }
+        run_unchecked(process, &batch)?;
         let received = send(process, &self.container.channel, CHANNEL as u64, &[clocks.as_raw_fd()])?;
         let mut batch = Batch::new();
         for fd in &received {
@@ -622,13 +630,10 @@ fn restore_thread(
         remote.run_all(&mut batch)?;
         let mut batch = Batch::new();
         if thread.tid == state.pid {
-            // Children of the shell ended and stopped as the workload's did, and terminals were made, but what the workload
-            // knows of it is in its own queue.
-            let set = batch.bytes(&(!0u64).to_ne_bytes());
+            // Children of the shell ended as the workload's did, but what the workload knows of it is in its own queue.
+            let set = batch.bytes(&(1u64 << (libc::SIGCHLD - 1)).to_ne_bytes());
             let now = batch.bytes(&[0u8; 16]);
-            for _ in 0..OWN_SIGNALS {
-                batch.call(libc::SYS_rt_sigtimedwait, &[set, 0, now, 8]);
-            }
+            batch.call(libc::SYS_rt_sigtimedwait, &[set, 0, now, 8]);
             for signal in state.pending.iter().filter(|signal| !is_sent_again(signal)) {
                 let info = batch.bytes(&signal.info());
                 batch.call(libc::SYS_rt_sigqueueinfo, &[state.pid as u64, signal.number() as u64, info]);
