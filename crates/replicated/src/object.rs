@@ -95,6 +95,9 @@ impl<B> Drop for Shared<B> {
     }
 }
 
+/// What is done with an object while nobody changes it: it is given what writes the object's content.
+pub type AtRest<'a> = dyn FnMut(&dyn Fn(&mut Writer)) + 'a;
+
 /// An object of any type.
 pub trait AnyObject: Send + Sync {
     /// Its id, 0 if it has none.
@@ -112,7 +115,7 @@ pub trait AnyObject: Send + Sync {
     /// Ends a transaction's ownership.
     fn release(&self);
     /// Runs `then` while nobody changes it, or is about to commit a change of it.
-    fn at_rest(&self, then: &mut dyn FnMut(&dyn Fn(&mut Writer)));
+    fn at_rest(&self, then: &mut AtRest<'_>);
     /// For going back to its type.
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
@@ -146,7 +149,7 @@ impl<B: Body> AnyObject for Shared<B> {
         self.owner.release();
     }
 
-    fn at_rest(&self, then: &mut dyn FnMut(&dyn Fn(&mut Writer))) {
+    fn at_rest(&self, then: &mut AtRest<'_>) {
         let body = crate::transaction::read_at_rest(self, || self.body.read());
         then(&|to| body.encode_content(to));
     }
