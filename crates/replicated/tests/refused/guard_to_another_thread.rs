@@ -1,0 +1,15 @@
+use outlive_replicated::{List, replicated};
+
+#[replicated]
+struct State {
+    number: u64,
+    list: List<u64>,
+}
+
+#[replicated]
+static STATE: State = State { number: 0, list: List::new() };
+
+fn main() {
+    let guard = STATE.write();
+    std::thread::spawn(move || drop(guard));
+}
