@@ -139,6 +139,9 @@ pub struct Primary<'a> {
     /// A move was given up, and the workload goes on when this is dropped.
     resuming: Option<InputClosed>,
     lost_reason: Option<String>,
+    /// How it was protected until now. The link stays open until the register says that there is no backup: one that finds it
+    /// closed asks for the workload, and may be heard first.
+    leaving: Option<Phase>,
     refused: exposed::Refused,
 }
 
@@ -186,6 +189,7 @@ impl<'a> Primary<'a> {
             order: None,
             resuming: None,
             lost_reason: None,
+            leaving: None,
             refused: exposed::Refused::default(),
         }
     }
@@ -417,7 +421,8 @@ impl<'a> Primary<'a> {
         }
         self.give_up_move(reason);
         warn!(reason, "the backup is lost");
-        self.leave_backup(reason);
+        let former = self.leave_backup(reason);
+        self.leaving = matches!(self.phase, Phase::Losing).then_some(former);
     }
 
     /// Does without the backup from here on. Returns the phase that ends, with the link in it.
@@ -479,6 +484,7 @@ impl<'a> Primary<'a> {
                 info!(generation = register.generation, "speaking on without a backup");
                 self.generation = register.generation;
                 point(Point::PrimaryAloneGranted);
+                self.leaving = None;
                 self.pump.expose(self.generation)?;
                 point(Point::PrimaryExposed);
                 let output = std::mem::take(&mut self.unwritten);

@@ -47,9 +47,7 @@ fn a_connection_closed_just_before_a_checkpoint_is_kept() {
     let (mut read, ends) = output();
     let mut workload = Workload::launch(&program, network(), &launcher(), ends).expect("it starts");
     run_until(&mut workload, &mut read, "ready");
-    freeze(&mut workload);
-    let mut captured = workload.capture_whole().expect("everything is captured");
-    workload.thaw().expect("it runs on");
+    let mut captured = once_possible(&mut workload, Workload::capture_whole);
     let mut said = String::new();
     while !said.contains("done") {
         workload.wait(Duration::from_millis(1), &[]).expect("it runs");
@@ -66,13 +64,21 @@ fn a_connection_closed_just_before_a_checkpoint_is_kept() {
 }
 
 fn capture(workload: &mut Workload) -> Checkpoint {
+    once_possible(workload, |workload| Ok(workload.capture()?.0))
+}
+
+/// A connection of the workload to itself may wait to be accepted just now.
+fn once_possible(
+    workload: &mut Workload,
+    mut capture: impl FnMut(&mut Workload) -> Result<Checkpoint, Error>,
+) -> Checkpoint {
     loop {
         freeze(workload);
-        let captured = workload.capture();
+        let captured = capture(workload);
         workload.thaw().expect("it runs on");
         match captured {
             Err(Error::NotNow(_)) => workload.wait(Duration::from_millis(1), &[]).map(drop).expect("it runs"),
-            captured => return captured.expect("everything is captured").0,
+            captured => return captured.expect("everything is captured"),
         }
     }
 }
