@@ -13,8 +13,10 @@ int main(void) {
     CHECK_EQUAL(epoll_wait(set, &event, 1, 0), 1);
     ready();
     do {
-        // It has fired, and stays silent though it is ready.
-        CHECK_EQUAL(epoll_wait(set, &event, 1, 1), 0);
+        // It has fired, and stays silent though it is ready. Being asked for the verdict interrupts it (`signal(7)`).
+        int got = epoll_wait(set, &event, 1, 1);
+        if (got < 0 && errno == EINTR && object_asked) got = 0;
+        CHECK_EQUAL(got, 0);
         event.events = EPOLLIN | EPOLLONESHOT;
         event.data.u64 = 7;
         CHECK(!epoll_ctl(set, EPOLL_CTL_MOD, fd, &event));
