@@ -3,6 +3,8 @@
 //! Order matters. Clocks come before threads (a time namespace can be entered only by a process with one thread),
 //! descriptors before epoll's interests, everything that needs a privilege before the user is changed, and registers last.
 
+mod limits;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
@@ -28,7 +30,7 @@ use crate::sys::pagemap::PAGE_SIZE;
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Tid};
 use crate::sys::remote::{Batch, Remote};
-use crate::sys::{seccomp, task};
+use crate::sys::{seccomp, task, uffd};
 use crate::tree::{Known, Process, Running, Thread, Workload};
 
 /// What a new thread shares with its process (`pthread_create`'s own flags, without the ones that write to memory).
@@ -46,6 +48,14 @@ const OWN_SIGNALS: usize = 6;
 #[derive(Debug, Default)]
 pub struct Built {
     pub descriptors: HashMap<ObjectId, OwnedFd>,
+}
+
+/// A process that was brought to life.
+struct Revived {
+    /// The host's ids of its threads, in the order of the state's.
+    hosts: Vec<Tid>,
+    /// Of its memory, if it could not be made later.
+    tracker: Option<OwnedFd>,
 }
 
 impl Shell {
@@ -84,7 +94,7 @@ impl Shell {
             if state.job.untold && state.job.stopped.is_none() {
                 self.stop_again(&process, state, &[process.host], parent)?;
             }
-            let hosts = self.revive(&process, state, &clocks, built, &mut signalled)?;
+            let Revived { hosts, tracker } = self.revive(&process, state, &clocks, built, &mut signalled)?;
             if state.job.stopped.is_some() {
                 self.stop_again(&process, state, &hosts, parent)?;
             }
@@ -108,6 +118,7 @@ impl Shell {
             }
             let pidfd = task::pidfd_open(process.host).attempt(|| format!("open process {pid}"))?;
             let mut restored = Process::restored(process.host, parent, pidfd, state);
+            restored.tracker = tracker;
             restored.lock_future = state.attributes.as_ref().map_or(0, |attributes| attributes.lock_future);
             // The stack grows down without having been told so.
             let stack = state.attributes.as_ref().map_or(0, |attributes| attributes.layout.stack);
@@ -222,7 +233,7 @@ impl Shell {
         Ok(file.into())
     }
 
-    /// Everything of one process; gives the host's ids of its threads, in the order of the state's.
+    /// Everything of one process.
     fn revive(
         &self,
         process: &ShellProcess,
@@ -230,7 +241,7 @@ impl Shell {
         clocks: &OwnedFd,
         built: &Built,
         signalled: &mut HashSet<ObjectId>,
-    ) -> Result<Vec<Tid>> {
+    ) -> Result<Revived> {
         // What the making of terminals, and stops, have told it. Before there are timers, whose signals are the program's.
         let mut batch = Batch::new();
         let set = batch.bytes(&(!0u64).to_ne_bytes());
@@ -246,6 +257,7 @@ impl Shell {
             batch.call(libc::SYS_close, &[*fd as u64]);
         }
         if let Some(attributes) = &state.attributes {
+            limits::raise(process, attributes)?;
             restore_attributes(&mut batch, attributes, &process.layout);
         }
         run_in(process, &mut batch)?;
@@ -254,6 +266,11 @@ impl Shell {
         let table = state.descriptors.as_deref().unwrap_or_default();
         let channel = clear_of(process, table)?;
         self.install(process, channel, table, built)?;
+        let allowed = state.attributes.as_ref().map(|attributes| limits::descriptors(attributes));
+        let free =
+            (0..).zip(table).find(|(fd, row)| row.fd != *fd).map_or(table.len(), |(fd, _)| fd as usize);
+        let full = allowed.is_some_and(|allowed| free as u64 >= allowed);
+        let tracker = if full { Some(make_tracker(process)?) } else { None };
         let mut batch = Batch::new();
         if let Some(actions) = &state.actions {
             signal::restore_actions(&mut batch, actions);
@@ -273,8 +290,12 @@ impl Shell {
         point(Point::TakeoverHalfActivated);
         restore_posix_timers(process, state, &hosts)?;
         self.restore_signal_owners(process, table, signalled)?;
+        // Before its own filters, which may not know the call.
+        if let Some(attributes) = &state.attributes {
+            limits::lower(process, attributes)?;
+        }
         restore_threads(process, state, &hosts)?;
-        Ok(hosts)
+        Ok(Revived { hosts, tracker })
     }
 
     /// Fills the descriptor table. The table is empty, so what arrives gets the lowest numbers; moved from the highest
@@ -477,14 +498,23 @@ fn restore_attributes(batch: &mut Batch, attributes: &Attributes, mappings: &[Ma
         batch.call(libc::SYS_chroot, &[root]);
     }
     batch.call(libc::SYS_umask, &[u64::from(attributes.umask)]);
-    for (resource, (soft, hard)) in attributes.limits.iter().enumerate() {
-        let bytes: Vec<u8> = [*soft, *hard].into_iter().flat_map(u64::to_ne_bytes).collect();
-        let at = batch.bytes(&bytes);
-        batch.call(libc::SYS_setrlimit, &[resource as u64, at]);
-    }
     if attributes.no_new_privs {
         batch.call(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]);
     }
+}
+
+/// Makes what the process's memory will be tracked by, while it may have one more descriptor.
+fn make_tracker(process: &ShellProcess) -> Result<OwnedFd> {
+    let what = || format!("track the memory of process {}", process.host);
+    let mut batch = Batch::new();
+    batch.call(libc::SYS_userfaultfd, &[uffd::OPEN_FLAGS]);
+    let fd = run_in(process, &mut batch)?.first().copied().unwrap_or(-1);
+    let pidfd = task::pidfd_open(process.host).attempt(what)?;
+    let ours = task::take_descriptor(pidfd.as_fd(), fd as i32).attempt(what)?;
+    let mut batch = Batch::new();
+    batch.call(libc::SYS_close, &[fd as u64]);
+    run_in(process, &mut batch)?;
+    Ok(ours)
 }
 
 /// Timers that name threads, or count their time, come after these.

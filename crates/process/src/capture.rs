@@ -66,7 +66,8 @@ impl Workload {
     pub fn capture_whole(&mut self) -> Result<Checkpoint> {
         for process in self.processes.values_mut() {
             if process.space.is_none() {
-                process.space = Some(adopt_space(process.host, process.pidfd.as_fd(), self.scratch.clone())?);
+                let (pidfd, tracker) = (process.pidfd.as_fd(), process.tracker.take());
+                process.space = Some(adopt_space(process.host, pidfd, tracker, self.scratch.clone())?);
             }
             if let Some(space) = &mut process.space {
                 space.advised |= process.advised;

@@ -144,6 +144,8 @@ pub(crate) struct Process {
     pub parent: Pid,
     /// `None` while nothing tracks it: before the first exec, while borrowed, and until a restored process is protected.
     pub space: Option<Space>,
+    /// For the space to come, of a restored process that may not have one more descriptor.
+    pub tracker: Option<OwnedFd>,
     /// The memory is the parent's until exec (vfork).
     pub borrows: bool,
     /// Trackers of children whose fork has been seen by the memory and not yet by the tracer.
@@ -245,6 +247,7 @@ impl Process {
             host,
             parent,
             space: None,
+            tracker: None,
             borrows: false,
             unborn: VecDeque::new(),
             pidfd,
@@ -618,6 +621,7 @@ impl Workload {
                     host: tid,
                     parent,
                     space,
+                    tracker: None,
                     borrows: shares_memory || parent == 1,
                     unborn: VecDeque::new(),
                     pidfd,
@@ -671,6 +675,7 @@ impl Workload {
                 Some(_) | None => {}
             }
             process.space = None;
+            process.tracker = None;
             process.unborn.clear();
             process.actions_changed = true;
             process.attributes_changed = true;
@@ -692,7 +697,7 @@ impl Workload {
     /// Gives a new address space our workspace and a tracker.
     fn adopt(&mut self, pid: Pid, tid: Tid) -> Result<()> {
         let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
-        let space = adopt_space(tid, process.pidfd.as_fd(), self.scratch.clone())?;
+        let space = adopt_space(tid, process.pidfd.as_fd(), None, self.scratch.clone())?;
         process.space = Some(space);
         process.borrows = false;
         self.awaiting_space.remove(&pid);

@@ -24,7 +24,9 @@ const EVENT_FORK: u8 = 0x13;
 const MESSAGE_SIZE: usize = 32;
 /// Flag of the system call (`linux/userfaultfd.h`): only faults from user mode would be handed to user space; with
 /// asynchronous write-protection none is, and writes by the kernel are tracked all the same.
-pub const USER_MODE_ONLY: u64 = 1;
+const USER_MODE_ONLY: u64 = 1;
+/// Of the call that makes one.
+pub const OPEN_FLAGS: u64 = USER_MODE_ONLY | libc::O_CLOEXEC as u64 | libc::O_NONBLOCK as u64;
 
 #[repr(C)]
 #[derive(Default)]

@@ -14,8 +14,13 @@ use crate::sys::uffd::{self, Tracker};
 use crate::sys::{proc, task};
 
 /// Makes the workspace and the tracker of the address space that `tid`, stopped before its first instruction or
-/// anywhere a signal could be delivered, lives in.
-pub(crate) fn adopt_space(tid: Tid, pidfd: BorrowedFd<'_>, scratch: Arc<[String]>) -> Result<Space> {
+/// anywhere a signal could be delivered, lives in. `tracker`: one that was made before.
+pub(crate) fn adopt_space(
+    tid: Tid,
+    pidfd: BorrowedFd<'_>,
+    tracker: Option<OwnedFd>,
+    scratch: Arc<[String]>,
+) -> Result<Space> {
     let what = || format!("track the memory of thread {tid}");
     let memory = proc::open_memory(tid).attempt(what)?;
     let syscall = vdso_syscall(tid, &memory).attempt(what)?;
@@ -24,8 +29,10 @@ pub(crate) fn adopt_space(tid: Tid, pidfd: BorrowedFd<'_>, scratch: Arc<[String]
         if !Remote::has_workspace(&memory) {
             remote.install_workspace(syscall)?;
         }
-        let flags = u64::from(libc::O_CLOEXEC as u32 | libc::O_NONBLOCK as u32) | uffd::USER_MODE_ONLY;
-        let fd = remote.call_at(syscall, libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0])?;
+        if let Some(tracker) = tracker {
+            return Ok(tracker);
+        }
+        let fd = remote.call_at(syscall, libc::SYS_userfaultfd, [uffd::OPEN_FLAGS, 0, 0, 0, 0, 0])?;
         if fd < 0 {
             return Err(io::Error::from_raw_os_error(-fd as i32));
         }
