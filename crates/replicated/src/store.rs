@@ -51,6 +51,11 @@ pub trait Sink: Send + Sync {
     fn submit(&self, records: &[u8]) -> Result<u64, crate::CommitError>;
     /// The number of the last one taken.
     fn last(&self) -> u64;
+    /// The number of a commit that says, once it may be acknowledged, that nobody had taken over by now: what was read
+    /// before may be answered with.
+    fn barrier(&self) -> Result<u64, crate::CommitError> {
+        Ok(self.last())
+    }
     /// Waits until it may be acknowledged.
     fn wait(&self, number: u64) -> Result<(), crate::CommitError>;
     /// Asks to be woken when it may be, or says how it ended.

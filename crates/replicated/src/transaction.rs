@@ -27,6 +27,9 @@ pub enum CommitError {
     /// Nothing that this process says counts any more (R2): end it, or start it anew as a backup.
     #[error("another process has taken over: this one must not answer anybody any more")]
     Deposed,
+    /// [`stop`](crate::stop) was called.
+    #[error("this program was stopped: nothing is acknowledged any more")]
+    Stopped,
     /// The transaction goes on.
     #[error("a write guard of this transaction still lives: drop it before the commit")]
     GuardAlive,
@@ -445,7 +448,8 @@ impl Future for Commit {
 }
 
 /// Ends this thread's transaction, and returns when the backup holds it. With nothing changed it waits for all that
-/// was committed so far, by whomever: what was read may be answered with after it.
+/// was committed so far, by whomever, and for the backup's word that it has not taken over: what was read may be
+/// answered with after it.
 pub fn commit() -> Result<(), CommitError> {
     commit_async()?.wait()
 }
@@ -455,10 +459,9 @@ pub fn commit() -> Result<(), CommitError> {
 pub fn commit_async() -> Result<Commit, CommitError> {
     let Some(mut tx) = take_current() else {
         let store = Store::global();
-        return match store.role() {
-            Role::Deposed => Err(CommitError::Deposed),
-            _ => Ok(commit_of(store, None)),
-        };
+        // What a backup holds is not to be answered with.
+        store.wait_to_write();
+        return commit_of(store, None);
     };
     if tx.guards != 0 {
         put_current(Some(tx));
@@ -470,7 +473,7 @@ pub fn commit_async() -> Result<Commit, CommitError> {
             let store = Arc::clone(&tx.store);
             drop(tx);
             drop(take_kept());
-            Ok(commit_of(&store, number))
+            commit_of(&store, number)
         }
         Err(error) => {
             tx.roll_back()?;
@@ -490,16 +493,23 @@ fn submit(tx: &mut Tx) -> Result<Option<u64>, CommitError> {
         return Err(CommitError::TooLarge(tx.redo.bytes.len()));
     }
     match (tx.store.role(), tx.store.sink()) {
-        (Role::Deposed, _) => Err(CommitError::Deposed),
+        (Role::Deposed, None) => Err(CommitError::Deposed),
+        // The sink says why not, if it does not take anything any more.
+        (Role::Deposed, Some(sink)) => sink.submit(&tx.redo.bytes).and(Err(CommitError::Deposed)),
         (Role::Primary, Some(sink)) if !tx.redo.bytes.is_empty() => sink.submit(&tx.redo.bytes).map(Some),
         _ => Ok(None),
     }
 }
 
-fn commit_of(store: &Arc<Store>, number: Option<u64>) -> Commit {
+fn commit_of(store: &Arc<Store>, number: Option<u64>) -> Result<Commit, CommitError> {
     let sink = store.sink().map(Arc::clone);
-    let number = number.unwrap_or_else(|| sink.as_ref().map_or(0, |sink| sink.last()));
-    Commit { sink, number }
+    let number = match (number, &sink) {
+        (Some(number), _) => number,
+        (None, Some(sink)) => sink.barrier()?,
+        (None, None) if store.role() == Role::Deposed => return Err(CommitError::Deposed),
+        (None, None) => 0,
+    };
+    Ok(Commit { sink, number })
 }
 
 /// Undoes what this thread changed since its last commit.
