@@ -77,6 +77,9 @@ pub struct Config {
     /// Starts anew, from nothing, a program that is lost: the word of its operator that whoever held it in this
     /// generation is dead for good, and its backup as well.
     pub lost_generation: Option<u64>,
+    /// Says in the log, while the program runs, which transactions stay open for longer than this: see
+    /// [`doctor`](crate::doctor()). Off unless said otherwise.
+    pub doctor: Option<Duration>,
 }
 
 /// The default of [`Config::detection`].
@@ -144,6 +147,7 @@ struct File {
     unacknowledged: Option<usize>,
     patience_ms: Option<u64>,
     lost_generation: Option<u64>,
+    doctor_ms: Option<u64>,
 }
 
 impl Config {
@@ -168,6 +172,7 @@ impl Config {
             unacknowledged: UNACKNOWLEDGED,
             patience: None,
             lost_generation: None,
+            doctor: None,
         })
     }
 
@@ -190,6 +195,7 @@ impl Config {
         config.unacknowledged = file.unacknowledged.unwrap_or(UNACKNOWLEDGED);
         config.patience = file.patience_ms.map(Duration::from_millis);
         config.lost_generation = file.lost_generation;
+        config.doctor = file.doctor_ms.map(Duration::from_millis);
         Ok(config)
     }
 

@@ -38,6 +38,7 @@
 //! | `arbitration`, `rights`, `seed` | who may speak: asking for it, keeping it, the seed nodes |
 //! | `config`, `node` | [`start`] |
 //! | `request` | repeated requests |
+//! | `doctor` | what a program does wrong with its transactions, found while it runs |
 //! | `testing` | scenarios with real processes that are killed (feature `testing`) |
 //!
 //! Not here yet: marked functions and `Handle`; more than one backup at a time.
@@ -52,6 +53,7 @@ extern crate self as outlive_replicated;
 mod arbitration;
 mod collection;
 mod config;
+mod doctor;
 mod follow;
 mod lock;
 mod message;
@@ -88,6 +90,7 @@ pub use collection::{
     OrderedMap, OrderedMapBody, Owned, ReadContent, Set, SetBody, Slot, Text, TextBody,
 };
 pub use config::{Config, ConfigError, Node, WhenExposed};
+pub use doctor::{Finding, OutputGuard, Premature, doctor, output_guard};
 pub use lock::Deadlock;
 pub use node::{How, StartError, Started, Status, start, status, stop};
 pub use outlive_cluster::ClusterId;

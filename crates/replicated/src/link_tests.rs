@@ -333,3 +333,39 @@ fn r6_strangers_are_out() {
     assert_eq!(first.phase(), Some(Phase::Exposed));
     assert!(!waits.is_finished() && !waits_too.is_finished());
 }
+
+#[test]
+fn a_program_that_cannot_hold_the_primarys_state_is_refused_by_name() {
+    let pair = Pair::new();
+    let (first, started) = pair.start(pair.config(0));
+    assert_eq!(started.join().unwrap().unwrap(), Started::Fresh);
+    let store = crate::Store::new();
+    store.add_root("items", &crate::object::Shared::new(String::new()));
+    let core = crate::node::prepare(&store, pair.config(1)).unwrap();
+    let refused = crate::node::join(&core).unwrap_err();
+    assert!(refused.to_string().contains("`items`"), "{refused}");
+    // It is as if nobody had come.
+    first.push(1).unwrap();
+    let (second, _started) = pair.start(pair.config(2));
+    until("protected", || first.phase() == Some(Phase::Protected));
+    assert_eq!(second.values(), [1]);
+}
+
+/// An unknown outcome is no word: while the register cannot be reached, nothing that needs it is acknowledged.
+#[test]
+fn r5_a_primary_whose_backup_is_gone_is_silent_until_the_seed_nodes_answer() {
+    let pair = Pair::new();
+    let (first, second, _started) = pair.protected();
+    first.push(1).unwrap();
+    second.isolate();
+    first.isolate();
+    let answer = {
+        let first = Arc::clone(&first);
+        thread::spawn(move || first.push(2))
+    };
+    thread::sleep(Duration::from_millis(2500));
+    assert!(!answer.is_finished(), "acknowledged without the seed nodes");
+    first.reconnect();
+    answer.join().unwrap().unwrap();
+    assert_eq!(first.phase(), Some(Phase::Exposed));
+}

@@ -123,7 +123,14 @@ static CORE: Mutex<Option<Arc<Core>>> = Mutex::new(None);
 pub fn start(config: Config) -> Result<Started, StartError> {
     let store = Store::global();
     Store::register_statics();
+    let doctor = config.doctor;
     let core = prepare(store, config)?;
+    if let Some(longer_than) = doctor {
+        store.watch.begin();
+        spawn("replicated doctor", Arc::clone(&core), move |core| {
+            crate::doctor::attend(&core.store, longer_than)
+        })?;
+    }
     *CORE.lock() = Some(Arc::clone(&core));
     join(&core)
 }

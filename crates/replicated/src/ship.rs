@@ -517,6 +517,10 @@ impl Sink for Core {
         self.state.lock().last()
     }
 
+    fn is_acknowledged(&self, number: u64) -> bool {
+        number <= self.state.lock().released()
+    }
+
     fn barrier(&self) -> Result<u64, CommitError> {
         let state = self.state.lock();
         // Without a backup in the register nobody can have taken over.

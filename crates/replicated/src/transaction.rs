@@ -138,6 +138,7 @@ pub(crate) struct Tx {
     created: Vec<u64>,
     /// What the transaction let go of, and may need again to be undone.
     kept: Vec<Arc<dyn AnyObject>>,
+    /// Its write guards that live, while it is no thread's.
     guards: usize,
     panicked: bool,
     broken: Option<String>,
@@ -149,14 +150,20 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 thread_local! {
     static CURRENT: RefCell<Option<Box<Tx>>> = const { RefCell::new(None) };
     static CURRENT_ID: Cell<u64> = const { Cell::new(0) };
+    /// How many write guards of this thread's transaction live. Here and not in it, for every write counts twice.
+    static GUARDS: Cell<usize> = const { Cell::new(0) };
+    /// The number of this thread's last commit.
+    static LAST: Cell<u64> = const { Cell::new(0) };
     static KEPT: RefCell<Vec<Arc<dyn AnyObject>>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Tx {
     fn new(store: &Arc<Store>) -> Box<Self> {
         store.world.enter();
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        store.watch.begins(id);
         Box::new(Self {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            id,
             store: Arc::clone(store),
             redo: Writer::new(Mode::Content, Some(Arc::clone(store))),
             undo: Writer::new(Mode::Ids, None),
@@ -203,6 +210,7 @@ impl Tx {
 
     fn end(&mut self) {
         self.over = true;
+        self.store.watch.ends(self.id);
         for object in self.owned.drain(..) {
             object.release();
         }
@@ -294,10 +302,13 @@ pub(crate) fn keeping<R>(apply: impl FnOnce() -> R) -> R {
 
 fn take_current() -> Option<Box<Tx>> {
     CURRENT_ID.try_with(|id| id.set(0)).ok()?;
-    CURRENT.try_with(|current| current.borrow_mut().take()).ok()?
+    let mut tx = CURRENT.try_with(|current| current.borrow_mut().take()).ok()??;
+    tx.guards = GUARDS.try_with(|guards| guards.replace(0)).unwrap_or(0);
+    Some(tx)
 }
 
 fn put_current(tx: Option<Box<Tx>>) {
+    let _ = GUARDS.try_with(|guards| guards.set(tx.as_ref().map_or(0, |tx| tx.guards)));
     let _ = CURRENT_ID.try_with(|id| id.set(tx.as_ref().map_or(0, |tx| tx.id)));
     let _ = CURRENT.try_with(|current| *current.borrow_mut() = tx);
 }
@@ -339,7 +350,9 @@ fn own_slowly<B: Body>(store: &Arc<Store>, object: &Arc<Shared<B>>) -> Result<()
     store.wait_to_write();
     let id = with(store, |tx| tx.id)?;
     object.owner.acquire(id)?;
-    with(store, |tx| tx.owned.push(Arc::clone(object) as _))
+    with(store, |tx| tx.owned.push(Arc::clone(object) as _))?;
+    store.watch.owns(id, object.id());
+    Ok(())
 }
 
 /// Logs a change of an object that this transaction [owns](own).
@@ -372,19 +385,44 @@ pub(crate) fn record_other(
     })
 }
 
-pub(crate) fn guard_begins(store: &Arc<Store>) {
-    // The transaction is there: the object is owned.
-    let _ = with(store, |tx| tx.guards += 1);
+/// A write guard of an object that this thread's transaction owns.
+#[inline]
+pub(crate) fn guard_begins() {
+    let _ = GUARDS.try_with(|guards| guards.set(guards.get() + 1));
 }
 
+#[inline]
 pub(crate) fn guard_ends() {
-    let panicking = std::thread::panicking();
-    let _ = CURRENT.try_with(|current| {
-        if let Some(tx) = &mut *current.borrow_mut() {
-            tx.guards -= 1;
-            tx.panicked |= panicking;
-        }
+    let _ = GUARDS.try_with(|guards| guards.set(guards.get().saturating_sub(1)));
+    if std::thread::panicking() {
+        let _ = CURRENT.try_with(|current| {
+            if let Some(tx) = &mut *current.borrow_mut() {
+                tx.panicked = true;
+            }
+        });
+    }
+}
+
+/// What this thread has to do before it may tell anybody anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Open {
+    Nothing,
+    Uncommitted,
+    Unacknowledged(u64),
+}
+
+pub(crate) fn open() -> Open {
+    let changed = CURRENT.try_with(|current| {
+        current.try_borrow().is_ok_and(|tx| tx.as_ref().is_some_and(|tx| !tx.redo.bytes.is_empty()))
     });
+    if changed.unwrap_or(false) || GUARDS.try_with(Cell::get).unwrap_or(0) != 0 {
+        return Open::Uncommitted;
+    }
+    let last = LAST.try_with(Cell::get).unwrap_or(0);
+    match Store::global().sink() {
+        Some(sink) if !sink.is_acknowledged(last) => Open::Unacknowledged(last),
+        _ => Open::Nothing,
+    }
 }
 
 /// Takes `lock` at a moment when no other transaction has changed the object and not committed.
@@ -509,6 +547,7 @@ fn commit_of(store: &Arc<Store>, number: Option<u64>) -> Result<Commit, CommitEr
         (None, None) if store.role() == Role::Deposed => return Err(CommitError::Deposed),
         (None, None) => 0,
     };
+    LAST.set(number);
     Ok(Commit { sink, number })
 }
 

@@ -160,20 +160,23 @@ fn balances(client: &mut Client) -> Vec<i64> {
     client.ask("all").split(' ').map(|balance| balance.parse().unwrap()).collect()
 }
 
+fn pair(cluster: &Cluster) -> Vec<Place> {
+    let nodes = ["a", "b"].map(|name| Node { name: name.into(), address: free_address() });
+    let place = |node: &Node| {
+        let config = cluster.config_file("bank", node, &nodes);
+        Place { config, serves: free_address(), child: None }
+    };
+    let mut places: Vec<Place> = nodes.iter().map(place).collect();
+    places.iter_mut().for_each(Place::start);
+    places
+}
+
 #[test]
 fn money_is_conserved_and_every_acknowledged_transfer_happened_once() {
     let kills: usize = std::env::var("OUTLIVE_KILLS").map_or(10, |kills| kills.parse().unwrap());
     let cluster = Cluster::new();
-    let nodes = ["a", "b"].map(|name| Node { name: name.into(), address: free_address() });
-    let mut places: Vec<Place> = nodes
-        .iter()
-        .map(|node| {
-            let config = cluster.config_file("bank", node, &nodes);
-            Place { config, serves: free_address(), child: None }
-        })
-        .collect();
+    let mut places = pair(&cluster);
     let serves = [places[0].serves, places[1].serves];
-    places.iter_mut().for_each(Place::start);
 
     let over = AtomicBool::new(false);
     let looks = AtomicU64::new(0);
@@ -227,4 +230,53 @@ fn money_is_conserved_and_every_acknowledged_transfer_happened_once() {
         "{kills} kills, {transfers} transfers, {looks} looks at all accounts, longest wait {} ms",
         longest.as_millis()
     );
+}
+
+/// Its host stands still for longer than the backup waits, and goes on: what it is asked then, and what it was asked
+/// before, it must not answer any more, for others know better.
+#[test]
+fn r2_one_voice_a_primary_that_was_stalled_answers_nobody() {
+    let cluster = Cluster::new();
+    let mut places = pair(&cluster);
+    let old = protected(&places);
+    let mut reading = Connection::to(places[old].serves).unwrap();
+    let mut writing = Connection::to(places[old].serves).unwrap();
+    for number in 1..=10 {
+        assert_eq!(writing.ask(&format!("7 {number} transfer 1 2 1")).unwrap(), "ok");
+    }
+    let balance = AMOUNT + 10;
+    assert_eq!(reading.ask("balance 2").unwrap(), balance.to_string());
+
+    let child = places[old].child.as_ref().unwrap().id();
+    signal(child, "STOP");
+    let serves = [places[1 - old].serves; 2];
+    let mut client = Client::new(serves);
+    assert_eq!(client.ask("7 11 transfer 1 2 1"), "ok");
+    // Asked again, the new one answers what the old one did.
+    assert_eq!(client.ask("7 11 transfer 1 2 1"), "ok");
+    assert_eq!(client.ask("balance 2"), (balance + 1).to_string());
+
+    reading.reader.get_mut().write_all(b"balance 2\n").unwrap();
+    writing.reader.get_mut().write_all(b"7 12 transfer 1 2 1\n").unwrap();
+    signal(child, "CONT");
+    for connection in [&mut reading, &mut writing] {
+        connection.reader.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut reply = String::new();
+        // Cut off, without a word.
+        let outcome = connection.reader.read_line(&mut reply);
+        assert!(
+            reply.is_empty()
+                && !matches!(&outcome, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+        );
+    }
+    let status = places[old].child.take().unwrap().wait().unwrap();
+    assert_eq!(status.code(), Some(1), "it ends by itself");
+    assert_eq!(client.ask("balance 2"), (balance + 1).to_string());
+    places[old].start();
+    protected(&places);
+}
+
+fn signal(process: u32, name: &str) {
+    let status = Command::new("kill").args([format!("-{name}"), process.to_string()]).status().unwrap();
+    assert!(status.success());
 }

@@ -128,7 +128,10 @@ fn expire() {
             over
         });
         for (lease, job) in over {
-            match transaction(|| Ok::<_, ()>(give_back(job, lease))) {
+            match transaction(|| {
+                give_back(job, lease);
+                Ok::<(), ()>(())
+            }) {
                 Ok(()) | Err(TransactionError::Work(())) => {}
                 Err(TransactionError::Commit(error)) => step_down(&error),
             }
