@@ -70,7 +70,7 @@ fn section(figures: &Figures) -> Result<String> {
     let updates = figures.batched_updates_per_second;
     writeln!(
         text,
-        "| updates a second from one thread, 100 to a commit, 64 commits on their way | {updates:.0} |"
+        "| updates a second from one thread, 100 to a commit, 1,000 commits on their way | {updates:.0} |"
     )?;
     writeln!(
         text,

@@ -92,7 +92,7 @@ pub use collection::{
 pub use config::{Config, ConfigError, Node, WhenExposed};
 pub use doctor::{Finding, OutputGuard, Premature, doctor, output_guard};
 pub use lock::Deadlock;
-pub use node::{How, StartError, Started, Status, start, status, stop};
+pub use node::{How, NotHandedOver, StartError, Started, Status, hand_over, start, status, stop};
 pub use outlive_cluster::ClusterId;
 #[cfg(feature = "testing")]
 pub use outlive_replicated_macros::failover_test;

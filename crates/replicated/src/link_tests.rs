@@ -369,3 +369,40 @@ fn r5_a_primary_whose_backup_is_gone_is_silent_until_the_seed_nodes_answer() {
     answer.join().unwrap().unwrap();
     assert_eq!(first.phase(), Some(Phase::Exposed));
 }
+
+#[test]
+fn a_place_is_handed_over_while_others_commit() {
+    let pair = Pair::new();
+    let (first, second, started) = pair.protected();
+    let writer = {
+        let first = Arc::clone(&first);
+        thread::spawn(move || {
+            let mut acknowledged = 0;
+            while first.push(acknowledged).is_ok() {
+                acknowledged += 1;
+            }
+            (acknowledged, first.push(0))
+        })
+    };
+    until("something is committed", || first.values().len() > 100);
+    crate::node::hand_over_in(&first.core).unwrap();
+    let (acknowledged, after) = writer.join().unwrap();
+    assert_eq!(after, Err(CommitError::Deposed));
+    let Started::TakenOver { how, .. } = started.join().unwrap().unwrap() else { panic!("not taken over") };
+    assert_eq!(how.generation, 2);
+    // Nothing was on its way.
+    assert_eq!(second.values(), (0..acknowledged).collect::<Vec<_>>());
+    second.push(acknowledged).unwrap();
+    assert!(crate::node::hand_over_in(&first.core).is_err());
+}
+
+#[test]
+fn a_place_that_cannot_be_handed_over_is_kept() {
+    let pair = Pair::new();
+    let (first, _second, _started) = pair.protected();
+    first.core.arbiter.cut_off.store(true, Ordering::Relaxed);
+    assert!(crate::node::hand_over_in(&first.core).is_err());
+    first.reconnect();
+    first.push(1).unwrap();
+    assert_eq!(first.phase(), Some(Phase::Protected));
+}

@@ -142,10 +142,50 @@ pub fn status() -> Option<Status> {
 }
 
 /// Ends the program as a whole: nothing is acknowledged any more, and its backup does not take over. Returns when the
-/// seed nodes know it. For a process that only wants to hand over, ending it is right.
+/// seed nodes know it. To give the place to the backup instead: [`hand_over`].
 pub fn stop() -> Result<(), CommitError> {
     let core = CORE.lock().clone();
     core.map_or(Ok(()), |core| stop_in(&core))
+}
+
+/// Why a place was not handed over: this process goes on as it was, unless it says that it lost its place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not handed over: {0}")]
+pub struct NotHandedOver(String);
+
+/// Hands this primary's place over to its backup, for maintenance or for a newer version of the program: commits wait,
+/// the backup has all of them, the seed nodes are told. From then on every commit here fails with
+/// [`CommitError::Deposed`], and the process is to end. Clients that are cut off find the other, which begins at once.
+pub fn hand_over() -> Result<(), NotHandedOver> {
+    let core = CORE.lock().clone();
+    let core = core.ok_or_else(|| NotHandedOver("this process has not started".into()))?;
+    hand_over_in(&core)
+}
+
+pub(crate) fn hand_over_in(core: &Core) -> Result<(), NotHandedOver> {
+    let (to, generation) = core.drain().map_err(NotHandedOver)?;
+    let by = core.state().me.incarnation;
+    let order = Transition::Switchover { by, generation, to: to.incarnation, stays: false };
+    loop {
+        match core.arbiter.ask(order.clone()) {
+            Outcome::Granted(_) => {
+                info!(%to, "handed over");
+                // Its end is what tells the backup.
+                core.end(&mut core.state(), CommitError::Deposed);
+                return Ok(());
+            }
+            // Silent until it is known whether it happened.
+            Outcome::Unknown(_) => thread::sleep(AGAIN),
+            outcome => {
+                core.stay(&mut core.state());
+                let why = match outcome {
+                    Outcome::Refused(refused) => refused.to_string(),
+                    other => unsettled(&other),
+                };
+                return Err(NotHandedOver(why));
+            }
+        }
+    }
 }
 
 pub(crate) fn status_of(core: &Core) -> Status {

@@ -68,6 +68,8 @@ pub(crate) struct State {
     pub ask: Option<Ask>,
     /// Why nothing is acknowledged any more.
     pub over: Option<CommitError>,
+    /// The place is being handed over: commits wait for how that ends.
+    pub moving: bool,
     link: Option<Arc<Link>>,
     links: u64,
     /// Items that have not left yet, and how many bytes they and those on their way are.
@@ -160,6 +162,7 @@ impl Core {
             backup: None,
             ask: None,
             over: None,
+            moving: false,
             link: None,
             links: 0,
             outgoing: Vec::new(),
@@ -426,6 +429,37 @@ impl Core {
         }
     }
 
+    /// Takes no commits any more, and returns when all that were taken are acknowledged: who they are to be handed over to,
+    /// and in which generation.
+    pub fn drain(&self) -> Result<(Holder, u64), String> {
+        let mut state = self.state.lock();
+        let (generation, last) = match (&state.protection, &state.over) {
+            (_, Some(over)) => return Err(over.to_string()),
+            (Some(protection), None) if protection.phase() == Phase::Protected && !state.moving => {
+                (protection.generation(), protection.last())
+            }
+            _ => return Err("there is no backup that could take over".into()),
+        };
+        state.moving = true;
+        drop(state);
+        let outcome = self.wait(last);
+        let mut state = self.state.lock();
+        match (outcome, state.backup.clone()) {
+            (Ok(()), Some(backup)) => Ok((backup, generation)),
+            (outcome, _) => {
+                self.stay(&mut state);
+                let lost = || "the backup was lost".to_owned();
+                Err(outcome.err().map_or_else(lost, |error| error.to_string()))
+            }
+        }
+    }
+
+    /// Takes commits again.
+    pub fn stay(&self, state: &mut State) {
+        state.moving = false;
+        state.wake_all();
+    }
+
     /// For ever: gives signs of life, reads for those who do not, and lets go of a backup that is too slow.
     pub fn tend(&self) {
         let beat = self.config.beat();
@@ -484,6 +518,10 @@ impl Core {
     fn submit_records(&self, records: &[u8]) -> Result<u64, CommitError> {
         let mut state = self.state.lock();
         self.wait_for_room(&mut state, records.len());
+        while state.moving && state.over.is_none() {
+            let next = state.last() + 1;
+            self.sleep(&mut state, next);
+        }
         if let Some(over) = &state.over {
             return Err(over.clone());
         }

@@ -256,7 +256,7 @@ fn committed_by(threads: usize) -> Result<f64, Failure> {
     Ok(total as f64 / took.as_secs_f64())
 }
 
-/// Updates a second from one thread, 100 to a commit, of which 64 may be unacknowledged.
+/// Updates a second from one thread, 100 to a commit, of which 1,000 may be unacknowledged.
 fn batched() -> Result<f64, Failure> {
     let mut waiting = std::collections::VecDeque::new();
     let (since, mut count) = (Instant::now(), 0u64);
@@ -266,7 +266,7 @@ fn batched() -> Result<f64, Failure> {
             ONE.write().value = count;
         }
         waiting.push_back(commit_async()?);
-        if waiting.len() > 64
+        if waiting.len() > 1000
             && let Some(first) = waiting.pop_front()
         {
             first.wait()?;
