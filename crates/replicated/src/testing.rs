@@ -170,10 +170,18 @@ impl Default for Cluster {
     }
 }
 
-/// An address on which nobody listens, for a process that is to listen there soon.
+/// An address on which nobody listens, for a process that is to listen there soon. Never the same twice.
 pub fn free_address() -> SocketAddr {
-    let listener = must(TcpListener::bind(("127.0.0.1", 0)), "listen");
-    must(listener.local_addr(), "read an address")
+    static GIVEN: parking_lot::Mutex<Vec<SocketAddr>> = parking_lot::Mutex::new(Vec::new());
+    let mut given = GIVEN.lock();
+    loop {
+        let listener = must(TcpListener::bind(("127.0.0.1", 0)), "listen");
+        let address = must(listener.local_addr(), "read an address");
+        if !given.contains(&address) {
+            given.push(address);
+            return address;
+        }
+    }
 }
 
 /// For what a test cannot go on without.

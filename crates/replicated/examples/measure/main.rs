@@ -31,7 +31,9 @@ static ONE: Item = Item { value: 0, other: 0 };
 
 const CLIENTS: [usize; 3] = [1, 16, 256];
 const OBJECTS: usize = 1_000_000;
-const FOR: Duration = Duration::from_secs(3);
+const FOR: Duration = Duration::from_secs(1);
+/// Of which the median counts.
+const ROUNDS: usize = 5;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -165,13 +167,18 @@ fn measure() -> Result<(), Failure> {
     let mut redis_rates = Vec::new();
     let redis = redis::Pair::start()?;
     for clients in CLIENTS {
-        let rate = committed_by(clients)?;
-        let other = redis.updates_by(clients, FOR)?;
+        // In turn, so that both meet the same machine.
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            ours.push(committed_by(clients)?);
+            theirs.push(redis.updates_by(clients, FOR)?);
+        }
+        let (rate, other) = (median(ours), median(theirs));
         eprintln!("{clients} clients: {rate:.0} commits/s, Redis WAIT 1 0 {other:.0}/s");
         commits.push(rate);
         redis_rates.push(other);
     }
-    let updates = batched()?;
+    let updates = median((0..ROUNDS).map(|_| batched()).collect::<Result<_, _>>()?);
     eprintln!("batched {updates:.0} updates/s");
     let port = nodes[0].address.port();
     let (batched_bytes, lone_bytes) = (bytes_of(port, 1000)?, bytes_of(port, 1)?);
