@@ -17,7 +17,7 @@ use outlive_lab::scenario::{Moves, Outcome, median};
 use serde::Serialize;
 
 use crate::failover::{self, Plan, REDIS, REDIS_PORT, WORKLOAD, wait_for_redis};
-use crate::{demo, hotpatch, root, setup};
+use crate::{demo, hotpatch, replicated, root, setup};
 
 #[derive(Subcommand)]
 pub enum What {
@@ -59,6 +59,12 @@ pub enum What {
         #[arg(long)]
         json: bool,
     },
+    /// What `#[replicated]` costs, beside bare TCP and Redis with `WAIT 1 0`
+    Replicated {
+        /// Print the outcome as JSON, as the last line of standard output
+        #[arg(long)]
+        json: bool,
+    },
     /// What clients notice of a Redis that is patched and reverted under load
     Hotpatch {
         /// Print the outcome as JSON, as the last line of standard output
@@ -79,11 +85,14 @@ pub fn run(what: &What) -> Result<bool> {
         return hotpatch::run(json);
     }
     setup::prepare()?;
+    if let What::Replicated { json } = *what {
+        return replicated::run(json);
+    }
     let program = setup::build_release()?;
     let begun = Instant::now();
     let say = |line: &str| eprintln!("[{:7.3}] {line}", begun.elapsed().as_secs_f64());
     match *what {
-        What::Hotpatch { .. } => Ok(true),
+        What::Hotpatch { .. } | What::Replicated { .. } => Ok(true),
         What::Failover { kills, clients, resident, json } => {
             let plan = Plan { program, kills, clients: clients as usize, resident };
             let outcome = failover::run(&plan, &say)?;

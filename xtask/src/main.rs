@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod failover;
 mod hotpatch;
+mod replicated;
 mod setup;
 mod supported;
 mod test;

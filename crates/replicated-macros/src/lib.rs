@@ -5,7 +5,8 @@ mod item;
 mod options;
 
 use proc_macro::TokenStream;
-use syn::{Item, parse_macro_input};
+use quote::quote;
+use syn::{Item, ItemFn, LitInt, parse_macro_input};
 
 /// Marks a static, struct, enum or `impl` as replicated. See the crate `outlive_replicated`.
 #[proc_macro_attribute]
@@ -23,4 +24,35 @@ pub fn replicated(arguments: TokenStream, item: TokenStream) -> TokenStream {
         )),
     };
     outcome.unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// Makes a scenario a test that kills its process at every commit. See `outlive_replicated::testing`.
+#[proc_macro_attribute]
+pub fn failover_test(arguments: TokenStream, item: TokenStream) -> TokenStream {
+    let item = parse_macro_input!(item as ItemFn);
+    let mut random = quote!(10);
+    let options = syn::meta::parser(|meta| {
+        if !meta.path.is_ident("random") {
+            return Err(meta.error("only `random = …` can be said here: how often it is killed at random"));
+        }
+        let times: LitInt = meta.value()?.parse()?;
+        random = quote!(#times);
+        Ok(())
+    });
+    parse_macro_input!(arguments with options);
+    let (name, attributes) = (&item.sig.ident, &item.attrs);
+    let scenario = syn::ItemFn { attrs: Vec::new(), ..item.clone() };
+    quote! {
+        #(#attributes)*
+        #[test]
+        fn #name() {
+            #scenario
+            ::outlive_replicated::testing::failover(
+                ::core::concat!(::core::module_path!(), "::", ::core::stringify!(#name)),
+                #random,
+                #name,
+            );
+        }
+    }
+    .into()
 }

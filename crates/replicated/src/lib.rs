@@ -34,9 +34,14 @@
 //! | `transaction` | what a thread or task changed since its last commit: shipped whole, or undone |
 //! | `root`, `collection`, `reference` | marked statics, collections, `Ref` and the collection of garbage |
 //! | [`protection`] | when a commit may be acknowledged, without any I/O |
+//! | `message`, `ship`, `follow` | the link: what is said on it, the primary's side, the backup's |
+//! | `arbitration`, `rights`, `seed` | who may speak: asking for it, keeping it, the seed nodes |
+//! | `config`, `node` | [`start`] |
+//! | `request` | repeated requests |
+//! | `doctor` | what a program does wrong with its transactions, found while it runs |
+//! | `testing` | scenarios with real processes that are killed (feature `testing`) |
 //!
-//! Not here yet: the link between two processes and `start()`, so that a commit of a program goes nowhere; marked
-//! functions and `Handle`.
+//! Not here yet: marked functions and `Handle`; more than one backup at a time.
 //!
 //! Invariant: nothing here knows the agent; arbitration is crate `cluster`'s.
 
@@ -45,18 +50,33 @@
 // The macros name this crate from outside, also where they are used in it.
 extern crate self as outlive_replicated;
 
+mod arbitration;
 mod collection;
+mod config;
+mod doctor;
+mod follow;
 mod lock;
+mod message;
+mod node;
 mod object;
 pub mod protection;
 mod reference;
+mod request;
+mod rights;
 mod root;
 mod schema;
+mod seed;
+mod ship;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod testing_point;
 mod transaction;
 mod value;
 mod wire;
 
+#[cfg(test)]
+mod link_tests;
 #[cfg(test)]
 mod tests;
 
@@ -69,11 +89,20 @@ pub use collection::{
     Bytes, BytesBody, Content, Counter, CounterBody, Deque, DequeBody, List, ListBody, Map, MapBody,
     OrderedMap, OrderedMapBody, Owned, ReadContent, Set, SetBody, Slot, Text, TextBody,
 };
+pub use config::{Config, ConfigError, Node, WhenExposed};
+pub use doctor::{Finding, OutputGuard, Premature, doctor, output_guard};
 pub use lock::Deadlock;
+pub use node::{How, NotHandedOver, StartError, Started, Status, hand_over, start, status, stop};
+pub use outlive_cluster::ClusterId;
+#[cfg(feature = "testing")]
+pub use outlive_replicated_macros::failover_test;
 pub use outlive_replicated_macros::replicated;
+pub use outlive_stream::tls::Identity;
 pub use reference::{Ref, collect_garbage};
+pub use request::{RequestError, RequestId, forget_client, once};
 pub use root::{ReadGuard, RefReadGuard, RefWriteGuard, Root, Write, WriteGuard};
 pub use schema::{Incompatible, Plans, Schema};
+pub use seed::{Seed, SeedError};
 pub use store::{Role, Sink, Store};
 pub use transaction::{
     Commit, CommitError, TRANSACTION_LIMIT, Task, TransactionError, WriteError, commit, commit_async,

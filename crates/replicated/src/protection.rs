@@ -1,6 +1,6 @@
 //! When a commit may be acknowledged: the rules of one primary, without any I/O.
 //!
-//! Exposed, a commit is acknowledged at once. While a backup is asked into the register nothing is, and from the grant
+//! Exposed, a commit is acknowledged at once, or by policy not at all. While a backup is asked into the register nothing is, and from the grant
 //! on only what the backup holds. When the backup is gone nothing is, until a majority of seed nodes has granted the
 //! right to go on alone (R2): a backup that asks for its primary's place has stopped acknowledging before.
 
@@ -40,12 +40,19 @@ pub struct Protection {
     last: u64,
     held: u64,
     released: u64,
+    /// Without a backup nothing is acknowledged.
+    waits: bool,
 }
 
 impl Protection {
     /// A primary that speaks alone in `generation`, after `last` commits.
     pub fn new(generation: u64, last: u64) -> Self {
-        Self { phase: Phase::Exposed, generation, last, held: 0, released: last }
+        Self { phase: Phase::Exposed, generation, last, held: 0, released: last, waits: false }
+    }
+
+    /// One that acknowledges nothing while it has no backup.
+    pub fn waiting(generation: u64, last: u64) -> Self {
+        Self { waits: true, ..Self::new(generation, last) }
     }
 
     /// How it stands with the backup.
@@ -142,9 +149,9 @@ impl Protection {
 
     fn release(&mut self) {
         match self.phase {
-            Phase::Exposed | Phase::Joining => self.released = self.last,
+            Phase::Exposed | Phase::Joining if !self.waits => self.released = self.last,
             Phase::Protected => self.released = self.released.max(self.held),
-            Phase::Plugged(_) | Phase::Asking | Phase::Losing | Phase::Deposed => {}
+            _ => {}
         }
     }
 }
@@ -177,6 +184,21 @@ mod tests {
         primary.granted(Ask::Alone, 2);
         assert_eq!((primary.released(), primary.generation()), (5, 2));
         assert_eq!(primary.holds(9), Err(9));
+    }
+
+    #[test]
+    fn who_waits_for_a_backup_acknowledges_nothing_without() {
+        let mut primary = Protection::waiting(1, 0);
+        assert_eq!((primary.submit(), primary.released()), (1, 0));
+        assert!(primary.join());
+        assert_eq!((primary.submit(), primary.released()), (2, 0));
+        primary.plug();
+        assert_eq!(primary.holds(2), Ok(Some(Ask::AddBackup)));
+        primary.granted(Ask::AddBackup, 1);
+        assert_eq!(primary.released(), 2);
+        assert_eq!(primary.lose(), Some(Ask::Alone));
+        primary.granted(Ask::Alone, 2);
+        assert_eq!((primary.submit(), primary.released()), (3, 2));
     }
 
     /// One process of the simulation: a primary, or a backup of the other.

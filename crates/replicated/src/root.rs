@@ -114,13 +114,17 @@ impl<T: Value> Deref for Held<T> {
 impl<T: Value, G: DerefMut<Target = T>, O: Deref<Target = Arc<Shared<T>>>> Write<T, G, O> {
     pub(crate) fn begin(object: O, lock: impl FnOnce(&O) -> G) -> Result<Self, WriteError> {
         let shared: &Arc<Shared<T>> = &object;
-        if own(shared)? && shared.writing.swap(true, Ordering::Relaxed) {
-            return Err(WriteError::GuardAlive);
+        // Only its owner looks at it, which is this thread from here on.
+        if own(shared)? {
+            if shared.writing.load(Ordering::Relaxed) {
+                return Err(WriteError::GuardAlive);
+            }
+            shared.writing.store(true, Ordering::Relaxed);
         }
         let guard = lock(&object);
         let shared: &Arc<Shared<T>> = &object;
-        if let Some(store) = shared.store() {
-            guard_begins(store);
+        if shared.id() != 0 {
+            guard_begins();
         }
         let shadow = guard.shadow();
         Ok(Self { guard, shadow, object })

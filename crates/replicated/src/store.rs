@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::doctor::Watch;
 use crate::object::{AnyObject, Body, Shared};
 use crate::schema::{Plans, RootDefinition, Schema, Shape, SharedType, Types};
 use crate::transaction::{World, keeping};
@@ -51,6 +52,15 @@ pub trait Sink: Send + Sync {
     fn submit(&self, records: &[u8]) -> Result<u64, crate::CommitError>;
     /// The number of the last one taken.
     fn last(&self) -> u64;
+    /// The number of a commit that says, once it may be acknowledged, that nobody had taken over by now: what was read
+    /// before may be answered with.
+    fn barrier(&self) -> Result<u64, crate::CommitError> {
+        Ok(self.last())
+    }
+    /// Whether it may be.
+    fn is_acknowledged(&self, _number: u64) -> bool {
+        true
+    }
     /// Waits until it may be acknowledged.
     fn wait(&self, number: u64) -> Result<(), crate::CommitError>;
     /// Asks to be woken when it may be, or says how it ended.
@@ -83,6 +93,7 @@ pub struct Store {
     /// Statics of the primary whose content has not come yet.
     unsent: Mutex<HashSet<u64>>,
     pub(crate) world: World,
+    pub(crate) watch: Watch,
 }
 
 impl Store {
@@ -102,6 +113,7 @@ impl Store {
             root_types: Mutex::default(),
             unsent: Mutex::default(),
             world: World::default(),
+            watch: Watch::default(),
         })
     }
 
@@ -300,6 +312,13 @@ impl Store {
     pub(crate) fn unregister(&self, id: u64) {
         let entry = self.part(id).lock().remove(&id);
         drop(entry);
+    }
+
+    /// What an object is called: the static's name, or its number.
+    pub(crate) fn name_of(&self, id: u64) -> String {
+        let roots = self.roots.lock();
+        let root = roots.iter().find(|(_, root)| root.id() == id);
+        root.map_or_else(|| format!("object {id}"), |(name, _)| name.clone())
     }
 
     /// How many objects there are, collections within others included.

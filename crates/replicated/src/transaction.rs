@@ -27,6 +27,9 @@ pub enum CommitError {
     /// Nothing that this process says counts any more (R2): end it, or start it anew as a backup.
     #[error("another process has taken over: this one must not answer anybody any more")]
     Deposed,
+    /// [`stop`](crate::stop) was called.
+    #[error("this program was stopped: nothing is acknowledged any more")]
+    Stopped,
     /// The transaction goes on.
     #[error("a write guard of this transaction still lives: drop it before the commit")]
     GuardAlive,
@@ -135,6 +138,7 @@ pub(crate) struct Tx {
     created: Vec<u64>,
     /// What the transaction let go of, and may need again to be undone.
     kept: Vec<Arc<dyn AnyObject>>,
+    /// Its write guards that live, while it is no thread's.
     guards: usize,
     panicked: bool,
     broken: Option<String>,
@@ -146,14 +150,20 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 thread_local! {
     static CURRENT: RefCell<Option<Box<Tx>>> = const { RefCell::new(None) };
     static CURRENT_ID: Cell<u64> = const { Cell::new(0) };
+    /// How many write guards of this thread's transaction live. Here and not in it, for every write counts twice.
+    static GUARDS: Cell<usize> = const { Cell::new(0) };
+    /// The number of this thread's last commit.
+    static LAST: Cell<u64> = const { Cell::new(0) };
     static KEPT: RefCell<Vec<Arc<dyn AnyObject>>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Tx {
     fn new(store: &Arc<Store>) -> Box<Self> {
         store.world.enter();
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        store.watch.begins(id);
         Box::new(Self {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            id,
             store: Arc::clone(store),
             redo: Writer::new(Mode::Content, Some(Arc::clone(store))),
             undo: Writer::new(Mode::Ids, None),
@@ -200,6 +210,7 @@ impl Tx {
 
     fn end(&mut self) {
         self.over = true;
+        self.store.watch.ends(self.id);
         for object in self.owned.drain(..) {
             object.release();
         }
@@ -291,10 +302,13 @@ pub(crate) fn keeping<R>(apply: impl FnOnce() -> R) -> R {
 
 fn take_current() -> Option<Box<Tx>> {
     CURRENT_ID.try_with(|id| id.set(0)).ok()?;
-    CURRENT.try_with(|current| current.borrow_mut().take()).ok()?
+    let mut tx = CURRENT.try_with(|current| current.borrow_mut().take()).ok()??;
+    tx.guards = GUARDS.try_with(|guards| guards.replace(0)).unwrap_or(0);
+    Some(tx)
 }
 
 fn put_current(tx: Option<Box<Tx>>) {
+    let _ = GUARDS.try_with(|guards| guards.set(tx.as_ref().map_or(0, |tx| tx.guards)));
     let _ = CURRENT_ID.try_with(|id| id.set(tx.as_ref().map_or(0, |tx| tx.id)));
     let _ = CURRENT.try_with(|current| *current.borrow_mut() = tx);
 }
@@ -336,7 +350,9 @@ fn own_slowly<B: Body>(store: &Arc<Store>, object: &Arc<Shared<B>>) -> Result<()
     store.wait_to_write();
     let id = with(store, |tx| tx.id)?;
     object.owner.acquire(id)?;
-    with(store, |tx| tx.owned.push(Arc::clone(object) as _))
+    with(store, |tx| tx.owned.push(Arc::clone(object) as _))?;
+    store.watch.owns(id, object.id());
+    Ok(())
 }
 
 /// Logs a change of an object that this transaction [owns](own).
@@ -369,19 +385,44 @@ pub(crate) fn record_other(
     })
 }
 
-pub(crate) fn guard_begins(store: &Arc<Store>) {
-    // The transaction is there: the object is owned.
-    let _ = with(store, |tx| tx.guards += 1);
+/// A write guard of an object that this thread's transaction owns.
+#[inline]
+pub(crate) fn guard_begins() {
+    let _ = GUARDS.try_with(|guards| guards.set(guards.get() + 1));
 }
 
+#[inline]
 pub(crate) fn guard_ends() {
-    let panicking = std::thread::panicking();
-    let _ = CURRENT.try_with(|current| {
-        if let Some(tx) = &mut *current.borrow_mut() {
-            tx.guards -= 1;
-            tx.panicked |= panicking;
-        }
+    let _ = GUARDS.try_with(|guards| guards.set(guards.get().saturating_sub(1)));
+    if std::thread::panicking() {
+        let _ = CURRENT.try_with(|current| {
+            if let Some(tx) = &mut *current.borrow_mut() {
+                tx.panicked = true;
+            }
+        });
+    }
+}
+
+/// What this thread has to do before it may tell anybody anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Open {
+    Nothing,
+    Uncommitted,
+    Unacknowledged(u64),
+}
+
+pub(crate) fn open() -> Open {
+    let changed = CURRENT.try_with(|current| {
+        current.try_borrow().is_ok_and(|tx| tx.as_ref().is_some_and(|tx| !tx.redo.bytes.is_empty()))
     });
+    if changed.unwrap_or(false) || GUARDS.try_with(Cell::get).unwrap_or(0) != 0 {
+        return Open::Uncommitted;
+    }
+    let last = LAST.try_with(Cell::get).unwrap_or(0);
+    match Store::global().sink() {
+        Some(sink) if !sink.is_acknowledged(last) => Open::Unacknowledged(last),
+        _ => Open::Nothing,
+    }
 }
 
 /// Takes `lock` at a moment when no other transaction has changed the object and not committed.
@@ -445,7 +486,8 @@ impl Future for Commit {
 }
 
 /// Ends this thread's transaction, and returns when the backup holds it. With nothing changed it waits for all that
-/// was committed so far, by whomever: what was read may be answered with after it.
+/// was committed so far, by whomever, and for the backup's word that it has not taken over: what was read may be
+/// answered with after it.
 pub fn commit() -> Result<(), CommitError> {
     commit_async()?.wait()
 }
@@ -455,10 +497,9 @@ pub fn commit() -> Result<(), CommitError> {
 pub fn commit_async() -> Result<Commit, CommitError> {
     let Some(mut tx) = take_current() else {
         let store = Store::global();
-        return match store.role() {
-            Role::Deposed => Err(CommitError::Deposed),
-            _ => Ok(commit_of(store, None)),
-        };
+        // What a backup holds is not to be answered with.
+        store.wait_to_write();
+        return commit_of(store, None);
     };
     if tx.guards != 0 {
         put_current(Some(tx));
@@ -470,7 +511,7 @@ pub fn commit_async() -> Result<Commit, CommitError> {
             let store = Arc::clone(&tx.store);
             drop(tx);
             drop(take_kept());
-            Ok(commit_of(&store, number))
+            commit_of(&store, number)
         }
         Err(error) => {
             tx.roll_back()?;
@@ -490,16 +531,24 @@ fn submit(tx: &mut Tx) -> Result<Option<u64>, CommitError> {
         return Err(CommitError::TooLarge(tx.redo.bytes.len()));
     }
     match (tx.store.role(), tx.store.sink()) {
-        (Role::Deposed, _) => Err(CommitError::Deposed),
+        (Role::Deposed, None) => Err(CommitError::Deposed),
+        // The sink says why not, if it does not take anything any more.
+        (Role::Deposed, Some(sink)) => sink.submit(&tx.redo.bytes).and(Err(CommitError::Deposed)),
         (Role::Primary, Some(sink)) if !tx.redo.bytes.is_empty() => sink.submit(&tx.redo.bytes).map(Some),
         _ => Ok(None),
     }
 }
 
-fn commit_of(store: &Arc<Store>, number: Option<u64>) -> Commit {
+fn commit_of(store: &Arc<Store>, number: Option<u64>) -> Result<Commit, CommitError> {
     let sink = store.sink().map(Arc::clone);
-    let number = number.unwrap_or_else(|| sink.as_ref().map_or(0, |sink| sink.last()));
-    Commit { sink, number }
+    let number = match (number, &sink) {
+        (Some(number), _) => number,
+        (None, Some(sink)) => sink.barrier()?,
+        (None, None) if store.role() == Role::Deposed => return Err(CommitError::Deposed),
+        (None, None) => 0,
+    };
+    LAST.set(number);
+    Ok(Commit { sink, number })
 }
 
 /// Undoes what this thread changed since its last commit.

@@ -1,0 +1,302 @@
+//! The backup's side of the link.
+//!
+//! What arrives is applied, then acknowledged: a backup has nothing left to do when it takes over. Whoever has noticed
+//! that the link ended acknowledges nothing more on it, and only then asks for the primary's place (R2).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use outlive_cluster::Holder;
+use outlive_stream::connection::{Reader, Writer};
+use outlive_stream::frame::{Frame, FrameError, FrameReader, FrameWriter};
+use outlive_stream::hello::{Stream, VERSIONS};
+use parking_lot::Mutex;
+use tracing::{info, warn};
+
+use crate::message::{
+    ACK, BEAT, DATA, FROM_PRIMARY, HELLO, Hello, Item, ItemError, Items, READY, START, VERSION, WELCOME,
+    Welcome, encoded, number, only_number,
+};
+use crate::rights::{HANDSHAKE, purpose};
+use crate::schema::{Incompatible, Plans};
+use crate::ship::Core;
+use crate::store::Store;
+
+/// How following a primary ended.
+pub(crate) enum Followed {
+    /// It could not begin; the primary may be asked again.
+    NotNow(String),
+    /// This program cannot hold what the primary has.
+    Incompatible(Incompatible),
+    /// Both sides run versions of this library that do not speak with each other.
+    OtherVersion(u16),
+    /// It ended. `complete`: all that there was had come, and was acknowledged up to this commit.
+    Ended { complete: Option<u64>, why: String, noticed: Instant },
+}
+
+pub(crate) fn follow(core: &Core, me: &Holder, primary: &Holder, address: SocketAddr) -> Followed {
+    match begin(core, me, primary, address) {
+        Ok((stream, plans)) => run(core, stream, &plans),
+        Err(ended) => ended,
+    }
+}
+
+fn begin(
+    core: &Core,
+    me: &Holder,
+    primary: &Holder,
+    address: SocketAddr,
+) -> Result<(Stream, Plans), Followed> {
+    let not_now = |error: &dyn std::fmt::Display| Followed::NotNow(error.to_string());
+    let connection = core
+        .config
+        .identity
+        .connect(address, primary.node.as_str(), HANDSHAKE)
+        .map_err(|error| not_now(&error))?;
+    let mut stream = Stream::open(connection, VERSIONS, &purpose(core), FROM_PRIMARY, HANDSHAKE)
+        .map_err(|error| not_now(&error))?;
+    let hello = Hello { version: VERSION, backup: me.clone() };
+    let bytes = postcard::to_stdvec(&hello).map_err(|error| not_now(&error))?;
+    stream.writer.send(HELLO, &[&bytes]).map_err(|error| not_now(&error))?;
+    stream.reader.get_mut().set_timeout(Some(HANDSHAKE)).map_err(|error| not_now(&error))?;
+    let frame = stream.reader.next().map_err(|error| not_now(&error))?;
+    if frame.kind != WELCOME {
+        return Err(Followed::NotNow("the primary did not say what it has".into()));
+    }
+    let schema = match postcard::from_bytes(&frame.payload).map_err(|error| not_now(&error))? {
+        Welcome::NotNow(reason) => return Err(Followed::NotNow(reason)),
+        Welcome::OtherVersion(version) => return Err(Followed::OtherVersion(version)),
+        Welcome::Joins { version, .. } if version != VERSION => return Err(Followed::OtherVersion(version)),
+        Welcome::Joins { primary: other, .. } if other.incarnation != primary.incarnation => {
+            return Err(Followed::NotNow("another process answers at the primary's address".into()));
+        }
+        Welcome::Joins { schema, .. } => schema,
+    };
+    let plans = core.store.schema().plans((*schema).clone()).map_err(Followed::Incompatible)?;
+    core.store.follow(&schema);
+    stream.writer.send(READY, &[]).map_err(|error| Followed::Ended {
+        complete: None,
+        why: error.to_string(),
+        noticed: Instant::now(),
+    })?;
+    Ok((stream, plans))
+}
+
+fn run(core: &Core, stream: Stream, plans: &Plans) -> Followed {
+    let Stream { writer, mut reader, closer, .. } = stream;
+    let writer = Mutex::new(writer);
+    let over = AtomicBool::new(false);
+    let beat = core.config.beat();
+    let mut copy = Copy { store: &core.store, plans, items: Items::default(), commit: 0, complete: false };
+    let why = thread::scope(|scope| {
+        // However long something takes to be applied, the primary hears that this process lives.
+        let beats = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                thread::park_timeout(beat);
+                if writer.lock().send(BEAT, &[]).is_err() {
+                    return;
+                }
+            }
+        });
+        let why = receive(&mut reader, &writer, &mut copy, beat, core.config.detection);
+        // Nothing is acknowledged from here on.
+        over.store(true, Ordering::Relaxed);
+        closer.shutdown();
+        beats.thread().unpark();
+        why
+    });
+    info!(why, commit = copy.commit, complete = copy.complete, "the link to the primary has ended");
+    let complete = copy.complete.then_some(copy.commit);
+    Followed::Ended { complete, why, noticed: Instant::now() }
+}
+
+/// Returns why it ended.
+fn receive(
+    reader: &mut FrameReader<Reader>,
+    writer: &Mutex<FrameWriter<Writer>>,
+    copy: &mut Copy<'_>,
+    beat: Duration,
+    detection: Duration,
+) -> String {
+    match reader.next() {
+        Ok(Frame { kind: START, payload }) => match only_number(&payload) {
+            Some(after) => copy.commit = after,
+            None => return "the primary began with what is no number".into(),
+        },
+        Ok(_) => return "the primary did not say where it begins".into(),
+        Err(error) => return error.to_string(),
+    }
+    if let Err(error) = reader.get_mut().set_timeout(Some(beat)) {
+        return error.to_string();
+    }
+    let mut heard = Instant::now();
+    loop {
+        match reader.next() {
+            Ok(Frame { kind: DATA, payload }) => {
+                let ended = match copy.take(&payload) {
+                    Ok(ended) => ended,
+                    Err(reason) => {
+                        warn!(reason, "what came from the primary cannot be followed");
+                        return reason;
+                    }
+                };
+                heard = Instant::now();
+                if ended && let Err(error) = writer.lock().send(ACK, &[&encoded(copy.commit)]) {
+                    return error.to_string();
+                }
+            }
+            Ok(Frame { kind: BEAT, .. }) => heard = Instant::now(),
+            Ok(_) => return "the primary sent what a primary does not send".into(),
+            Err(FrameError::TimedOut(_)) if heard.elapsed() <= detection => {}
+            Err(FrameError::TimedOut(_)) => {
+                return format!("no sign of life for {} ms", heard.elapsed().as_millis());
+            }
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+/// The state as it is here.
+struct Copy<'a> {
+    store: &'a Arc<Store>,
+    plans: &'a Plans,
+    items: Items,
+    commit: u64,
+    /// All images have come.
+    complete: bool,
+}
+
+impl Copy<'_> {
+    /// Whether a batch ended with it.
+    fn take(&mut self, payload: &[u8]) -> Result<bool, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let Some((said, length)) = number(payload).map_err(|error| text(&error))? else {
+            return Err("a frame ends within its number".into());
+        };
+        self.items.push(&payload[length..]);
+        while let Some((item, records)) = self.items.next().map_err(|error| text(&error))? {
+            match item {
+                Item::Image if records.is_empty() => {
+                    if !self.store.has_arrived() {
+                        return Err("the last image has come, and some statics have not".into());
+                    }
+                    self.complete = true;
+                }
+                Item::Image if self.complete => return Err("an image came after the last one".into()),
+                Item::Image => {
+                    self.store.apply(records, Some(self.plans), true).map_err(|error| text(&error))?;
+                }
+                Item::Commit => {
+                    let joining = !self.complete;
+                    self.store
+                        .apply(records, Some(self.plans), joining)
+                        .map_err(|error| format!("commit {} cannot be applied: {error}", self.commit + 1))?;
+                    self.commit += 1;
+                }
+            }
+        }
+        // Both count: a stream that lost or gained a commit is not followed further.
+        if said != 0 && said - 1 != self.commit {
+            let (said, counted) = (said - 1, self.commit);
+            return Err(text(&ItemError::Count { said, counted }));
+        }
+        Ok(said != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::append;
+    use crate::object::Shared;
+    use crate::store::kind;
+    use crate::wire::{Mode, Writer};
+
+    fn store() -> Arc<Store> {
+        let store = Store::new();
+        store.add_root("number", &Shared::new(7u64));
+        store.follow(&store.schema());
+        store
+    }
+
+    fn copy<'a>(store: &'a Arc<Store>, plans: &'a Plans) -> Copy<'a> {
+        Copy { store, plans, items: Items::default(), commit: 4, complete: false }
+    }
+
+    /// A frame: what it says to be complete, and its items.
+    fn frame(said: u64, items: &[(Item, &[u8])]) -> Vec<u8> {
+        let mut payload = encoded(said);
+        for (item, records) in items {
+            append(&mut payload, *item, records);
+        }
+        payload
+    }
+
+    fn image_of(id: u64, value: u64) -> Vec<u8> {
+        let mut record = Writer::new(Mode::Content, None);
+        record.number(id * kind::COUNT + kind::IMAGE);
+        record.number(value);
+        let mut records = Writer::new(Mode::Content, None);
+        records.sized(&record.bytes);
+        records.bytes
+    }
+
+    #[test]
+    fn a_stream_that_no_primary_sends_is_refused() {
+        let store = store();
+        let schema = store.schema();
+        let id = schema.roots["number"].id;
+        let plans = schema.plans(schema.clone()).unwrap();
+        let (image, foreign, none): (_, _, &[u8]) = (image_of(id, 9), image_of(id + 5, 9), &[]);
+
+        let mut good = copy(&store, &plans);
+        let whole = [(Item::Image, &image[..]), (Item::Image, none), (Item::Commit, none)];
+        assert_eq!(good.take(&frame(6, &whole)), Ok(true));
+        assert_eq!((good.commit, good.complete), (5, true));
+        // After that: an image, an object that nobody has, a lost commit, one too many.
+        let mut refused = |payload: &[u8]| good.take(payload).unwrap_err();
+        assert!(refused(&frame(0, &[(Item::Image, &image)])).contains("after the last"));
+        assert!(refused(&frame(0, &[(Item::Commit, &foreign)])).contains("commit 6"));
+        assert!(refused(&frame(8, &[(Item::Commit, none)])).contains("up to 7"));
+        assert!(refused(&[0x80]).contains("ends within"));
+
+        let again = self::store();
+        let early = copy(&again, &plans).take(&frame(5, &[(Item::Image, none)]));
+        assert!(early.unwrap_err().contains("have not"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_frames_are_followed_or_refused(frames in proptest::collection::vec(
+            proptest::collection::vec(any::<u8>(), 0..60), 0..8
+        )) {
+            let store = store();
+            let plans = store.schema().plans(store.schema()).unwrap();
+            let mut copy = copy(&store, &plans);
+            for payload in &frames {
+                if copy.take(payload).is_err() {
+                    break;
+                }
+            }
+        }
+
+        /// Of a stream that was good, one bit.
+        #[test]
+        fn a_damaged_stream_does_no_harm(at in 0usize..400, bit in 0u8..8) {
+            let store = store();
+            let id = store.schema().roots["number"].id;
+            let plans = store.schema().plans(store.schema()).unwrap();
+            let image = image_of(id, 1 << 40);
+            let mut payload = frame(6, &[(Item::Image, &image), (Item::Image, &[]), (Item::Commit, &[])]);
+            let place = at % payload.len();
+            payload[place] ^= 1 << bit;
+            // The frame's hash finds it before; this must not rely on that.
+            let _ = copy(&store, &plans).take(&payload);
+        }
+    }
+}
