@@ -266,7 +266,7 @@ impl Shell {
         let table = state.descriptors.as_deref().unwrap_or_default();
         let channel = clear_of(process, table)?;
         self.install(process, channel, table, built)?;
-        let allowed = state.attributes.as_ref().map(|attributes| limits::descriptors(attributes));
+        let allowed = state.attributes.as_ref().map(limits::descriptors);
         let free =
             (0..).zip(table).find(|(fd, row)| row.fd != *fd).map_or(table.len(), |(fd, _)| fd as usize);
         let full = allowed.is_some_and(|allowed| free as u64 >= allowed);
