@@ -9,7 +9,7 @@ use outlive_process::sys::uffd;
 /// A `userfaultfd(2)` of this process.
 pub fn userfaultfd() -> io::Result<OwnedFd> {
     // As workloads make it: without a privilege beyond the one to trace.
-    let flags = libc::O_CLOEXEC as u64 | uffd::USER_MODE_ONLY;
+    let flags = uffd::OPEN_FLAGS;
     // SAFETY: the call takes a number and gives a new descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
     if fd < 0 {
