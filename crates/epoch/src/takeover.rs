@@ -55,7 +55,7 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
         old,
     } = prepared;
     let network = as_it_is(engine, &shell);
-    port.attach()?;
+    port.attach(network.mac)?;
     point(Point::TakeoverAttached);
     let mut announcer = Announcer::new(&network);
     announcer.start(Moment::now());
