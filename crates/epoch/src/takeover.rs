@@ -54,6 +54,9 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
         epoch,
         old,
     } = prepared;
+    if register.synced_backup().is_some() {
+        prepare_to_speak_alone(engine, register.generation);
+    }
     let network = as_it_is(engine, &shell);
     port.attach(network.mac)?;
     point(Point::TakeoverAttached);
@@ -144,6 +147,16 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
 fn as_it_is(engine: &Engine, shell: &Shell) -> NetworkConfig {
     let own = shell.network();
     engine.setup.workload.network.as_it_is(own.addresses(), own.gateways())
+}
+
+/// While the workload is being brought to life: the promises that this takes. The old primary can still go on.
+fn prepare_to_speak_alone(engine: &Engine, generation: u64) {
+    let (arbiter, by) = (Arc::clone(&engine.arbiter), engine.me.incarnation);
+    let prepare = move || arbiter.prepare(Transition::PrimaryAlone { by, generation });
+    if let Err(error) = thread::Builder::new().name("arbitration".into()).spawn(prepare) {
+        // It is asked for all the same, and takes one round more.
+        warn!(%error, "speaking alone is not prepared");
+    }
 }
 
 /// Asks until it is known whether this one may speak without the old primary, which could otherwise go on instead.
