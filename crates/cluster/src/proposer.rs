@@ -119,6 +119,8 @@ pub struct Proposer {
     seen: Option<Ballot>,
     /// Whether a change was ever proposed, so that it may have happened.
     proposed: bool,
+    /// Whether it waits with that until it is released.
+    held: bool,
     silence: Vec<Silence>,
 }
 
@@ -169,6 +171,28 @@ impl Proposer {
             rounds: 0,
             seen: None,
             proposed: false,
+            held: false,
+        }
+    }
+
+    /// Proposes nothing until it is [released](Self::release): it only asks for promises, by which the register stays as it is.
+    /// What was promised may be outbid meanwhile; then the change is decided anew, by the register as it is then.
+    pub fn hold(mut self) -> Self {
+        self.held = true;
+        self
+    }
+
+    /// Whether it waits for nothing but its release.
+    pub fn is_ready(&self) -> bool {
+        self.held && matches!(&self.state, State::Running { round, .. } if round.is_proposing())
+    }
+
+    /// The change may be proposed from now on; the time to give up counts from here.
+    pub fn release(&mut self, now: Duration) {
+        self.held = false;
+        self.deadline = now.saturating_add(self.limits.deadline);
+        if let State::Running { next_send, .. } = &mut self.state {
+            *next_send = now;
         }
     }
 
@@ -235,6 +259,9 @@ impl Proposer {
             return Vec::new();
         }
         *next_send = now.saturating_add(self.limits.resend);
+        if self.held && round.is_proposing() {
+            return Vec::new();
+        }
         self.proposed |= round.has_proposed_change();
         let mut actions = Vec::new();
         for (place, node) in self.seeds.members().iter().enumerate() {
@@ -376,6 +403,35 @@ mod tests {
         assert_eq!(refused.why, Why::Exists);
         assert_eq!(refused.current.as_deref(), Some(&granted));
         assert_eq!(cluster.read(3), Outcome::Read(Some(granted)));
+    }
+
+    #[test]
+    fn what_is_held_changes_nothing_until_it_is_released() {
+        let mut cluster = Cluster::new();
+        let mut held = cluster.change(1, create(10)).hold();
+        assert!(cluster.step(&mut held, Duration::ZERO, &[0, 1]));
+        assert!(held.is_ready());
+        for after in [1, 500] {
+            assert!(!cluster.step(&mut held, Duration::from_millis(after), &[0, 1, 2]));
+        }
+        // Long after it would have given up.
+        let late = Limits::default().deadline * 3;
+        held.release(late);
+        assert!(cluster.step(&mut held, late, &[0, 1]));
+        assert!(matches!(held.outcome(), Some(Outcome::Granted(register)) if register.generation == 1));
+    }
+
+    #[test]
+    fn what_is_held_is_decided_anew_if_another_was_faster() {
+        let mut cluster = Cluster::new();
+        let mut held = cluster.change(1, create(10)).hold();
+        assert!(cluster.step(&mut held, Duration::ZERO, &[0, 1]));
+        let Outcome::Granted(other) = cluster.run(&mut cluster.change(2, create(20)), &[1, 2]) else {
+            panic!("not granted")
+        };
+        held.release(Duration::ZERO);
+        let Outcome::Refused(refused) = cluster.run(&mut held, &[0, 1, 2]) else { panic!("not refused") };
+        assert_eq!(refused.current.as_deref(), Some(&other));
     }
 
     #[test]

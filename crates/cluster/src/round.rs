@@ -116,11 +116,6 @@ impl Round {
         }
     }
 
-    #[cfg(test)]
-    pub fn is_proposing(&self) -> bool {
-        matches!(self.phase, Phase::Accept { .. })
-    }
-
     /// What this round knows of the seed node at `place`.
     #[cfg(test)]
     pub fn hash_votes(&self, place: usize, hasher: &mut impl std::hash::Hasher) {
@@ -138,6 +133,11 @@ impl Round {
             Phase::Accept { votes, .. } => votes.reorder(order),
         }
         self.outbid = order.iter().map(|old| self.outbid[*old]).collect();
+    }
+
+    /// Whether it is in its second phase.
+    pub fn is_proposing(&self) -> bool {
+        matches!(self.phase, Phase::Accept { .. })
     }
 
     /// Whether a change of the register may have gone out.

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,8 @@ pub struct Arbiter {
     workload: WorkloadName,
     links: Vec<Seed>,
     responses: Mutex<Receiver<(NodeName, Response)>>,
+    /// What has been promised, and not yet asked for.
+    prepared: Mutex<Option<(Transition, Proposer)>>,
     begun: Instant,
 }
 
@@ -62,42 +64,86 @@ impl Arbiter {
                 Some(Seed { name: name.clone(), requests })
             })
             .collect();
-        Self { seeds, workload, links, responses: Mutex::new(responses), begun: Instant::now() }
+        Self {
+            seeds,
+            workload,
+            links,
+            responses: Mutex::new(responses),
+            prepared: Mutex::new(None),
+            begun: Instant::now(),
+        }
     }
 
     pub fn ask(&self, transition: Transition) -> Outcome {
+        let responses = self.responses();
         let now = self.begun.elapsed();
+        let prepared = self.prepared.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let proposer = match prepared {
+            Some((known, mut proposer)) if known == transition && proposer.outcome().is_none() => {
+                proposer.release(now);
+                proposer
+            }
+            // Promises for what nobody wants any more are outbid.
+            _ => self.proposer(transition, now),
+        };
+        self.run(proposer, &responses)
+    }
+
+    /// Asks the seed nodes for the promises that a change takes, and proposes nothing: of the two rounds that a change takes, the
+    /// first is over when it is asked for. Without effect if no majority promises.
+    pub fn prepare(&self, transition: Transition) {
+        let responses = self.responses();
+        let mut proposer = self.proposer(transition.clone(), self.begun.elapsed()).hold();
+        while !proposer.is_ready() && proposer.outcome().is_none() {
+            self.step(&mut proposer, &responses);
+        }
+        *self.prepared.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some((transition, proposer));
+    }
+
+    fn proposer(&self, transition: Transition, now: Duration) -> Proposer {
         let (seeds, workload) = (self.seeds.clone(), self.workload.clone());
-        self.run(Proposer::new(seeds, workload, transition, Attempt::random(), now, Limits::default()))
+        Proposer::new(seeds, workload, transition, Attempt::random(), now, Limits::default())
+    }
+
+    fn responses(&self) -> MutexGuard<'_, Receiver<(NodeName, Response)>> {
+        self.responses.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     pub fn read(&self) -> Outcome {
         let now = self.begun.elapsed();
         let (seeds, workload) = (self.seeds.clone(), self.workload.clone());
-        self.run(Proposer::read(seeds, workload, Attempt::random(), now, Limits::default()))
+        let responses = self.responses();
+        self.run(Proposer::read(seeds, workload, Attempt::random(), now, Limits::default()), &responses)
     }
 
-    fn run(&self, mut proposer: Proposer) -> Outcome {
-        let responses = self.responses.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    fn run(&self, mut proposer: Proposer, responses: &Receiver<(NodeName, Response)>) -> Outcome {
         loop {
-            for outlive_cluster::Action::Send { to, request } in proposer.poll(self.begun.elapsed()) {
-                if let Some(seed) = self.links.iter().find(|seed| seed.name == to) {
-                    // A full queue is a seed node that does not answer.
-                    let _ = seed.requests.try_send(request);
-                }
-            }
             if let Some(outcome) = proposer.outcome() {
                 return outcome.clone();
             }
-            point(Point::ArbiterAsked);
-            let now = self.begun.elapsed();
-            let until = proposer.wakeup().unwrap_or(now).saturating_sub(now);
-            match responses.recv_timeout(until) {
-                Ok((from, response)) => proposer.on_response(&from, &response, self.begun.elapsed()),
-                Err(RecvTimeoutError::Timeout) => {}
-                // No link could be made at all: nobody will ever answer.
-                Err(RecvTimeoutError::Disconnected) => thread::sleep(until.min(Duration::from_millis(50))),
+            self.step(&mut proposer, responses);
+        }
+    }
+
+    /// Sends what is to be sent, and takes one answer, or waits until it is time to do something else.
+    fn step(&self, proposer: &mut Proposer, responses: &Receiver<(NodeName, Response)>) {
+        for outlive_cluster::Action::Send { to, request } in proposer.poll(self.begun.elapsed()) {
+            if let Some(seed) = self.links.iter().find(|seed| seed.name == to) {
+                // A full queue is a seed node that does not answer.
+                let _ = seed.requests.try_send(request);
             }
+        }
+        if proposer.outcome().is_some() {
+            return;
+        }
+        point(Point::ArbiterAsked);
+        let now = self.begun.elapsed();
+        let until = proposer.wakeup().unwrap_or(now).saturating_sub(now);
+        match responses.recv_timeout(until) {
+            Ok((from, response)) => proposer.on_response(&from, &response, self.begun.elapsed()),
+            Err(RecvTimeoutError::Timeout) => {}
+            // No link could be made at all: nobody will ever answer.
+            Err(RecvTimeoutError::Disconnected) => thread::sleep(until.min(Duration::from_millis(50))),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use outlive_net::NetworkConfig;
+use outlive_net::{NetworkConfig, Uplink};
 use outlive_process::launch::Program;
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,8 @@ pub struct Node {
     pub name: String,
     /// Where this node's agent listens; supervisors listen on the same address with ports of their own.
     pub listen: SocketAddr,
-    pub bridge: String,
+    /// What workloads reach the network through.
+    pub uplink: Uplink,
     /// `<state>/workloads/<name>/` is the supervisor's: log of output, control socket, its own log.
     pub state: PathBuf,
     pub authority: PathBuf,

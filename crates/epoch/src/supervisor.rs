@@ -139,7 +139,7 @@ fn start(setup: Setup) -> Result<()> {
 fn make_network(engine: &Engine) -> Result<(Namespace, InnerTap, Port)> {
     let network = &engine.setup.workload.network;
     let (namespace, inner) = Namespace::create(network)?;
-    let port = Port::create(&engine.setup.node.bridge, network.mtu)?;
+    let port = Port::create(&engine.setup.node.uplink, network.mtu)?;
     Ok((namespace, inner, port))
 }
 
@@ -180,7 +180,7 @@ fn begin(
     let log = Log::open(&engine.directory(), setup.node.tuning.log_limit)?;
     let (pipes, ends) = Pipes::new()?;
     let workload = Workload::launch(&setup.workload.program, namespace.fd(), &engine.launcher, ends)?;
-    port.attach()?;
+    port.attach(engine.setup.workload.network.mac)?;
     let copies = Arc::new(Copies::default());
     let requests = Arc::new(Requests::default());
     let teller = engine.teller();
@@ -202,8 +202,10 @@ fn be_backup(
     let listen = listener.local_addr().attempt(|| "read the listening address".into())?;
     let (namespace, inner, port) = make_network(engine)?;
     let (mac, keep) = (engine.setup.workload.network.mac, engine.setup.node.tuning.detection);
-    let overheard =
-        Arc::new(Overheard::start(mac, keep).attempt(|| "listen for the workload's frames".into())?);
+    let overheard = Arc::new(
+        Overheard::start(mac, &engine.setup.node.uplink, keep)
+            .attempt(|| "listen for the workload's frames".into())?,
+    );
     let log = Log::open(&engine.directory(), engine.setup.node.tuning.log_limit)?;
     let (pipes, ends) = Pipes::new()?;
     let shell = Shell::create(&engine.setup.workload.program, namespace.fd(), &engine.launcher, ends)?;

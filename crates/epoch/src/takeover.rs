@@ -17,6 +17,7 @@ use outlive_net::probe::{Answer, ProbeTarget, Timestamps, run_probes};
 use outlive_net::{Announcer, Moment, Neighbours, NetworkConfig, Pump, PumpConfig, Voice};
 use outlive_process::checkpoint::ObjectId;
 use outlive_process::object::tcp::PeerAck;
+use outlive_process::shell::Shell;
 use outlive_process::sockets::Asked;
 use tracing::{debug, info, warn};
 
@@ -53,10 +54,13 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
         epoch,
         old,
     } = prepared;
-    let network = &engine.setup.workload.network;
-    port.attach()?;
+    if register.synced_backup().is_some() {
+        prepare_to_speak_alone(engine, register.generation);
+    }
+    let network = as_it_is(engine, &shell);
+    port.attach(network.mac)?;
     point(Point::TakeoverAttached);
-    let mut announcer = Announcer::new(network);
+    let mut announcer = Announcer::new(&network);
     announcer.start(Moment::now());
     for frame in announcer.due(Moment::now()) {
         port.send(frame).attempt(|| "announce the workload's address".into())?;
@@ -95,7 +99,7 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     let copies = Arc::new(Copies::default());
     let teller = engine.teller();
     let notify = Arc::new(move |event| teller.tell(Event::Pump(event)));
-    let config = pump_config(engine, network.clone(), voice);
+    let config = pump_config(engine, network, voice);
     let (pump, closed) = Pump::start(inner, port, config, copies.clone(), requests.clone(), notify)?;
     pump.announce();
     point(Point::TakeoverPumping);
@@ -137,6 +141,22 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     );
     engine.status.lock().last_failover = Some(done);
     Ok(Running { workload, pump, copies, requests, pipes, log, generation, epoch })
+}
+
+/// The workload's network with what the workload has made of it.
+fn as_it_is(engine: &Engine, shell: &Shell) -> NetworkConfig {
+    let own = shell.network();
+    engine.setup.workload.network.as_it_is(own.addresses(), own.gateways())
+}
+
+/// While the workload is being brought to life: the promises that this takes. The old primary can still go on.
+fn prepare_to_speak_alone(engine: &Engine, generation: u64) {
+    let (arbiter, by) = (Arc::clone(&engine.arbiter), engine.me.incarnation);
+    let prepare = move || arbiter.prepare(Transition::PrimaryAlone { by, generation });
+    if let Err(error) = thread::Builder::new().name("arbitration".into()).spawn(prepare) {
+        // It is asked for all the same, and takes one round more.
+        warn!(%error, "speaking alone is not prepared");
+    }
 }
 
 /// Asks until it is known whether this one may speak without the old primary, which could otherwise go on instead.

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use outlive_epoch::requests::{self, Requests};
-use outlive_net::{InputClosed, Moment, Namespace, NetworkConfig, Port, Pump, PumpConfig, Voice};
+use outlive_net::{InputClosed, Moment, Namespace, NetworkConfig, Port, Pump, PumpConfig, Uplink, Voice};
 use outlive_process::object::tcp_request::{PendingConnection, Progress, supported};
 
 /// How long anything may take before a test gives up.
@@ -51,15 +51,15 @@ impl Host {
     fn start(lan: &Namespace, voice: Voice, pending: Vec<PendingConnection>) -> (Host, InputClosed) {
         let network = network();
         let (namespace, inner) = Namespace::create(&network).unwrap();
-        let port = lan.enter(|| Port::create(BRIDGE, network.mtu)).unwrap().unwrap();
+        let port = lan.enter(|| Port::create(&Uplink::bridge(BRIDGE), network.mtu)).unwrap().unwrap();
         let address: SocketAddr = WORKLOAD.parse().unwrap();
         let listener = namespace.enter(|| TcpListener::bind(address)).unwrap().unwrap();
         let restorer = namespace.enter(requests::prepare).unwrap();
         let (requests, rebuilding) = Requests::resume(restorer, pending);
         let requests = Arc::new(requests);
-        let mut config = PumpConfig::new(network, voice);
+        let mut config = PumpConfig::new(network.clone(), voice);
         config.plug.freshness = PATIENCE;
-        port.attach().unwrap();
+        port.attach(network.mac).unwrap();
         let (pump, closed) =
             Pump::start(inner, port, config, Arc::new(()), requests.clone(), Arc::new(|_| ())).unwrap();
         pump.announce();

@@ -44,6 +44,7 @@ pub use faults::Direction;
 pub use host::Host;
 pub use netns::NetNs;
 pub use process::HostProcess;
+pub use switch::UPLINK;
 
 use error::Attempt;
 use host::Wiring;

@@ -11,7 +11,7 @@ use crate::netns::{DeviceControl, NetNs};
 const MTU: u32 = 1500;
 
 /// A host's end of its cable.
-pub(crate) const UPLINK: &str = "uplink";
+pub const UPLINK: &str = "uplink";
 
 pub(crate) struct Switch {
     namespace: NetNs,

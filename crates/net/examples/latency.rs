@@ -59,7 +59,7 @@ fn takeover(host: &Namespace) {
     let (workload, closed) = Workload::prepare(host, PumpConfig::new(network(), exposed()));
     let prepared = started.elapsed();
     let started = Instant::now();
-    workload.pump.port().attach().unwrap();
+    workload.pump.port().attach(network().mac).unwrap();
     let attached = started.elapsed();
     let started = Instant::now();
     workload.pump.announce();

@@ -98,6 +98,24 @@ impl NetworkConfig {
         Ok(())
     }
 
+    /// The same with the addresses (each with the length of its prefix) and gateways that the workload has given itself: what
+    /// is announced, and by whom peers are reached.
+    pub fn as_it_is(
+        &self,
+        addresses: impl IntoIterator<Item = (IpAddr, u8)>,
+        gateways: impl IntoIterator<Item = (IpAddr, u8, IpAddr)>,
+    ) -> NetworkConfig {
+        let net = |(address, length): (IpAddr, u8)| IpNet::new(address, length).ok();
+        let route = |(to, length, via): (IpAddr, u8, IpAddr)| {
+            Some(Route { destination: IpNet::new(to, length).ok()?, via })
+        };
+        NetworkConfig {
+            addresses: addresses.into_iter().filter_map(net).collect(),
+            routes: gateways.into_iter().filter_map(route).collect(),
+            ..self.clone()
+        }
+    }
+
     /// The neighbour to which a packet for `remote` is handed: itself on the same network, or the gateway of
     /// the narrowest route that covers it. `None`: there is no way there.
     pub fn next_hop(&self, remote: IpAddr) -> Option<IpAddr> {
@@ -116,6 +134,19 @@ impl NetworkConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_workload_has_made_of_it_counts() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let own = network().as_it_is(
+            [(ip("198.51.100.9"), 24), (ip("198.51.100.9"), 99)],
+            [(ip("0.0.0.0"), 0, ip("198.51.100.1"))],
+        );
+        assert_eq!(own.addresses, ["198.51.100.9/24".parse::<IpNet>().unwrap()]);
+        assert_eq!(own.next_hop(ip("198.51.100.7")), Some(ip("198.51.100.7")));
+        assert_eq!(own.next_hop(ip("192.0.2.1")), Some(ip("198.51.100.1")));
+        assert_eq!((own.mac, own.mtu), (network().mac, network().mtu));
+    }
 
     fn network() -> NetworkConfig {
         let mut config = NetworkConfig::new(

@@ -37,6 +37,7 @@ mod port;
 pub mod probe;
 mod pump;
 mod sys;
+mod uplink;
 
 pub use announce::Announcer;
 pub use config::{ConfigError, DEFAULT_MTU, NetworkConfig, Route};
@@ -54,3 +55,4 @@ pub use pump::{
     Admission, Aside, Device, Event, InputClosed, InputSink, Observer, Pump, PumpConfig, PumpError, Stats,
     Voice,
 };
+pub use uplink::Uplink;

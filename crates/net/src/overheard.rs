@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::frame::MAX_FRAME;
 use crate::plug::Frame;
 use crate::sys::packet::PacketSocket;
-use crate::{Mac, Moment};
+use crate::{Mac, Moment, Uplink};
 
 /// At the bound the oldest are dropped: clients send again. The dark lasts some 100 ms, in which clients that are not
 /// answered send at most their windows.
@@ -34,8 +34,13 @@ struct Heard {
 impl Overheard {
     /// Begins to listen for frames to `mac`, in the calling thread's network namespace. `keep` is how long before the primary's
     /// last sign of life it may have stopped to pass on what it received.
-    pub fn start(mac: Mac, keep: Duration) -> io::Result<Overheard> {
-        let ear = PacketSocket::open(mac)?;
+    pub fn start(mac: Mac, uplink: &Uplink, keep: Duration) -> io::Result<Overheard> {
+        let told = match uplink {
+            // Its ports take everything.
+            Uplink::Bridge(_) => None,
+            Uplink::Macvtap(interface) => Some(interface.as_str()),
+        };
+        let ear = PacketSocket::open(mac, told)?;
         let kept = Kept { keep, frames: VecDeque::new(), bytes: 0 };
         Ok(Overheard(Mutex::new(Some(Heard { ear, kept, buffer: vec![0; MAX_FRAME].into() }))))
     }

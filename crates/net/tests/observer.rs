@@ -68,7 +68,7 @@ fn scene() -> Scene {
     let watcher = Arc::new(Watcher::default());
     let (workload, closed) =
         Workload::prepare_watched(&host, config(quiet_network(), exposed()), watcher.clone());
-    workload.pump.port().attach().unwrap();
+    workload.pump.port().attach(network().mac).unwrap();
     drop(closed);
     let bind = |address| move || UdpSocket::bind(SocketAddr::new(address, 0)).unwrap();
     let server = workload.namespace.enter(bind(workload_ip(false))).unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TcpOptionElement, TcpSlice, TransportSlice};
 use outlive_net::probe::{Answer, ProbeTarget, Timestamps, run_probes};
-use outlive_net::{Event, Moment, Namespace, Neighbours, NetworkConfig, Port, VNET_HEADER};
+use outlive_net::{Event, Moment, Namespace, Neighbours, NetworkConfig, Port, Uplink, VNET_HEADER};
 use support::*;
 
 /// What a checkpoint knows of a connection.
@@ -65,8 +65,8 @@ fn last_segment<T>(workload: &Workload, remote: SocketAddr, look: impl Fn(&TcpSl
 fn fail_over(host: &Namespace, workload: Workload) -> Port {
     workload.pump.silence();
     drop(workload);
-    let port = host.enter(|| Port::create(BRIDGE, 1500).unwrap()).unwrap();
-    port.attach().unwrap();
+    let port = host.enter(|| Port::create(&Uplink::bridge(BRIDGE), 1500).unwrap()).unwrap();
+    port.attach(network().mac).unwrap();
     port
 }
 

@@ -9,7 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use outlive_net::{
-    Event, Moment, Namespace, Overheard, Port, PortError, VNET_HEADER, Voice, destination_mac, probe_in_use,
+    Event, Moment, Namespace, Overheard, Port, PortError, Uplink, VNET_HEADER, Voice, destination_mac,
+    probe_in_use,
 };
 use support::*;
 
@@ -102,7 +103,7 @@ fn address_moves(v6: bool) {
     // The primary dies without a word. What a client says into the dark is not heard by anyone.
     drop(first);
     assert_eq!(ask(&socket, v6, Duration::from_millis(1)), None);
-    second.pump.port().attach().unwrap();
+    second.pump.port().attach(network().mac).unwrap();
     drop(closed);
     second.pump.announce();
     assert_eq!(who_answers(&socket, v6), "second");
@@ -114,7 +115,9 @@ fn what_is_said_while_nobody_answers_is_overheard_by_the_backup() {
     let client = client(&middle);
     let first = Workload::start(&first_host, exposed());
     let _answers = Responder::start(&first.namespace, false, "first");
-    let overheard = second_host.enter(|| Overheard::start(network().mac, PATIENCE).unwrap()).unwrap();
+    let overheard = second_host
+        .enter(|| Overheard::start(network().mac, &Uplink::bridge(BRIDGE), PATIENCE).unwrap())
+        .unwrap();
     let socket = client.enter(|| UdpSocket::bind((client_ip(false), 0)).unwrap()).unwrap();
     assert_eq!(who_answers(&socket, false), "first");
     overheard.alive(Moment::now());
@@ -161,8 +164,8 @@ fn r2_one_voice_the_new_primary_announces_again_when_it_hears_the_old_one() {
     assert_eq!(who_answers(&socket, false), "second");
 
     // The old host wakes and lets out a frame that was committed before: the switch moves the MAC back to it.
-    let old = first_host.enter(|| Port::create(BRIDGE, 1500).unwrap()).unwrap();
-    old.attach().unwrap();
+    let old = first_host.enter(|| Port::create(&Uplink::bridge(BRIDGE), 1500).unwrap()).unwrap();
+    old.attach(network().mac).unwrap();
     let mut late = vec![0; VNET_HEADER];
     late.extend_from_slice(&[0xff; 6]);
     late.extend_from_slice(&network().mac.0);
@@ -190,8 +193,8 @@ fn an_address_in_use_is_found_with_the_mac_that_has_it() {
     let [middle, first_host, second_host] = three_hosts();
     let client = client(&middle);
     let _running = Workload::start(&first_host, exposed());
-    let port = second_host.enter(|| Port::create(BRIDGE, 1500).unwrap()).unwrap();
-    port.attach().unwrap();
+    let port = second_host.enter(|| Port::create(&Uplink::bridge(BRIDGE), 1500).unwrap()).unwrap();
+    port.attach(network().mac).unwrap();
     for v6 in [false, true] {
         assert_eq!(probe_in_use(&port, workload_ip(v6), PATIENCE).unwrap(), Some(network().mac));
         assert!(probe_in_use(&port, client_ip(v6), PATIENCE).unwrap().is_some());
@@ -226,7 +229,7 @@ fn a_port_is_heard_only_while_it_is_attached_and_leaves_the_bridge_as_it_was() {
     assert_eq!(ask(&socket, false, Duration::from_millis(50)), None);
     assert_eq!(workload.pump.stats().received_frames, 0);
 
-    workload.pump.port().attach().unwrap();
+    workload.pump.port().attach(network().mac).unwrap();
     assert_eq!(who_answers(&socket, false), "me");
     assert_eq!((bridge(read(BRIDGE)), read(BRIDGE).contains("mtu 9000")), before);
     workload.pump.port().detach().unwrap();
@@ -243,8 +246,8 @@ fn a_port_is_heard_only_while_it_is_attached_and_leaves_the_bridge_as_it_was() {
 #[test]
 fn a_bridge_that_cannot_carry_the_workload_is_refused() {
     let host = host();
-    let refused = |mtu| host.enter(|| Port::create(BRIDGE, mtu).unwrap_err()).unwrap();
-    assert!(matches!(refused(9000), PortError::MtuTooLarge { bridge_mtu: 1500, mtu: 9000, .. }));
+    let refused = |mtu| host.enter(|| Port::create(&Uplink::bridge(BRIDGE), mtu).unwrap_err()).unwrap();
+    assert!(matches!(refused(9000), PortError::MtuTooLarge { uplink_mtu: 1500, mtu: 9000, .. }));
     ip(&host, &format!("link set {BRIDGE} down"));
     assert!(matches!(refused(1500), PortError::BridgeDown { .. }));
 }

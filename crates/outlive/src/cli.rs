@@ -139,7 +139,7 @@ pub struct Run {
     /// A route, as in default=192.0.2.1 or 10.0.0.0/8=192.0.2.1; may be given again
     #[arg(long = "route", value_name = "DEST=GATEWAY", value_parser = parse_route)]
     pub routes: Vec<Route>,
-    /// The MTU of its interface; at most that of the bridge
+    /// The MTU of its interface; at most that of the bridge, or of the interface it is on by macvtap
     #[arg(long, default_value_t = outlive_net::DEFAULT_MTU)]
     pub mtu: u16,
     /// The node that is to hold the backup [default: any peer]
@@ -277,15 +277,18 @@ pub struct Check {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The bridge to check [default: that of the configuration]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "macvtap")]
     pub bridge: Option<String>,
+    /// The interface to check on which workloads are to have macvtap devices [default: that of the configuration]
+    #[arg(long, value_name = "INTERFACE")]
+    pub macvtap: Option<String>,
     /// Not the host: run the program after `--` for a while as a workload runs, in namespaces of its own and without a way
     /// out, and list what it uses: kept, hidden from it, or refused. What it prints goes to standard error; end it
     /// with ctrl-C. Exit code 5 if something is refused
-    #[arg(long, requires = "command", conflicts_with_all = ["pid", "config", "bridge"])]
+    #[arg(long, requires = "command", conflicts_with_all = ["pid", "config", "bridge", "macvtap"])]
     pub program: bool,
     /// Not the host: the same of a program that runs already, and of all processes below it, as far as can be seen
-    #[arg(long, value_name = "PID", conflicts_with_all = ["config", "bridge"])]
+    #[arg(long, value_name = "PID", conflicts_with_all = ["config", "bridge", "macvtap"])]
     pub pid: Option<i32>,
     /// How many seconds the program runs at most
     #[arg(long = "for", value_name = "SECONDS", default_value_t = 10, requires = "program")]

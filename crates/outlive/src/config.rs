@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use outlive_epoch::setup;
+use outlive_net::Uplink;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -46,6 +47,7 @@ struct Parsed {
     node: Option<Spanned<String>>,
     listen: Option<Spanned<String>>,
     bridge: Option<Spanned<String>>,
+    macvtap: Option<Spanned<String>>,
     state_dir: Option<Spanned<PathBuf>>,
     control_socket: Option<Spanned<PathBuf>>,
     control_group: Option<Spanned<String>>,
@@ -80,7 +82,7 @@ struct ParsedPeer {
 pub struct Config {
     pub node: String,
     pub listen: SocketAddr,
-    pub bridge: String,
+    pub uplink: Uplink,
     pub state_dir: PathBuf,
     pub control_socket: PathBuf,
     /// Members of this group may use the control socket, beside root.
@@ -175,11 +177,11 @@ impl File<'_> {
 
     fn resolve(&self, parsed: Parsed) -> Result<Config> {
         let node = self.node(parsed.node)?;
-        let bridge = self.bridge(parsed.bridge)?;
+        let uplink = self.uplink(parsed.bridge, parsed.macvtap)?;
         let listen = match parsed.listen {
             Some(listen) => self.address("listen", &listen)?,
             None => SocketAddr::new(
-                address_of_interface(&bridge).ok_or_else(|| no_listen(self.path, &bridge))?,
+                address_of_interface(uplink.interface()).ok_or_else(|| no_listen(self.path, &uplink))?,
                 DEFAULT_PORT,
             ),
         };
@@ -223,7 +225,7 @@ impl File<'_> {
             peers,
             tuning,
             node,
-            bridge,
+            uplink,
         })
     }
 
@@ -250,14 +252,25 @@ impl File<'_> {
         Err(self.bad(key, value.span(), format!("{:?} cannot be a name: {wanted}", value.get_ref())))
     }
 
-    fn bridge(&self, bridge: Option<Spanned<String>>) -> Result<String> {
-        let Some(bridge) = bridge else { return Ok(DEFAULT_BRIDGE.to_owned()) };
+    fn uplink(&self, bridge: Option<Spanned<String>>, macvtap: Option<Spanned<String>>) -> Result<Uplink> {
+        match (bridge, macvtap) {
+            (None, None) => Ok(Uplink::bridge(DEFAULT_BRIDGE)),
+            (Some(bridge), None) => Ok(Uplink::Bridge(self.interface("bridge", &bridge)?)),
+            (None, Some(interface)) => Ok(Uplink::Macvtap(self.interface("macvtap", &interface)?)),
+            (Some(_), Some(interface)) => {
+                let message = "use either `bridge` or `macvtap`: workloads are on the network in one way";
+                Err(self.bad("macvtap", interface.span(), message))
+            }
+        }
+    }
+
+    fn interface(&self, key: &str, value: &Spanned<String>) -> Result<String> {
         // dev_valid_name, net/core/dev.c: at most 15 bytes, no slash, colon or white space, not "." or "..".
-        let name = bridge.get_ref();
+        let name = value.get_ref();
         let odd = |character: char| character == '/' || character == ':' || character.is_whitespace();
         if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(odd) {
             let message = format!("{name:?} cannot be an interface's name: it has 1 to 15 characters");
-            return Err(self.bad("bridge", bridge.span(), message));
+            return Err(self.bad(key, value.span(), message));
         }
         Ok(name.clone())
     }
@@ -409,9 +422,9 @@ pub fn is_label(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
-fn no_listen(path: &Path, bridge: &str) -> Failure {
+fn no_listen(path: &Path, uplink: &Uplink) -> Failure {
     Failure::usage(format!(
-        "{}: `listen` is not set and the bridge {bridge} has no address to take for it: set `listen`, as in \
+        "{}: `listen` is not set and {uplink} has no address to take for it: set `listen`, as in \
          \"10.77.0.1:{DEFAULT_PORT}\"",
         path.display()
     ))

@@ -68,6 +68,30 @@ fn a_workload_is_moved_to_a_node_that_is_not_its_backup() {
     redis.must_be_clean();
 }
 
+/// Hosts without bridges: moved, and their machines killed. A host that has no bridge says that it is fit.
+#[test]
+fn nobody_is_dropped_where_workloads_are_on_macvtap_devices() {
+    let mut redis = Redis::start_on_macvtap("macvtap");
+    let checked =
+        redis.host("c").exec([OUTLIVE, "check", "--macvtap", outlive_lab::UPLINK, "--json"]).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
+    let lines = report["lines"].as_array().unwrap();
+    let line = lines.iter().find(|line| line["name"] == "macvtap on uplink").unwrap();
+    assert_eq!(line["verdict"], "ok", "{line}");
+    for number in 0..2 {
+        let before = redis.protected();
+        let (after, stall) = switch(&redis, NODES[number % 3], &[]);
+        println!("moved: {before:?}, then {after:?}; the longest stall was {stall:?}");
+        assert_eq!(after.primary, before.backup);
+        let from = Instant::now();
+        redis.host(&after.primary).power_off().unwrap();
+        redis.must_go_on();
+        println!("killed {}; the longest stall was {:?}", after.primary, redis.longest_stall(from));
+        redis.power_on(&after.primary);
+    }
+    redis.must_be_clean();
+}
+
 #[test]
 fn r2_one_voice_a_forced_failover_silences_a_primary_that_lives() {
     let mut redis = Redis::start("forced");

@@ -149,8 +149,6 @@ impl Workload {
         }
         let strayed = self.namespaces.check_all(&self.processes, &self.threads);
         self.refusals.pass(strayed)?;
-        let routed = self.routing.check();
-        self.refusals.pass(routed)?;
         // These two first: what they find to be there for a moment only is waited for, and nothing has been taken yet.
         let looked = self.look_at_threads();
         let listed = self.refusals.pass(looked)?.unwrap_or_default();
@@ -167,7 +165,9 @@ impl Workload {
             boottime: task::clock(libc::CLOCK_BOOTTIME) + self.clock_offsets.boottime,
         };
         let clock = Clock { now: clocks.monotonic, ahead: self.clock_offsets.monotonic };
-        let mut checkpoint = Checkpoint { clocks, ..Checkpoint::default() };
+        let network = self.routing.capture(whole);
+        let network = self.refusals.pass(network)?.flatten();
+        let mut checkpoint = Checkpoint { clocks, network, ..Checkpoint::default() };
         self.note_reaped();
         let proc = proc::path(self.container.init, "root/proc");
         for (pid, process) in &mut self.processes {

@@ -9,6 +9,7 @@ pub use crate::object::Object;
 use crate::object::attributes::{OwnAttributes, TaskAttributes};
 use crate::object::file::FileKey;
 use crate::object::memory::Mapping;
+use crate::object::network::Network;
 use crate::object::posix_timer::PosixTimer;
 use crate::object::seccomp_filter::Filters;
 use crate::object::shared::SharedChange;
@@ -286,6 +287,8 @@ pub struct Checkpoint {
     pub shared_gone: Vec<FileKey>,
     /// System V semaphores and message queues, all of them, if any changed.
     pub ipc: Option<sysv::Objects>,
+    /// What the workload has made of its network, if that has changed.
+    pub network: Option<Network>,
     pub clocks: Clocks,
     /// What the workload wrote to its standard output (1) and error (2) in this epoch.
     pub output: Vec<(u8, Vec<u8>)>,

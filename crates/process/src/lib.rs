@@ -21,6 +21,7 @@ pub mod shared;
 pub mod shell;
 pub mod sockets;
 pub mod space;
+mod standing_in;
 mod strayed;
 pub mod survey;
 pub mod sys;

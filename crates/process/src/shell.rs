@@ -26,6 +26,7 @@ use crate::launch::{self, CHANNEL, Container, Program};
 use crate::object::descriptor::{ClockOffsets, Surroundings};
 use crate::object::file::FileKey;
 use crate::object::memory::{Backing, Mapping, Step, plan};
+use crate::object::network::Network;
 use crate::object::shared::{Kind, SharedFiles, for_mapping};
 use crate::object::signal_owner::SignalOwner;
 use crate::object::{scratch, sysv};
@@ -34,6 +35,7 @@ use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
 use crate::sys::remote::{Batch, Remote, WORKSPACE};
+use crate::sys::rtnetlink::Settings;
 use crate::sys::task;
 use crate::terminals::Terminals;
 use crate::tree::{self, Zombie};
@@ -60,6 +62,11 @@ pub struct Shell {
     pub(crate) objects: BTreeMap<ObjectId, Object>,
     pub(crate) orphans: Vec<ObjectId>,
     pub(crate) ipc: Option<sysv::Objects>,
+    pub(crate) network: Network,
+    /// As the namespace was made, the same on every node.
+    pub(crate) plain: Network,
+    /// Of its network namespace, wherever the calling thread is.
+    settings: Settings,
     pub(crate) signal_owners: Vec<(ObjectId, SignalOwner)>,
     /// Of the last epoch, and of this host when it was applied.
     pub(crate) clocks: Option<(Clocks, Clocks)>,
@@ -80,6 +87,8 @@ impl Shell {
         bpf::prepare();
         let surroundings = tree::surroundings(program, &network, &output)?;
         tree::enter_network(&network)?;
+        let mut settings = Settings::open().attempt(|| "open the shell's network settings".into())?;
+        let plain = Network::plain(&mut settings)?;
         let outputs = [&output[0], &output[1]].map(|end| end.try_clone().ok());
         let container = Container::create(program, &network, launcher, output, false)?;
         let init = container.init;
@@ -99,6 +108,9 @@ impl Shell {
             objects: BTreeMap::new(),
             orphans: Vec::new(),
             ipc: None,
+            network: Network::default(),
+            plain,
+            settings,
             signal_owners: Vec::new(),
             clocks: None,
             surroundings,
@@ -116,6 +128,11 @@ impl Shell {
     /// The workload's own view of the file system.
     pub fn root(&self) -> std::path::PathBuf {
         proc::path(self.container.init, "root")
+    }
+
+    /// What the workload has made of its network, as of the last epoch; made alike here already.
+    pub fn network(&self) -> &Network {
+        &self.network
     }
 
     /// Applies a whole, verified epoch, its pages as [`delta::Cache`] encodes them. After an error the shell is of no use.
@@ -151,6 +168,10 @@ impl Shell {
         }
         self.orphans = checkpoint.orphans;
         self.ipc = checkpoint.ipc.or(self.ipc.take());
+        if let Some(network) = checkpoint.network {
+            network.restore(&mut self.settings)?;
+            self.network = network;
+        }
         if let Some(owners) = checkpoint.signal_owners {
             self.signal_owners = owners;
         }

@@ -17,6 +17,7 @@ use crate::object::pidfd::{self, PidFd};
 use crate::object::sysv;
 use crate::object::tcp::{self, Connection, Injector, PeerAck, RawSegment, Restored, State, TcpSocket};
 use crate::shell::{Shell, run_in};
+use crate::standing_in::StandIns;
 use crate::sys::remote::Batch;
 use crate::sys::task;
 
@@ -39,6 +40,7 @@ pub struct Silent {
     sockets: Vec<(ObjectId, Restored, TcpSocket)>,
     /// Segments to be delivered to the workload's kernel, as from its peers, before anything goes live.
     inject: Vec<RawSegment>,
+    stand_ins: StandIns,
 }
 
 impl Silent {
@@ -57,7 +59,7 @@ impl Silent {
             after.iter().try_for_each(&mut deliver)?;
             restored.finish(socket).map_err(|error| unbuilt(*id, &error))?;
         }
-        Ok(())
+        self.stand_ins.remove()
     }
 }
 
@@ -104,6 +106,23 @@ impl Shell {
             .collect()
     }
 
+    /// For what the workload has taken from its connections.
+    fn stand_in(&self) -> Result<StandIns> {
+        if self.network == self.plain {
+            return Ok(StandIns::default());
+        }
+        let connections = self.connections().map(|(_, socket, connection)| (socket.local, connection.remote));
+        let connected = self.objects.values().filter_map(|object| match object {
+            Object::Datagram(datagram) => datagram.ends(),
+            _ => None,
+        });
+        let ends = connections.chain(connected);
+        StandIns::make(
+            &self.network,
+            ends.map(|(local, remote)| (canonical(local).ip(), canonical(remote).ip())),
+        )
+    }
+
     /// Builds every kernel object that a descriptor refers to. The calling thread is in the workload's network namespace.
     pub fn build(&self, answers: &HashMap<ObjectId, PeerAck>) -> Result<(Built, Silent)> {
         let ends: HashMap<(SocketAddr, SocketAddr), &Connection> = self
@@ -113,7 +132,7 @@ impl Shell {
             })
             .collect();
         let mut builder = tcp::Builder::new();
-        let mut silent = Silent::default();
+        let mut silent = Silent { stand_ins: self.stand_in()?, ..Silent::default() };
         let mut built = Built::default();
         let mut list: Vec<(ObjectId, &TcpSocket)> = self.sockets().collect();
         // Listeners hold the ports that their connections share with them.

@@ -352,7 +352,7 @@ impl Workload {
             .attempt(|| "make a signal descriptor".into())?;
         let scratch = descriptors.scratch_directories().into();
         descriptors.root = container.init;
-        let (namespaces, routing) = (Namespaces::of(container.init)?, Routing::of(container.init)?);
+        let (namespaces, routing) = (Namespaces::of(container.init)?, Routing::of_this_thread()?);
         Ok(Self {
             container,
             threads: HashMap::new(),

@@ -104,6 +104,8 @@ struct Asking {
     transition: Option<Transition>,
     /// An earlier outcome is unknown, so this one failing proves nothing.
     settling: bool,
+    /// Only promises are asked for until then.
+    held_until: Option<Duration>,
 }
 
 /// One incarnation.
@@ -153,12 +155,21 @@ impl Supervisor {
             }
             None => Proposer::read(seeds, workload, attempt, context.now, LIMITS),
         };
-        self.asking = Some(Asking { proposer, transition, settling });
+        // As a planned move does, so that what it changes can be changed by others between the two phases.
+        let is_held = transition.is_some() && context.rng.random_bool(0.3);
+        let held_until =
+            is_held.then(|| context.now + Duration::from_millis(context.rng.random_range(0..100)));
+        let proposer = if is_held { proposer.hold() } else { proposer };
+        self.asking = Some(Asking { proposer, transition, settling, held_until });
         self.drive(context);
     }
 
     fn drive(&mut self, context: &mut Context) {
         let Some(asking) = &mut self.asking else { return };
+        if asking.held_until.is_some_and(|until| context.now >= until) {
+            asking.held_until = None;
+            asking.proposer.release(context.now);
+        }
         for Action::Send { to, request } in asking.proposer.poll(context.now) {
             context.out.push((to, Message::Request(request)));
         }

@@ -11,9 +11,11 @@
 //! becomes of the new primary before that, this one can go on. The register names it the synced backup meanwhile, with the very
 //! state that it handed over. Frames that still come here are copied to the new primary, as they are to any backup.
 
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use outlive_cluster::{Outcome, Register, Transition};
+use outlive_cluster::{Incarnation, Outcome, Register, Transition};
 use outlive_fault::{Point, point};
 use outlive_net::InputClosed;
 use tracing::{info, warn};
@@ -85,10 +87,29 @@ impl Primary<'_> {
             Stage::Finding
         };
         info!(to, "a move is ordered");
+        if matches!(stage, Stage::Due) {
+            self.prepare_to_hand_over(link.backup.incarnation);
+        }
         self.engine.status.lock().move_failed = None;
         self.order = Some(Order { to, stage, begun: Instant::now() });
         self.publish();
         Ok(())
+    }
+
+    /// While the workload still runs: the promises that the change takes. Nothing has changed by them.
+    fn prepare_to_hand_over(&self, to: Incarnation) {
+        let transition = self.handover_to(to);
+        let arbiter = Arc::clone(&self.engine.arbiter);
+        let preparing = thread::Builder::new().name("arbitration".into());
+        if let Err(error) = preparing.spawn(move || arbiter.prepare(transition)) {
+            // It is asked for all the same, and takes one round more.
+            warn!(%error, "the change is not prepared");
+        }
+    }
+
+    fn handover_to(&self, to: Incarnation) -> Transition {
+        let (by, generation) = (self.engine.me.incarnation, self.generation);
+        Transition::Switchover { by, generation, to, stays: true }
     }
 
     /// Whether the next checkpoint is the last.
@@ -148,7 +169,11 @@ impl Primary<'_> {
                         self.begin_sync(*candidate)?;
                     }
                 }
-                (Stage::Copying, Phase::Protected { .. }) => order.stage = Stage::Due,
+                (Stage::Copying, Phase::Protected { link }) => {
+                    order.stage = Stage::Due;
+                    let to = link.backup.incarnation;
+                    self.prepare_to_hand_over(to);
+                }
                 _ => {}
             }
         }
@@ -169,10 +194,9 @@ impl Primary<'_> {
         match std::mem::replace(&mut self.phase, Phase::Losing) {
             Phase::Protected { link } => {
                 outlive_fault::protected(false);
-                let (by, generation) = (self.engine.me.incarnation, self.generation);
                 let to = link.backup.incarnation;
                 self.phase = Phase::Moving { link, handover: Handover::default() };
-                self.ask(Asked::Switchover, Transition::Switchover { by, generation, to, stays: true });
+                self.ask(Asked::Switchover, self.handover_to(to));
             }
             other => self.phase = other,
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -9,7 +10,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoMacVtap, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, MacVtapMode,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -86,6 +88,27 @@ impl Netlink {
             }
         }
         Ok(Some(found))
+    }
+
+    /// Makes a macvtap device on a device of this namespace, in another namespace. Devices on one reach each other.
+    pub fn create_macvtap(&mut self, name: &str, on: u32, namespace: BorrowedFd<'_>) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        let data = InfoData::MacVtap(vec![InfoMacVtap::Mode(MacVtapMode::Bridge)]);
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Link(on),
+            LinkAttribute::NetNsFd(namespace.as_raw_fd()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::MacVtap), LinkInfo::Data(data)]),
+        ];
+        self.ask(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    pub fn set_mac(&mut self, index: u32, mac: Mac) -> io::Result<()> {
+        self.change_link(index, |link| link.attributes.push(LinkAttribute::Address(mac.0.to_vec())))
+    }
+
+    pub fn bring_down(&mut self, index: u32) -> io::Result<()> {
+        self.change_link(index, |link| link.header.change_mask |= LinkFlags::Up)
     }
 
     pub fn configure_link(&mut self, index: u32, settings: &LinkSettings) -> io::Result<()> {

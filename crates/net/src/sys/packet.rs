@@ -20,7 +20,10 @@ pub struct PacketSocket {
 
 impl PacketSocket {
     /// Opens one in the calling thread's network namespace. What comes before any bridge sees it is heard too.
-    pub fn open(mac: Mac) -> io::Result<PacketSocket> {
+    ///
+    /// An interface that is in no bridge takes no frames to `mac` from the wire unless it is told to: `told` is its name.
+    pub fn open(mac: Mac, told: Option<&str>) -> io::Result<PacketSocket> {
+        let told = told.map(nix::net::if_::if_nametoindex).transpose()?;
         // Of no protocol at first: nothing comes before there is a filter.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
@@ -46,6 +49,16 @@ impl PacketSocket {
         let address = (&raw const everywhere).cast();
         // SAFETY: `everywhere` is live and as long as is said; the kernel only reads it.
         Errno::result(unsafe { libc::bind(socket.fd.as_raw_fd(), address, length) })?;
+        if let Some(index) = told {
+            let [a, b, c, d, e, f] = mac.0;
+            let request = libc::packet_mreq {
+                mr_ifindex: index.cast_signed(),
+                mr_type: libc::PACKET_MR_UNICAST as u16,
+                mr_alen: 6,
+                mr_address: [a, b, c, d, e, f, 0, 0],
+            };
+            socket.set(libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &request)?;
+        }
         Ok(socket)
     }
 

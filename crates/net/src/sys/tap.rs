@@ -34,8 +34,15 @@ impl Tap {
     /// number (`__dev_alloc_name`, net/core/dev.c), so that two creators never meet.
     pub fn create(pattern: &str) -> io::Result<Tap> {
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let fd = open(DEVICE, flags, Mode::empty())?;
+        Tap::set_up(open(DEVICE, flags, Mode::empty())?, pattern)
+    }
 
+    /// Makes the character device of a macvtap device of this name work as that of a TAP device does.
+    pub fn of_macvtap(fd: OwnedFd, name: &str) -> io::Result<Tap> {
+        Tap::set_up(fd, name)
+    }
+
+    fn set_up(fd: OwnedFd, pattern: &str) -> io::Result<Tap> {
         let mut request = libc::ifreq {
             ifr_name: [0; libc::IFNAMSIZ],
             ifr_ifru: libc::__c_anonymous_ifr_ifru {

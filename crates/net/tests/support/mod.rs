@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use outlive_net::{
-    Event, InputClosed, InputSink, Moment, Namespace, NetworkConfig, Observer, Port, Pump, PumpConfig, Voice,
+    Event, InputClosed, InputSink, Moment, Namespace, NetworkConfig, Observer, Port, Pump, PumpConfig,
+    Uplink, Voice,
 };
 
 /// How long anything may take before a test gives up. Far beyond what it takes, so that a slow machine only
@@ -162,7 +163,7 @@ impl Workload {
 
     pub fn start_with(host: &Namespace, config: PumpConfig) -> Workload {
         let (workload, closed) = Workload::prepare(host, config);
-        workload.pump.port().attach().unwrap();
+        workload.pump.port().attach(network().mac).unwrap();
         drop(closed);
         workload
     }
@@ -178,7 +179,7 @@ impl Workload {
         observer: Arc<dyn Observer>,
     ) -> (Workload, InputClosed) {
         let (namespace, inner) = Namespace::create(&config.network).unwrap();
-        let port = host.enter(|| Port::create(BRIDGE, config.network.mtu)).unwrap().unwrap();
+        let port = host.enter(|| Port::create(&Uplink::bridge(BRIDGE), config.network.mtu)).unwrap().unwrap();
         let (sender, events) = channel::<Event>();
         let sender = Mutex::new(sender);
         let notify = Arc::new(move |event| {

@@ -111,7 +111,7 @@ pub fn check(config: &Config, workload: &Workload) -> Result<()> {
     }
     workload.network.validate().map_err(|error| Failure::usage(error.to_string()))?;
     check_places(&config.node, &workload.program)?;
-    Port::create(&config.bridge, workload.network.mtu)
+    Port::create(&config.uplink, workload.network.mtu)
         .map(drop)
         .map_err(|error| of_port(&config.node, &error))?;
     check_space(&config.state_dir)
@@ -128,8 +128,8 @@ pub fn check_places(node: &str, program: &Program) -> Result<()> {
 
 /// Whether anyone on the network has one of the workload's addresses.
 pub fn check_addresses(config: &Config, network: &NetworkConfig) -> Result<()> {
-    let port = Port::create(&config.bridge, network.mtu).map_err(|error| of_port(&config.node, &error))?;
-    port.attach().map_err(|error| of_port(&config.node, &error))?;
+    let port = Port::create(&config.uplink, network.mtu).map_err(|error| of_port(&config.node, &error))?;
+    port.attach_to_ask().map_err(|error| of_port(&config.node, &error))?;
     for net in &network.addresses {
         let address = net.addr();
         let in_use = outlive_net::probe_in_use(&port, address, IN_USE_PATIENCE)

@@ -115,7 +115,7 @@ fn setup(agent: &Agent, workload: Workload, role: Role) -> Result<Setup> {
     let node = Node {
         name: config.node.clone(),
         listen: config.listen,
-        bridge: config.bridge.clone(),
+        uplink: config.uplink.clone(),
         state: config.state_dir.clone(),
         authority: config.tls.ca.clone(),
         certificate: config.tls.cert.clone(),

@@ -1,3 +1,5 @@
+use outlive_net::Uplink;
+
 use super::*;
 
 const FULL: &str = r#"
@@ -49,7 +51,7 @@ fn every_key_is_understood() {
     let config = parse(FULL).unwrap();
     assert_eq!(config.node, "a");
     assert_eq!(config.listen, "10.77.0.1:7400".parse().unwrap());
-    assert_eq!(config.bridge, "br7");
+    assert_eq!(config.uplink, Uplink::bridge("br7"));
     assert_eq!(config.control_group, Some(nix::unistd::Gid::from_raw(0)));
     assert_eq!(config.seeds, ["a", "b", "c"]);
     assert_eq!(config.peer("c").unwrap().address, "10.77.0.3:7400".parse().unwrap());
@@ -69,7 +71,9 @@ fn everything_has_a_default() {
     assert_eq!(config.tuning, setup::Tuning::default());
     assert_eq!(config.seeds, ["a"]);
     assert_eq!(config.control_socket, Path::new(DEFAULT_SOCKET));
-    assert_eq!(config.bridge, DEFAULT_BRIDGE);
+    assert_eq!(config.uplink, Uplink::bridge(DEFAULT_BRIDGE));
+    let config = parse("node = \"a\"\nlisten = \"10.0.0.1\"\nmacvtap = \"eth0\"").unwrap();
+    assert_eq!(config.uplink, Uplink::macvtap("eth0"));
     // The loopback interface stands in for a bridge that has an address.
     let config = parse("node = \"a\"\nbridge = \"lo\"").unwrap();
     assert_eq!(config.listen, format!("127.0.0.1:{DEFAULT_PORT}").parse().unwrap());
@@ -140,6 +144,8 @@ fn a_value_of_another_type_is_named_with_its_key_and_line() {
     assert!(message.contains("`detection_ms`"), "{message}");
     let message = refused(&FULL.replace("= 150", "= -1"), "= -1");
     assert!(message.contains("`detection_ms`"), "{message}");
+    let both = FULL.replace("bridge = \"br7\"", "bridge = \"br7\"\nmacvtap = \"eth0\"");
+    assert!(refused(&both, "macvtap = \"eth0\"").contains("either `bridge` or `macvtap`"));
     let message = refused(&FULL.replace("bridge = \"br7\"", "bridge = 7"), "bridge = 7");
     assert!(message.contains("`bridge`"), "{message}");
 }
@@ -167,6 +173,7 @@ fn bad_values_are_refused_by_key_and_line() {
     change("listen = \"10.77.0.1:7400\"", "listen = \"0.0.0.0:7400\"", "listen");
     change("listen = \"10.77.0.1:7400\"", "listen = \"somewhere\"", "listen");
     change("bridge = \"br7\"", "bridge = \"a/b\"", "bridge");
+    change("bridge = \"br7\"", "macvtap = \"a b\"", "macvtap");
     change("state_dir = \"/var/lib/outlive-a\"", "state_dir = \"lib\"", "state_dir");
     change("control_group = \"root\"", "control_group = \"no-such-group\"", "control_group");
     change("cluster = \"prod\"", "cluster = \"\"", "cluster");

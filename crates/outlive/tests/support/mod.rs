@@ -65,8 +65,17 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(hint: &str, names: &[&str]) -> Cluster {
+        Cluster::wired(hint, names, Lab::host)
+    }
+
+    /// Of hosts that have no bridge.
+    pub fn without_bridges(hint: &str, names: &[&str]) -> Cluster {
+        Cluster::wired(hint, names, Lab::client)
+    }
+
+    fn wired(hint: &str, names: &[&str], host: impl Fn(&Lab, &str) -> outlive_lab::Result<Host>) -> Cluster {
         let lab = Lab::new(hint).unwrap();
-        let hosts: Vec<Host> = names.iter().map(|name| lab.host(name).unwrap()).collect();
+        let hosts: Vec<Host> = names.iter().map(|name| host(&lab, name).unwrap()).collect();
         // On the disk of the first host: gone with the lab.
         let authority = hosts[0].disk().join("authority");
         done(outlive(&["cert", "authority", "--out", path(&authority), "--cluster", hint]));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use outlive_epoch::control::{self, Side, State, Status};
 use outlive_lab::client::redis::{Load, RedisClient};
-use outlive_lab::{Host, HostProcess, NetNs};
+use outlive_lab::{Host, HostProcess, NetNs, UPLINK};
 
 use super::{Cluster, PATIENCE, done, until};
 
@@ -55,11 +55,14 @@ pub struct Redis {
 impl Redis {
     /// Three nodes and a client's host; the workload is not started.
     pub fn prepare(hint: &str) -> Redis {
-        let cluster = Cluster::new(hint, &NODES);
+        Redis::prepare_in(Cluster::new(hint, &NODES), "")
+    }
+
+    fn prepare_in(cluster: Cluster, more: &str) -> Redis {
         cluster
             .hosts
             .iter()
-            .for_each(|host| cluster.configure(host, &format!("detection_ms = {DETECTION_MS}")));
+            .for_each(|host| cluster.configure(host, &format!("detection_ms = {DETECTION_MS}\n{more}")));
         let client = cluster.lab.client("client").unwrap();
         let agents = cluster.start_all();
         cluster.bootstrap();
@@ -71,6 +74,15 @@ impl Redis {
     /// Started on the first node, protected, and under load.
     pub fn start(hint: &str) -> Redis {
         let mut redis = Redis::prepare(hint);
+        redis.run("a");
+        redis.load();
+        redis
+    }
+
+    /// The same on hosts without bridges.
+    pub fn start_on_macvtap(hint: &str) -> Redis {
+        let more = format!("macvtap = \"{UPLINK}\"");
+        let mut redis = Redis::prepare_in(Cluster::without_bridges(hint, &NODES), &more);
         redis.run("a");
         redis.load();
         redis

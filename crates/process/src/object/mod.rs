@@ -10,6 +10,8 @@ pub mod file;
 pub mod inotify;
 pub mod memory;
 pub mod netlink;
+pub mod network;
+mod network_restore;
 pub mod packet;
 pub mod pidfd;
 pub mod pipe;

@@ -166,6 +166,28 @@ pub fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> io::Result<()> {
     with_address(fd, address, libc::bind)
 }
 
+/// As [`bind`], also to an address that has been taken from the host since the socket had it, which harms no socket that has.
+pub fn bind_again(fd: BorrowedFd<'_>, address: &[u8]) -> io::Result<()> {
+    /// `IPV6_FREEBIND` of `linux/in6.h`.
+    const IPV6_FREEBIND: i32 = 78;
+    match bind(fd, address) {
+        Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
+            let family = address.first_chunk().map_or(0, |family| u16::from_ne_bytes(*family));
+            let (level, option) = if i32::from(family) == libc::AF_INET6 {
+                (libc::SOL_IPV6, IPV6_FREEBIND)
+            } else {
+                (libc::SOL_IP, libc::IP_FREEBIND)
+            };
+            let kept: i32 = crate::sys::tcp_repair::get(fd, level, option)?;
+            crate::sys::tcp_repair::set(fd, level, option, 1)?;
+            let bound = bind(fd, address);
+            crate::sys::tcp_repair::set(fd, level, option, kept)?;
+            bound
+        }
+        bound => bound,
+    }
+}
+
 pub fn connect(fd: BorrowedFd<'_>, address: &[u8]) -> io::Result<()> {
     with_address(fd, address, libc::connect)
 }

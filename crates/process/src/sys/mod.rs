@@ -8,6 +8,7 @@ pub mod pagemap;
 pub mod proc;
 pub mod ptrace;
 pub mod remote;
+pub mod rtnetlink;
 pub mod seccomp;
 pub mod shared;
 pub mod syscalls;

@@ -53,7 +53,7 @@ fn try_out(object: &ObjectProgram, folder: &Path) -> Result<(), Failed> {
         (program.uid, program.gid) = (user.uid.as_raw(), user.gid.as_raw());
     }
     let (mut read, ends) = output();
-    let mut here = network();
+    let mut here = network_of(object)?;
     let mut workload = Workload::launch(&program, &here, &launcher(), ends)?;
     let mut said = run_until(&mut workload, &mut read, objects::READY);
     if let Status::Refused(word) = &object.status {
@@ -64,7 +64,7 @@ fn try_out(object: &ObjectProgram, folder: &Path) -> Result<(), Failed> {
     } else {
         for _ in 0..2 {
             let (next_read, ends) = output();
-            let there = network();
+            let there = network_of(object)?;
             let mut shell = Shell::create(&program, &there, &launcher(), ends)?;
             // The one thread is the tracer of both.
             enter(&here)?;
@@ -92,6 +92,30 @@ fn try_out(object: &ObjectProgram, folder: &Path) -> Result<(), Failed> {
             None => run(&mut workload, Duration::from_millis(5)),
         }
     }
+}
+
+/// Programs that are about the network have an interface beside the loopback, with nobody at its other end.
+fn network_of(object: &ObjectProgram) -> Result<OwnedFd, Failed> {
+    const SET_UP: [&str; 4] = [
+        "link add eth0 address 02:00:00:00:00:01 type veth peer name far address 02:00:00:00:00:02",
+        "link set far up",
+        "link set eth0 up",
+        "addr add 192.168.77.2/24 dev eth0",
+    ];
+    let network = network();
+    if object.section == "network" {
+        let inside = network.try_clone()?;
+        let set_up = move || -> Result<(), Failed> {
+            enter(&inside)?;
+            for step in SET_UP {
+                let status = std::process::Command::new("ip").args(step.split(' ')).status()?;
+                status.success().then_some(()).ok_or_else(|| format!("ip {step}: {status}"))?;
+            }
+            Ok(())
+        };
+        std::thread::spawn(set_up).join().map_err(|_| "the network could not be set up")??;
+    }
+    Ok(network)
 }
 
 fn enter(network: &OwnedFd) -> Result<(), Failed> {

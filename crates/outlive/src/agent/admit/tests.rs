@@ -8,7 +8,7 @@ fn config() -> Config {
     Config {
         node: "a".to_owned(),
         listen: "127.0.0.1:1".parse().unwrap(),
-        bridge: "br0".to_owned(),
+        uplink: outlive_net::Uplink::bridge("br0"),
         state_dir: none.clone(),
         control_socket: none.clone(),
         control_group: None,

@@ -27,7 +27,7 @@ fn setup(state: &Path, role: Role) -> Setup {
     let node = Node {
         name: "a".to_owned(),
         listen: "127.0.0.1:1".parse().unwrap(),
-        bridge: "br0".to_owned(),
+        uplink: outlive_net::Uplink::bridge("br0"),
         state: state.to_owned(),
         authority: PathBuf::new(),
         certificate: PathBuf::new(),

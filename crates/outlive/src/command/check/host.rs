@@ -4,7 +4,7 @@ use std::fs;
 use std::time::SystemTime;
 
 use nix::sys::resource::{Resource, getrlimit};
-use outlive_net::{DEFAULT_MTU, Port};
+use outlive_net::{DEFAULT_MTU, Port, Uplink};
 use outlive_stream::tls::Identity;
 
 use super::{Line, Verdict, sys};
@@ -146,17 +146,28 @@ pub fn clock() -> Line {
     Line::new("clock", purpose, verdict, found, advice)
 }
 
-pub fn bridge(bridge: Option<&str>) -> Line {
+pub fn uplink(uplink: Option<&Uplink>) -> Line {
     let purpose = "workloads are on the network through it";
-    let Some(bridge) = bridge else {
-        let advice = "name it with --bridge, or the configuration with --config";
+    let Some(uplink) = uplink else {
+        let advice = "name it with --bridge or --macvtap, or the configuration with --config";
         return Line::new("bridge", purpose, Verdict::Note, "not checked", advice);
     };
-    let name = format!("bridge {bridge}");
-    if let Err(error) = Port::create(bridge, DEFAULT_MTU) {
+    let name = match uplink {
+        Uplink::Bridge(bridge) => format!("bridge {bridge}"),
+        Uplink::Macvtap(interface) => format!("macvtap on {interface}"),
+    };
+    if let Err(error) = Port::create(uplink, DEFAULT_MTU) {
         // What is wrong is said together with the way out of it.
         return Line::new(&name, purpose, Verdict::Missing, chain(&error), "");
     }
+    let bridge = match uplink {
+        Uplink::Bridge(bridge) => bridge,
+        Uplink::Macvtap(_) => {
+            let found =
+                "a device can be made; this host and its own workloads do not reach each other through it";
+            return Line::new(&name, purpose, Verdict::Ok, found, "");
+        }
+    };
     let ports: Vec<String> = fs::read_dir(format!("/sys/class/net/{bridge}/brif"))
         .map(|ports| ports.flatten().filter_map(|port| port.file_name().into_string().ok()).collect())
         .unwrap_or_default();

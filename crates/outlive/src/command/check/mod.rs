@@ -11,6 +11,7 @@ mod uses;
 use std::path::Path;
 use std::process::ExitCode;
 
+use outlive_net::Uplink;
 use serde::Serialize;
 
 use super::{print, print_json, table};
@@ -77,7 +78,8 @@ pub fn run(args: Check) -> Result<ExitCode> {
         None if Path::new(DEFAULT_FILE).exists() => Some(Config::load(Path::new(DEFAULT_FILE))?),
         None => None,
     };
-    let bridge = args.bridge.clone().or_else(|| config.as_ref().map(|config| config.bridge.clone()));
+    let named = args.bridge.clone().map(Uplink::Bridge).or_else(|| args.macvtap.clone().map(Uplink::Macvtap));
+    let uplink = named.or_else(|| config.as_ref().map(|config| config.uplink.clone()));
     let mut lines = vec![host::kernel_version(), host::processor()];
     lines.extend(probe::trials());
     lines.extend(host::capabilities());
@@ -88,9 +90,9 @@ pub fn run(args: Check) -> Result<ExitCode> {
         host::memory(),
         host::clock(),
     ]);
-    lines.push(host::bridge(bridge.as_deref()));
+    lines.push(host::uplink(uplink.as_ref()));
     let peers = config.as_ref().map_or(&[][..], |config| &config.peers);
-    lines.extend(bridge.iter().flat_map(|bridge| network::lines(bridge, peers)));
+    lines.extend(uplink.iter().flat_map(|uplink| network::lines(uplink, peers)));
     if let Some(config) = &config {
         lines.push(host::certificate(config));
         lines.push(host::state_directory(config));

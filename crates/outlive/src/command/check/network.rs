@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use outlive_epoch::setup::Peer;
-use outlive_net::{DEFAULT_MTU, Port, probe_in_use};
+use outlive_net::{DEFAULT_MTU, Port, Uplink, probe_in_use};
 
 use super::{Line, Verdict};
 use crate::error::chain;
@@ -35,9 +35,17 @@ const WITHOUT_LAYER_2: [(&str, &str, &str); 4] = [
     ("sys_vendor", "Alibaba Cloud", "Alibaba Cloud"),
 ];
 
-pub fn lines(bridge: &str, peers: &[Peer]) -> Vec<Line> {
+pub fn lines(uplink: &Uplink, peers: &[Peer]) -> Vec<Line> {
     let mut lines = vec![platform(|name| read(&format!("/sys/class/dmi/id/{name}")))];
     lines.push(both_families());
+    let bridge = match uplink {
+        Uplink::Bridge(bridge) => bridge,
+        Uplink::Macvtap(interface) => {
+            lines.push(mtu(interface, &[]));
+            lines.push(foreign_mac(uplink, peers));
+            return lines;
+        }
+    };
     let folder = format!("/sys/class/net/{bridge}");
     if fs::metadata(format!("{folder}/bridge")).is_err() {
         // It has a line of its own.
@@ -46,7 +54,7 @@ pub fn lines(bridge: &str, peers: &[Peer]) -> Vec<Line> {
     lines.push(mtu(bridge, &ports_of(bridge)));
     lines.push(spanning_tree(bridge, &|name| read(&format!("{folder}/bridge/{name}"))));
     lines.push(vlans(bridge, &|name| read(&format!("{folder}/bridge/{name}"))));
-    lines.push(foreign_mac(bridge, peers));
+    lines.push(foreign_mac(uplink, peers));
     lines
 }
 
@@ -106,7 +114,7 @@ fn judge_mtu(bridge: u32, ports: &[(String, u32)]) -> Line {
     }
     if bridge < u32::from(DEFAULT_MTU) {
         return note(
-            format!("the bridge's is {bridge}, below the usual {DEFAULT_MTU}"),
+            format!("it is {bridge}, below the usual {DEFAULT_MTU}"),
             format!("start workloads with --mtu {bridge}, on every node alike"),
         );
     }
@@ -155,27 +163,33 @@ fn vlans(bridge: &str, setting: &dyn Fn(&str) -> Option<String>) -> Line {
 }
 
 /// Asks another node on the bridge's own network for its address, as a workload would be heard.
-fn foreign_mac(bridge: &str, peers: &[Peer]) -> Line {
+fn foreign_mac(uplink: &Uplink, peers: &[Peer]) -> Line {
     let (name, purpose) = ("MAC addresses", "the network carries frames of a workload's own MAC");
-    let networks = networks_of(bridge);
+    let networks = networks_of(uplink.interface());
     let near: Vec<&Peer> =
         peers.iter().filter(|peer| networks.iter().any(|net| net.contains(&peer.address.ip()))).collect();
     if near.is_empty() {
-        let advice = "give the bridge an address in the network of the nodes, name the nodes with --config, or see yourself that \
+        let advice = "give it an address in the network of the nodes, name the nodes with --config, or see yourself that \
                       switches and hypervisors let foreign MAC addresses through";
         return Line::new(
             name,
             purpose,
             Verdict::Note,
-            "not tried: no other node is known on the bridge",
+            "not tried: no other node is known on its network",
             advice,
         );
     }
-    let port = Port::create(bridge, 0).and_then(|port| port.attach().map(|()| port));
+    let port = Port::create(uplink, 0).and_then(|port| port.attach_to_ask().map(|()| port));
     let port = match port {
         Ok(port) => port,
         Err(error) => {
-            return Line::new(name, purpose, Verdict::Note, chain(&error), "see the line of the bridge");
+            return Line::new(
+                name,
+                purpose,
+                Verdict::Note,
+                chain(&error),
+                "see the line of the bridge or interface",
+            );
         }
     };
     let tried: Vec<Tried> = near

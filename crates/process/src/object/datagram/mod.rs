@@ -358,6 +358,11 @@ pub fn build(socket: &Datagram) -> Result<OwnedFd> {
 }
 
 impl Datagram {
+    /// Its two ends, if it is connected.
+    pub(crate) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        Some((self.local, self.remote?))
+    }
+
     /// Gives it its address. What the kernel chose it is to choose again, so that the program may connect it elsewhere.
     fn bind(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let any: IpAddr = if self.family == libc::AF_INET6 {
@@ -371,7 +376,7 @@ impl Datagram {
         }
         let port = local.port();
         let bind = |local: SocketAddr| {
-            sys::bind(fd, &sys::bytes_of(local)).attempt(|| format!("bind a socket to {local}"))
+            sys::bind_again(fd, &sys::bytes_of(local)).attempt(|| format!("bind a socket to {local}"))
         };
         if self.kind == libc::SOCK_RAW {
             return if self.address_chosen { bind(local) } else { Ok(()) };

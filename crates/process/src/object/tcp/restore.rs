@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, bind, connect, shutdown, socket,
+    AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, connect, shutdown, socket,
 };
 
 use super::error::{Attempt, Error, Result};
@@ -18,6 +18,7 @@ use super::{
     Buffers, Connecting, Connection, Family, Options, RawSegment, Stage, State, TcpSocket, before,
     state_number,
 };
+use crate::sys::datagram;
 use crate::sys::tcp_repair::{self as sys, Agreed, Linger, Queue, Repair, RepairWindow};
 
 /// What is known of what the peer has received.
@@ -201,7 +202,7 @@ fn new_socket(family: Family) -> Result<OwnedFd> {
 }
 
 fn bind_to(fd: BorrowedFd<'_>, address: SocketAddr) -> Result<()> {
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).attempt("bind the address")
+    datagram::bind_again(fd, &datagram::bytes_of(address)).attempt("bind the address")
 }
 
 /// `SO_SNDBUF` and `SO_RCVBUF` with room for these bytes; [`settle_buffers`] sets them to what they were.

@@ -1,6 +1,6 @@
 // object: settings below `/proc/sys`
 // status: hidden
-// note: read-only (EROFS), as in containers; those of the workload's network are made alike on every node
+// note: read-only (EROFS), as in containers; those of the workload's network are made alike on every node. Nothing tells when a program writes there, so that it may not
 #include "object.h"
 #include <fcntl.h>
 

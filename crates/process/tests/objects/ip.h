@@ -1,0 +1,45 @@
+// For programs that configure their own network: ip(8), as administrators do it, and what it lists.
+#ifndef IP_H
+#define IP_H
+
+#include "object.h"
+#include <net/if.h>
+
+#define IP "PATH=/usr/sbin:/sbin:/usr/bin:/bin ip "
+
+// Runs a command; its output, of which there is not much, is in one buffer of its own.
+static char *ip_output(const char *format, ...) {
+    char command[512], *all = calloc(1, 1 << 16);
+    size_t length = 0, got;
+    va_list arguments;
+    va_start(arguments, format);
+    int start = snprintf(command, sizeof command, IP);
+    vsnprintf(command + start, sizeof command - start, format, arguments);
+    va_end(arguments);
+    FILE *output = popen(command, "r");
+    CHECK(output);
+    while ((got = fread(all + length, 1, (1 << 16) - 1 - length, output)) > 0) length += got;
+    int status = pclose(output);
+    if (status) FAIL("%.180s: status %d", command, status);
+    return all;
+}
+
+static void ip(const char *format, ...) {
+    char arguments[512];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(arguments, sizeof arguments, format, list);
+    va_end(list);
+    free(ip_output("%s", arguments));
+}
+
+// The way out of the workload, or the loopback where it has none.
+static const char *ip_device(void) { return if_nametoindex("eth0") ? "eth0" : "lo"; }
+
+// Checks that a list is as it was, and says the first line that differs.
+static void ip_same(const char *what, const char *before, const char *now) {
+    while (*before && *before == *now) before++, now++;
+    if (*before || *now) FAIL("%s differ: it was ..%.40s, it is ..%.40s", what, before, now);
+}
+
+#endif
