@@ -5,6 +5,7 @@
 //! `applied`. At every point each entry leads to the old function or to the new one, whole; the state says which entries may
 //! be switched, and [`Patcher::settle`] switches them back.
 
+mod frame;
 mod inject;
 mod link;
 mod memory;
@@ -14,7 +15,8 @@ mod region;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub use inject::{Call, Caller, Steps};
+pub use inject::{Call, Caller, Desk, Steps};
+use inject::{DESK_CODE, DESK_WORDS, Ptrace, desk_code};
 pub use memory::PAGE;
 pub use region::{Notes, Region, State};
 
@@ -22,15 +24,11 @@ use crate::error::{Error, Result};
 use crate::patch::{Part, Patch, PieceKind, Signed, hex};
 use crate::sys::ptrace::Tid;
 use crate::unit::{PAD_OPEN, PAD_TAKEN};
-use inject::Ptrace;
 use link::Plan;
 use memory::Memory;
 use modules::{Module, Scope};
 use region::{HEAD, Off, Switched};
 
-/// `membarrier(2)`: every processor that runs a thread of the process executes a serialising instruction before it goes on.
-const REGISTER_SYNC_CORE: u64 = libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE as u64;
-const SYNC_CORE: u64 = libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE as u64;
 /// Room behind the notes of a region, for a patch that is applied again over others than before.
 const NOTES_ROOM: u64 = 1024;
 /// How often a place is looked for that the process does not take first.
@@ -251,7 +249,7 @@ impl<'a> Patcher<'a> {
         }
         steps("distances written");
         if is_new {
-            synchronise(&mut caller)?;
+            synchronise(&mut caller, &prepared)?;
             steps("processors synchronised");
         }
         for region in &mut prepared {
@@ -299,6 +297,7 @@ impl<'a> Patcher<'a> {
             notes.data = before.notes.data;
             notes.code = code;
             notes.is_unwindable = before.notes.is_unwindable;
+            notes.desk = before.notes.desk;
             notes.switched = self.switches(meeting, &plan, code, data, regions)?;
             let header = Region::header(before.address, before.length, order, State::Prepared, &notes)?;
             if header.len() as u64 <= code - before.address {
@@ -310,19 +309,24 @@ impl<'a> Patcher<'a> {
         }
         // Whole pages, so that code is where it would be in a program.
         let room = (draft.len() as u64 + NOTES_ROOM).next_multiple_of(PAGE);
-        let code_length = (room + plan.code_length + UNWIND_OBJECT).next_multiple_of(PAGE);
-        // Behind the data: what the unwinder writes to.
-        let data_length = (plan.data_length.next_multiple_of(16) + UNWIND_OBJECT).next_multiple_of(PAGE);
+        // Behind the code: what a thread executes that is asked to synchronise.
+        let code_end = plan.code_length.next_multiple_of(16);
+        let code_length = (room + code_end + DESK_CODE).next_multiple_of(PAGE);
+        // Behind the data: what the unwinder writes to, and what the thread says.
+        let data_end = plan.data_length.next_multiple_of(16);
+        let data_length = (data_end + UNWIND_OBJECT + DESK_WORDS).next_multiple_of(PAGE);
         let address = self.map(meeting, code_length, data_length, caller)?;
         let (code, data) = (address + room, address + code_length);
         let (code_bytes, data_bytes) = plan.image(meeting.module.bias, code, data, &imports)?;
+        notes.desk = Desk { code: code + code_end, words: data + data_end + UNWIND_OBJECT };
         self.memory.write(code, &code_bytes)?;
+        self.memory.write(notes.desk.code, &desk_code())?;
         self.memory.write(data, &data_bytes)?;
         (self.steps)("code written");
         notes.data = (data, data_length);
         notes.code = code;
         if let Some(table) = plan.unwind_table(code, data) {
-            let object = data + plan.data_length.next_multiple_of(16);
+            let object = data + data_end;
             notes.is_unwindable = register_unwind(&self.memory, modules, caller, table, object)?;
             if !notes.is_unwindable {
                 warnings.push(
@@ -346,13 +350,9 @@ impl<'a> Patcher<'a> {
         let mut mappings = self.memory.mappings()?;
         for _ in 0..PLACES {
             let at = link::place(&mappings, &meeting.module, meeting.part.is_fixed, code + data)?;
-            let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
-            let map = |address: u64, length: u64, rights: libc::c_int| {
-                Call::System(libc::SYS_mmap, [address, length, rights as u64, flags, u64::MAX, 0])
-            };
             let calls = [
-                map(at, code, libc::PROT_READ | libc::PROT_EXEC),
-                map(at + code, data, libc::PROT_READ | libc::PROT_WRITE),
+                Call::Map { at, length: code, rights: libc::PROT_READ | libc::PROT_EXEC },
+                Call::Map { at: at + code, length: data, rights: libc::PROT_READ | libc::PROT_WRITE },
             ];
             let results = caller.call(&calls)?;
             (self.steps)("mapped");
@@ -477,7 +477,7 @@ impl<'a> Patcher<'a> {
             }
         }
         if is_new {
-            synchronise(&mut caller)?;
+            synchronise(&mut caller, &regions)?;
         }
         // The parts of one patch are reverted together; of several the last first.
         for mut region in regions {
@@ -500,10 +500,11 @@ impl<'a> Patcher<'a> {
 }
 
 /// Has every processor that runs the process forget what it has fetched.
-fn synchronise(caller: &mut dyn Caller) -> Result<()> {
-    let calls = [REGISTER_SYNC_CORE, SYNC_CORE]
-        .map(|command| Call::System(libc::SYS_membarrier, [command, 0, 0, 0, 0, 0]));
-    caller.call(&calls)?.into_iter().try_for_each(|result| succeeded("membarrier", result))
+fn synchronise(caller: &mut dyn Caller, regions: &[Region]) -> Result<()> {
+    if let Some(region) = regions.last() {
+        caller.use_desk(region.notes.desk);
+    }
+    caller.call(&[Call::Synchronise])?.into_iter().try_for_each(|result| succeeded("membarrier", result))
 }
 
 fn notes(signed: &Signed, meeting: &Meeting<'_>) -> Notes {
@@ -522,6 +523,7 @@ fn notes(signed: &Signed, meeting: &Meeting<'_>) -> Notes {
         is_unwindable: false,
         data: (0, 0),
         code: 0,
+        desk: Desk { code: 0, words: 0 },
     }
 }
 

@@ -19,6 +19,7 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::inject::Desk;
 use super::memory::{Mapping, Memory, PAGE};
 use crate::error::{Error, Result};
 use crate::unit::{PAD_OPEN, PAD_TAKEN};
@@ -104,6 +105,8 @@ pub struct Notes {
     pub data: (u64, u64),
     /// Where the code begins, behind the room for these notes.
     pub code: u64,
+    /// Where a thread finds what to do that is asked to synchronise.
+    pub desk: Desk,
 }
 
 /// A patch in a process.
