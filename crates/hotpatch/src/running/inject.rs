@@ -95,6 +95,9 @@ pub trait Caller {
     /// A desk that can be used from now on.
     fn use_desk(&mut self, desk: Desk);
 
+    /// Whether it can have a function of the process called.
+    fn calls_functions(&self) -> bool;
+
     /// The longest time that a thread was held.
     fn longest_hold(&self) -> Duration;
 }
@@ -195,6 +198,10 @@ impl Caller for Ptrace<'_> {
 
     fn use_desk(&mut self, desk: Desk) {
         self.desk = Some(desk);
+    }
+
+    fn calls_functions(&self) -> bool {
+        true
     }
 
     fn longest_hold(&self) -> Duration {
@@ -693,7 +700,7 @@ fn is_rewound(original: &Registers, after: &Registers) -> bool {
 }
 
 /// What the first call that failed returned; if none did, the first.
-fn first_failure(results: &[u64]) -> u64 {
+pub fn first_failure(results: &[u64]) -> u64 {
     let failed = results.iter().find(|result| matches!(**result as i64, -4095..=-1));
     failed.or(results.first()).copied().unwrap_or_default()
 }

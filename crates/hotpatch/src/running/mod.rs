@@ -15,7 +15,7 @@ mod region;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub use inject::{Call, Caller, Desk, Steps};
+pub use inject::{Call, Caller, Desk, Steps, first_failure};
 use inject::{DESK_CODE, DESK_WORDS, Ptrace, desk_code};
 pub use memory::PAGE;
 pub use region::{Notes, Region, State};
@@ -55,6 +55,8 @@ pub struct Report {
 pub struct Patcher<'a> {
     memory: Memory,
     steps: Steps<'a>,
+    /// Who has calls made, if the process has a tracer already.
+    tracer: Option<Box<dyn Caller + 'a>>,
 }
 
 /// A part of a patch and what it meets in the process.
@@ -73,7 +75,30 @@ impl<'a> Patcher<'a> {
     /// `steps` is called after every step, by its name.
     pub fn open_with_steps(pid: Tid, steps: Steps<'a>) -> Result<Self> {
         let memory = Memory::open(pid)?;
-        Ok(Self { memory, steps })
+        Ok(Self { memory, steps, tracer: None })
+    }
+
+    /// A process whose tracer makes the calls.
+    pub fn open_traced(pid: Tid, tracer: Box<dyn Caller + 'a>) -> Result<Self> {
+        Ok(Self { tracer: Some(tracer), ..Self::open(pid)? })
+    }
+
+    /// Whether a patch is about something that the process has mapped.
+    pub fn has_module_of(&self, patch: &Patch) -> Result<bool> {
+        let modules = modules::find(&self.memory, &self.memory.mappings()?);
+        Ok(patch.parts.iter().any(|part| modules.iter().any(|module| module.build_id == *part.build_id)))
+    }
+
+    /// Does something with whoever has calls made.
+    fn with_caller<T>(&mut self, work: impl FnOnce(&Self, &mut dyn Caller) -> Result<T>) -> Result<T> {
+        match self.tracer.take() {
+            Some(mut tracer) => {
+                let outcome = work(self, tracer.as_mut());
+                self.tracer = Some(tracer);
+                outcome
+            }
+            None => work(self, &mut Ptrace::new(&self.memory, self.steps)),
+        }
     }
 
     /// The patches in the process, the first applied first.
@@ -108,6 +133,10 @@ impl<'a> Patcher<'a> {
     /// Whether the process as a whole can be patched.
     fn check_fit(&self) -> Result<()> {
         let pid = self.memory.pid;
+        if self.tracer.is_some() {
+            // It is traced, by who is asked, and stops for it all the time.
+            return Ok(());
+        }
         let tracer = self.memory.status(pid, "TracerPid").filter(|tracer| tracer != "0");
         if let Some(tracer) = tracer {
             return Err(Error::unfit(format!("process {pid} is traced by process {tracer} (a debugger?)")));
@@ -221,17 +250,20 @@ impl<'a> Patcher<'a> {
 
     /// Applies a patch. On an error nothing is switched.
     pub fn apply(&mut self, signed: &Signed) -> Result<Report> {
+        self.check_fit()?;
+        self.with_caller(|this, caller| this.apply_by(signed, caller))
+    }
+
+    fn apply_by(&self, signed: &Signed, caller: &mut dyn Caller) -> Result<Report> {
         let begun = Instant::now();
         self.memory.lock()?;
-        self.check_fit()?;
         let settled = self.settle()?;
         let regions = self.list()?;
         let mappings = self.memory.mappings()?;
         let modules = modules::find(&self.memory, &mappings);
         let scope = Scope::of(&self.memory, &modules, &signed.patch);
         let meetings = self.meet(&signed.patch, signed.id, &modules, &regions)?;
-        let (memory, steps) = (&self.memory, self.steps);
-        let mut caller = Ptrace::new(memory, steps);
+        let steps = self.steps;
         let mut prepared = Vec::new();
         let mut bytes = 0;
         let mut warnings = signed.patch.warnings.clone();
@@ -239,7 +271,7 @@ impl<'a> Patcher<'a> {
         for meeting in &meetings {
             order += 1;
             let (region, mapped) =
-                self.prepare(signed, meeting, &regions, &scope, &modules, order, &mut caller, &mut warnings)?;
+                self.prepare(signed, meeting, &regions, &scope, &modules, order, caller, &mut warnings)?;
             bytes += mapped;
             prepared.push(region);
         }
@@ -249,7 +281,7 @@ impl<'a> Patcher<'a> {
         }
         steps("distances written");
         if is_new {
-            synchronise(&mut caller, &prepared)?;
+            synchronise(caller, &prepared)?;
             steps("processors synchronised");
         }
         for region in &mut prepared {
@@ -330,7 +362,8 @@ impl<'a> Patcher<'a> {
             notes.is_unwindable = register_unwind(&self.memory, modules, caller, table, object)?;
             if !notes.is_unwindable {
                 warnings.push(
-                    "nothing in the process unwinds stacks by now (libgcc_s is not loaded): backtraces will end at patched functions"
+                    "the process's unwinder could not be told (libgcc_s is not loaded, or its tracer calls no functions): backtraces will \
+                     end at patched functions"
                         .to_owned(),
                 );
             }
@@ -446,6 +479,10 @@ impl<'a> Patcher<'a> {
 
     /// Reverts the patch that was applied last, or all.
     pub fn revert(&mut self, all: bool) -> Result<Report> {
+        self.with_caller(|this, caller| this.revert_by(all, caller))
+    }
+
+    fn revert_by(&self, all: bool, caller: &mut dyn Caller) -> Result<Report> {
         let begun = Instant::now();
         self.memory.lock()?;
         let settled = self.settle()?;
@@ -468,7 +505,6 @@ impl<'a> Patcher<'a> {
         let mut functions = 0;
         let regions: Vec<Region> =
             regions.into_iter().rev().take_while(|region| all || region.notes.patch == id).collect();
-        let mut caller = Ptrace::new(&self.memory, self.steps);
         let mut is_new = false;
         // What a cumulative patch switched off is switched on again; another patch may have used the pad since.
         for off in regions.iter().flat_map(|region| &region.notes.off) {
@@ -477,7 +513,7 @@ impl<'a> Patcher<'a> {
             }
         }
         if is_new {
-            synchronise(&mut caller, &regions)?;
+            synchronise(caller, &regions)?;
         }
         // The parts of one patch are reverted together; of several the last first.
         for mut region in regions {
@@ -554,6 +590,9 @@ fn register_unwind(
     table: u64,
     object: u64,
 ) -> Result<bool> {
+    if !caller.calls_functions() {
+        return Ok(false);
+    }
     for module in modules {
         let Some(exports) = module.exports(memory) else { continue };
         if let Some(found) = exports.get("__register_frame_info") {
