@@ -277,11 +277,10 @@ impl<'a> Tree<'a> {
                 fs::copy(&from, place.join(name))?;
             }
         }
-        for name in ["libevent-2.1.so.7"] {
-            let library = place.join(format!("{name}.0.1"));
-            if library.exists() {
-                std::os::unix::fs::symlink(&library, place.join(name))?;
-            }
+        // A library is looked for by its shorter name.
+        let library = place.join("libevent-2.1.so.7.0.1");
+        if library.exists() {
+            std::os::unix::fs::symlink(&library, place.join("libevent-2.1.so.7"))?;
         }
         fs::create_dir_all(place.join("logs"))?;
         Ok(place)

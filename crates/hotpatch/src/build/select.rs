@@ -123,6 +123,15 @@ pub(super) fn is_clone(item: &Item) -> bool {
         && item.name.as_deref().is_some_and(|name| name.trim_start_matches('.').contains('.'))
 }
 
+/// The table by which virtual functions are called (Itanium C++ ABI, 5.1.4.1).
+fn is_virtual_table(item: &Item) -> bool {
+    item.kind == Kind::ReadOnly && item.name.as_deref().is_some_and(|name| name.starts_with("_ZTV"))
+}
+
+fn old_table(title: &str, why: &str) -> Refusal {
+    Refusal::new(Why::Layout, title, format!("{why}: objects that exist lead to the old table"))
+}
+
 fn fate(both: &Both<'_>, selected: &Selected<'_>, at: At, refusals: &mut BTreeSet<Refusal>) -> Fate {
     let (unit, item) = at;
     let pair = &selected.pairs[unit];
@@ -176,7 +185,12 @@ fn fate(both: &Both<'_>, selected: &Selected<'_>, at: At, refusals: &mut BTreeSe
             }
             Fate::Changed(why)
         }
-        (Kind::ReadOnly, Change::Changed(why)) => Fate::Changed(why),
+        (Kind::ReadOnly, Change::Changed(why)) => {
+            if is_virtual_table(it) {
+                refusals.insert(old_table(&title, &why));
+            }
+            Fate::Changed(why)
+        }
         (Kind::ThreadLocal, Change::Changed(why)) => {
             refusals.insert(Refusal::new(
                 Why::ThreadLocal,
@@ -276,6 +290,10 @@ fn spread(both: &Both<'_>, selected: &mut Selected<'_>, types: &AllTypes, refusa
                     }
                     let title = selected.pairs[target.0].new.title(target.1);
                     match it.kind {
+                        Kind::ReadOnly if is_virtual_table(it) => {
+                            let why = format!("it refers to {title}, which changed");
+                            refusals.insert(old_table(pair.new.title(item), &why));
+                        }
                         Kind::Code | Kind::ReadOnly if selected.address(both, (unit, item)).is_some() => {
                             found.push(((unit, item), format!("it refers to {title}, which changed")));
                         }
