@@ -155,20 +155,26 @@ fn libevent(place: &Place) -> Result<Command> {
 pub const PACKAGES: [Package; 9] = [
     Package {
         name: "redis",
-        needs: &[],
+        needs: &["libssl-dev"],
         configure: "",
         // Its makefile does not look whether its own copies of libraries have changed.
-        build: "make -C deps -j2 hiredis linenoise lua hdr_histogram; rm -f src/redis-server; make -C src -j2 MALLOC=libc redis-server",
+        build: "make -C deps -j2 BUILD_TLS=yes hiredis linenoise lua hdr_histogram; rm -f src/redis-server
+                make -C src -j2 BUILD_TLS=yes MALLOC=libc redis-server",
         links: &["src/redis-server"],
         load: Kind::Redis,
         start: redis,
-        probes: &[],
+        probes: &[Probe {
+            patch: "CVE-2025-67733.patch",
+            send: "*3\r\n$8\r\nFUNCTION\r\n$4\r\nLIST\r\n$5\r\nX\r\n+I\r\n",
+            before: "-ERR Unknown argument X\r\n+I",
+            after: "-ERR Unknown argument X  +I",
+        }],
     },
     Package {
         name: "memcached",
         needs: &["libevent-dev", "libsasl2-dev", "libssl-dev"],
         configure: "./configure --disable-docs --disable-coverage --enable-sasl --enable-tls --enable-proxy",
-        build: "make -j2 memcached",
+        build: "make -C vendor; make -j2 memcached",
         links: &["memcached"],
         load: Kind::Memcached,
         start: memcached,

@@ -97,7 +97,7 @@ impl Frame {
         }
         // After the first eight bytes are popped the kernel looks at what follows; functions that are called here find their stack
         // aligned: at their entry, 8 below a multiple of 16.
-        let address = (area - bytes.len() as u64) & !15;
+        let address = ((area - bytes.len() as u64 - 8) & !15) + 8;
         bytes.resize((area - address) as usize, 0);
         bytes.extend(xstate);
         Self { address, bytes }
@@ -118,7 +118,7 @@ mod tests {
         xstate[SOFTWARE_AT] = 7;
         let frame = Frame::new(regs.rsp, &regs, 0xabc, xstate, 0x9999);
         let quad = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| frame.bytes[at + index]));
-        assert_eq!(frame.address % 16, 0);
+        assert_eq!(frame.address % 16, 8);
         assert_eq!(quad(0), 0x9999);
         // After the pretcode: flags, link and stack are 40 bytes; then 15 registers and the stack pointer.
         assert_eq!(quad(8 + 40 + 15 * 8), regs.rsp);

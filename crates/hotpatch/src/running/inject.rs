@@ -29,7 +29,7 @@ pub enum Call {
     Map { at: u64, length: u64, rights: libc::c_int },
     /// Have every processor that runs the process forget what it has fetched.
     Synchronise,
-    /// A function of the process that returns a pointer or nothing and blocks on nothing.
+    /// A function of the process that blocks on nothing. What it returns is not known, and it is the last of the calls.
     Function(u64, [u64; 3]),
 }
 
@@ -651,10 +651,9 @@ impl Session<'_> {
         let mut regs = *original;
         regs.orig_rax = u64::MAX;
         if let Call::Function(address, arguments) = call {
-            // It returns to `syscall; ret`, where we see what it returned as the number of a call that we do not let happen.
-            self.memory.write(frame - 8, &self.gadgets.call.to_le_bytes())?;
+            // It returns to the way back, with us or without; we see it there.
             regs.rip = *address;
-            regs.rsp = frame - 8;
+            regs.rsp = frame;
             regs.rax = 0;
             [regs.rdi, regs.rsi, regs.rdx] = *arguments;
             // The direction flag is clear on entry to a function (System V ABI, x86-64, 3.2.1).
@@ -664,24 +663,15 @@ impl Session<'_> {
     }
 
     fn make(&self, tid: Tid, is_function: bool) -> Result<u64> {
+        // A function that returns comes to `rt_sigreturn`, which is let happen: left out, the thread would stand behind it, where
+        // there is no way back without us. What the function returned is not known.
         self.to_call(tid)?;
-        let regs = ptrace::registers(tid).or_target(|| format!("read the registers of thread {tid}"))?;
-        let result = if is_function {
-            let mut none = regs;
-            none.orig_rax = u64::MAX;
-            ptrace::set_registers(tid, &none).or_target(|| format!("set the registers of thread {tid}"))?;
-            Some(regs.orig_rax)
-        } else {
-            None
-        };
         (self.steps)("call entered");
         self.to_call(tid)?;
-        match result {
-            Some(result) => Ok(result),
-            None => {
-                Ok(ptrace::registers(tid).or_target(|| format!("read the registers of thread {tid}"))?.rax)
-            }
+        if is_function {
+            return Ok(0);
         }
+        Ok(ptrace::registers(tid).or_target(|| format!("read the registers of thread {tid}"))?.rax)
     }
 
     fn to_call(&self, tid: Tid) -> Result<()> {

@@ -30,6 +30,10 @@ pub fn trials() -> Vec<Trial> {
         trial("a_process_that_waits_for_a_time_does_not_notice", || sleeper("poller")),
         trial("a_process_that_is_stopped_or_traced_is_refused", stopped),
         trial("a_patcher_may_die_at_any_step", || die_at_every_step("threads", "0 1", "0 2", 15)),
+        // It has an unwinder, which is told of the patch.
+        trial("a_patcher_may_die_while_the_unwinder_is_told", || {
+            die_at_every_step("cpp_exception", "5 ", "-1 ", 20)
+        }),
         // Its thread is not left alone with its calls.
         trial("a_patcher_that_holds_a_thread_may_die_at_any_step", || {
             die_at_every_step("poller", "1", "2", 20)
@@ -260,7 +264,10 @@ pub fn apply_and_die(what: &str) -> ExitCode {
 
 /// A program, what it answers without the patch and with it, and how many steps an apply has at least.
 fn die_at_every_step(program: &str, old: &str, new: &str, least: usize) {
-    let recorded = Recorded::simple(program);
+    let recorded = match program.starts_with("cpp_") {
+        true => Recorded::new(&format!("g++ -O2 $FLAGS -o program {program}.cpp")),
+        false => Recorded::simple(program),
+    };
     let signed = recorded.patch();
     let file = recorded.folder().join("fix.opatch");
     std::fs::write(&file, patch::write(&signed.patch, &key()).unwrap()).unwrap();
