@@ -327,12 +327,13 @@ impl<'a> Tree<'a> {
     /// Applies a patch to the running program under load, and reverts it.
     fn live(&self, place: &Path, file: &Path, fix: &mut Fix, probe: Option<&Probe>) -> Result<Outcome> {
         let (running, load) = self.start(place, CONNECTIONS)?;
-        let pids = running.pids()?;
         let go_on = |load: &Load, phase: &str| -> Result<()> {
             ensure!(load.wait_for(REQUESTS, PHASE_LIMIT), "the load does not go on {phase}");
             Ok(())
         };
         go_on(&load, "before the patch")?;
+        // What answers has all of its processes by now.
+        let pids = running.pids()?;
         let ask = |expected: fn(&Probe) -> &'static str, phase: &str| -> Result<()> {
             let Some(probe) = probe else { return Ok(()) };
             let expected = expected(probe);

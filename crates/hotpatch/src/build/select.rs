@@ -9,6 +9,7 @@ use super::Both;
 use crate::compare::{Change, Pair, is_by_content};
 use crate::error::Result;
 use crate::layout::Types;
+use crate::patch::When;
 use crate::program::Placement;
 use crate::refusal::{Kind as Why, Refusal};
 use crate::unit::{Item, Kind, Place, Unit, decode};
@@ -42,6 +43,22 @@ pub(super) struct Selected<'a> {
 }
 
 impl Selected<'_> {
+    /// Functions that the change brings along for the patcher to call: those of an earlier change are not called again.
+    pub fn hooks(&self) -> Vec<(At, When)> {
+        let mut found = Vec::new();
+        for (unit, pair) in self.pairs.iter().enumerate() {
+            for (item, it) in pair.new.items.iter().enumerate() {
+                let when = it.name.as_deref().and_then(When::of);
+                if let (Kind::Code, Some(when)) = (it.kind, when)
+                    && self.fates[unit][item] != Fate::Kept
+                {
+                    found.push(((unit, item), when));
+                }
+            }
+        }
+        found
+    }
+
     /// Where the program has what an item of the new build is a build of.
     pub fn address(&self, both: &Both<'_>, (unit, item): At) -> Option<u64> {
         let pair = &self.pairs[unit];

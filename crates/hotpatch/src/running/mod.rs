@@ -21,7 +21,7 @@ pub use memory::PAGE;
 pub use region::{Notes, Region, State};
 
 use crate::error::{Error, Result};
-use crate::patch::{Part, Patch, PieceKind, Signed, hex};
+use crate::patch::{Part, Patch, PieceKind, Signed, When, hex};
 use crate::sys::ptrace::Tid;
 use crate::unit::{PAD_OPEN, PAD_TAKEN};
 use link::Plan;
@@ -263,6 +263,11 @@ impl<'a> Patcher<'a> {
         let modules = modules::find(&self.memory, &mappings);
         let scope = Scope::of(&self.memory, &modules, &signed.patch);
         let meetings = self.meet(&signed.patch, signed.id, &modules, &regions)?;
+        if signed.patch.parts.iter().any(|part| !part.hooks.is_empty()) && !caller.calls_functions() {
+            return Err(Error::unfit(
+                "the patch has hooks, and the process's tracer calls no functions of it: only a process without a tracer can get it",
+            ));
+        }
         let steps = self.steps;
         let mut prepared = Vec::new();
         let mut bytes = 0;
@@ -284,12 +289,19 @@ impl<'a> Patcher<'a> {
             synchronise(caller, &prepared)?;
             steps("processors synchronised");
         }
+        for region in &prepared {
+            call_hooks(caller, region, When::Before)?;
+        }
+        steps("hooks before");
         for region in &mut prepared {
             region.set_state(&self.memory, State::Applying)?;
             steps("applying");
             self.switch(region, true)?;
             region.set_state(&self.memory, State::Applied)?;
             steps("applied");
+        }
+        for region in &prepared {
+            call_hooks(caller, region, When::After)?;
         }
         Ok(Report {
             functions: prepared.iter().map(|region| region.notes.switched.len()).sum(),
@@ -330,6 +342,7 @@ impl<'a> Patcher<'a> {
             notes.code = code;
             notes.is_unwindable = before.notes.is_unwindable;
             notes.desk = before.notes.desk;
+            notes.hooks.clone_from(&before.notes.hooks);
             notes.switched = self.switches(meeting, &plan, code, data, regions)?;
             let header = Region::header(before.address, before.length, order, State::Prepared, &notes)?;
             if header.len() as u64 <= code - before.address {
@@ -368,6 +381,8 @@ impl<'a> Patcher<'a> {
                 );
             }
         }
+        let hooks = meeting.part.hooks.iter();
+        notes.hooks = hooks.map(|hook| (hook.when, plan.address(hook.piece, code, data))).collect();
         notes.switched = self.switches(meeting, &plan, code, data, regions)?;
         let header = Region::header(address, code_length, order, State::Prepared, &notes)?;
         Region::write_header(&self.memory, address, &header)?;
@@ -516,6 +531,9 @@ impl<'a> Patcher<'a> {
             synchronise(caller, &regions)?;
         }
         // The parts of one patch are reverted together; of several the last first.
+        for region in &regions {
+            call_hooks(caller, region, When::Revert)?;
+        }
         for mut region in regions {
             region.set_state(&self.memory, State::Reverting)?;
             (self.steps)("reverting");
@@ -543,6 +561,14 @@ fn synchronise(caller: &mut dyn Caller, regions: &[Region]) -> Result<()> {
     caller.call(&[Call::Synchronise])?.into_iter().try_for_each(|result| succeeded("membarrier", result))
 }
 
+/// Has a thread call the hooks of a patch for this moment.
+fn call_hooks(caller: &mut dyn Caller, region: &Region, when: When) -> Result<()> {
+    for (_, address) in region.notes.hooks.iter().filter(|(at, _)| *at == when) {
+        caller.call(&[Call::Function(*address, [0; 3])])?;
+    }
+    Ok(())
+}
+
 fn notes(signed: &Signed, meeting: &Meeting<'_>) -> Notes {
     let code = meeting.part.pieces.iter().filter(|piece| piece.kind == PieceKind::Code);
     Notes {
@@ -559,6 +585,7 @@ fn notes(signed: &Signed, meeting: &Meeting<'_>) -> Notes {
         is_unwindable: false,
         data: (0, 0),
         code: 0,
+        hooks: Vec::new(),
         desk: Desk { code: 0, words: 0 },
     }
 }
