@@ -59,7 +59,7 @@ pub fn build_lab_server() -> Result<PathBuf> {
 }
 
 fn build(package: &str, binary: &str) -> Result<PathBuf> {
-    let output = Command::new(cargo())
+    let output = cargo()
         .args(["build", "--release", "--package", package, "--bin", binary])
         .args(["--message-format", "json-render-diagnostics"])
         .current_dir(root()?)
@@ -78,8 +78,21 @@ fn build(package: &str, binary: &str) -> Result<PathBuf> {
         .with_context(|| format!("cargo built no executable named {binary}"))
 }
 
-pub fn cargo() -> String {
-    env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+/// Cargo, without what it has told this program about this program: build scripts that look at that (ring's) would run again,
+/// and all that depends on them would be built anew, each time that an operator and this program take turns.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let told = |name: &str| {
+        const NAMES: [&str; 4] =
+            ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_CRATE_NAME", "CARGO_BIN_NAME"];
+        name.starts_with("CARGO_PKG_") || NAMES.contains(&name)
+    };
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(told) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
 }
 
 /// Runs a command whose output goes to ours; its failure is ours.

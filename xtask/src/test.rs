@@ -1,7 +1,5 @@
 //! Everything that must hold before a change lands, in the order in which it fails fastest.
 
-use std::process::Command;
-
 use anyhow::{Context, Result};
 
 use crate::setup::{self, cargo, succeed};
@@ -9,19 +7,19 @@ use crate::{root, supported, tidy};
 
 pub fn run() -> Result<()> {
     let root = root()?;
-    let cargo = |words: &[&str]| {
+    let run = |words: &[&str]| {
         eprintln!("test: cargo {}", words.join(" "));
-        succeed(Command::new(cargo()).args(words).current_dir(&root))
+        succeed(cargo().args(words).current_dir(&root))
     };
     setup::prepare()?;
-    cargo(&["fmt", "--all", "--check"]).context("the sources are not formatted; run `cargo fmt --all`")?;
+    run(&["fmt", "--all", "--check"]).context("the sources are not formatted; run `cargo fmt --all`")?;
     tidy::run()?;
-    cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
-    cargo(&["test", "--workspace"])?;
+    run(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
+    run(&["test", "--workspace"])?;
     // Each section in a process of its own: hundreds of workloads one after the other in one become slow.
     for section in supported::sections(&root)? {
         let filter = format!("{section}/");
-        cargo(&[
+        run(&[
             "test",
             "--quiet",
             "--package",

@@ -196,7 +196,7 @@ impl Shell {
             TreeEvent::Fork { parent, child } => self.fork(*parent, *child),
             TreeEvent::Exec { pid } => self.clear(*pid),
             TreeEvent::Session { pid } => self.call(*pid, libc::SYS_setsid, &[]),
-            TreeEvent::Group { pid, group } => self.call(*pid, libc::SYS_setpgid, &[0, *group as u64]),
+            TreeEvent::Group { pid, group } => self.join_group(*pid, *group),
             TreeEvent::Reaper { pid, on } => {
                 let option = libc::PR_SET_CHILD_SUBREAPER as u64;
                 self.call(*pid, libc::SYS_prctl, &[option, u64::from(*on), 0, 0, 0])
@@ -220,6 +220,25 @@ impl Shell {
         batch.call(number, args);
         // What the workload was refused is refused here.
         run_unchecked(process, &batch).map(drop)
+    }
+
+    /// The call was noticed before it was made, and may be about a process that has ended, or that never was.
+    fn join_group(&self, pid: Pid, group: Pid) -> Result<()> {
+        if self.processes.contains_key(&pid) {
+            return self.call(pid, libc::SYS_setpgid, &[0, group as u64]);
+        }
+        if !self.zombies.contains_key(&pid) {
+            return Ok(());
+        }
+        // Others may join the group of one that was not waited for yet. Only its parent can put it there.
+        let mut batch = Batch::new();
+        batch.call(libc::SYS_setpgid, &[pid as u64, group as u64]);
+        for process in self.processes.values() {
+            if run_unchecked(process, &batch)?.first() == Some(&0) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn fork(&mut self, parent: Pid, child: Pid) -> Result<()> {
