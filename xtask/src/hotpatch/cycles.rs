@@ -135,7 +135,7 @@ pub fn section(figures: &Figures) -> Result<String> {
         text,
         "`cargo xtask bench hotpatch`: Redis from Debian's source, recorded without its last fix ({}); a patch with the fix is applied and \
          reverted by `outlive patch` under {CONNECTIONS} connections whose every answer is checked, in turn with the same load \
-         without (`outlive patch ls` as often in its place). The fixes of nine packages: [docs/hotpatch-corpus.md](docs/hotpatch-corpus.md).\n\n\
+         without (`outlive patch ls` as often in its place). The fixes of real packages: [docs/hotpatch-corpus.md](docs/hotpatch-corpus.md).\n\n\
          | figure | value |\n|---|---|",
         figures.fix
     )?;

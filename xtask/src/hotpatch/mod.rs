@@ -46,6 +46,7 @@ pub fn run(names: &[String], cycles_only: bool, json: bool) -> Result<bool> {
         let status = Command::new(&outlive).args(["patch", "key", "--out"]).arg(&keys).status()?;
         ensure!(status.success(), "outlive patch key: {status}");
     }
+    install(&["dpkg-dev", "gcc", "g++", "make", "patch"])?;
     let apt = corpus::prepare_apt(&corpus)?;
     for package in &PACKAGES {
         if cycles_only || !names.is_empty() && !names.iter().any(|name| name == package.name) {
@@ -217,6 +218,7 @@ fn table(all: &BTreeMap<String, Vec<Fix>>) -> Result<String> {
 /// A reason, as long as a table can take it.
 fn short(why: &str) -> String {
     const MOST: usize = 400;
+    let why = why.trim_start_matches("outlive: ").trim_start_matches("the change cannot be patched: ");
     let why = why.replace('|', "\\|").replace('\n', " ");
     if why.chars().count() <= MOST {
         return why;
