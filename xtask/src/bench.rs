@@ -65,8 +65,14 @@ pub enum What {
         #[arg(long)]
         json: bool,
     },
-    /// What clients notice of a Redis that is patched and reverted under load
+    /// Real fixes of Debian's packages applied to running programs under load, and what their clients notice
     Hotpatch {
+        /// Only the fixes of this package; may be given again [default: all, and a thousand cycles under load]
+        #[arg(long, value_name = "NAME")]
+        package: Vec<String>,
+        /// Only the cycles, with what the fixes of redis have left
+        #[arg(long, conflicts_with = "package")]
+        cycles_only: bool,
         /// Print the outcome as JSON, as the last line of standard output
         #[arg(long)]
         json: bool,
@@ -81,8 +87,8 @@ const BENCHMARK_LIMIT: Duration = Duration::from_secs(600);
 
 /// True if the figures are those of a run in which nothing went wrong.
 pub fn run(what: &What) -> Result<bool> {
-    if let What::Hotpatch { json } = *what {
-        return hotpatch::run(json);
+    if let What::Hotpatch { package, cycles_only, json } = what {
+        return hotpatch::run(package, *cycles_only, *json);
     }
     setup::prepare()?;
     if let What::Replicated { json } = *what {

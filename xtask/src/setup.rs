@@ -9,8 +9,13 @@ use anyhow::{Context, Result, bail};
 use crate::root;
 
 /// Programs, and the Debian packages that have them.
-const NEEDED: [(&str, &str); 4] =
-    [("ip", "iproute2"), ("redis-server", "redis-server"), ("redis-benchmark", "redis-tools"), ("cc", "gcc")];
+const NEEDED: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("redis-server", "redis-server"),
+    ("redis-benchmark", "redis-tools"),
+    ("cc", "gcc"),
+    ("g++", "g++"),
+];
 
 pub fn run() -> Result<()> {
     prepare()?;

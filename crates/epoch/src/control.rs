@@ -1,5 +1,6 @@
 //! What an agent asks the supervisors of its node, over a socket in the workload's directory: a line of JSON each way.
 
+use outlive_process::tree::Errand;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +16,11 @@ pub enum Request {
     Switchover {
         to: Option<String>,
     },
+    /// Calls that a process (as this host numbers them) makes for whoever patches it.
+    Errands {
+        pid: i32,
+        errands: Vec<Errand>,
+    },
     /// To a synced backup: takes over now, whether its primary lives or not.
     Failover,
 }
@@ -24,7 +30,14 @@ pub enum Request {
 pub enum Response {
     Status(Box<Status>),
     Done,
-    Failed { reason: String },
+    /// What each call of the errands returned, and how long the workload was stopped, in microseconds.
+    Returned {
+        results: Vec<i64>,
+        held_us: u64,
+    },
+    Failed {
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

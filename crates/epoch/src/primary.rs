@@ -19,7 +19,7 @@ use outlive_net::{InputClosed, Moment, Pump, VNET_HEADER};
 use outlive_process::error::Error as ProcessError;
 use outlive_process::object::tcp::Framed;
 use outlive_process::space::PageData;
-use outlive_process::tree::Workload;
+use outlive_process::tree::{Errand, Workload};
 use outlive_stream::epoch::{Ack, EpochId, Seal};
 use tracing::{info, warn};
 
@@ -795,7 +795,9 @@ impl<'a> Primary<'a> {
         reply: std::sync::mpsc::Sender<control::Response>,
     ) -> Option<End> {
         let response = match request {
-            control::Request::Stop | control::Request::Kill { .. } if self.is_stopped() => {
+            control::Request::Stop | control::Request::Kill { .. } | control::Request::Errands { .. }
+                if self.is_stopped() =>
+            {
                 control::Response::Failed { reason: "it is being moved at this moment: ask again".into() }
             }
             control::Request::Status => {
@@ -806,6 +808,7 @@ impl<'a> Primary<'a> {
                 Ok(()) => control::Response::Done,
                 Err(error) => control::Response::Failed { reason: error.to_string() },
             },
+            control::Request::Errands { pid, errands } => self.run_errands(pid, &errands),
             control::Request::Switchover { to } => match self.order_move(to) {
                 Ok(()) => control::Response::Done,
                 Err(reason) => control::Response::Failed { reason },
@@ -821,6 +824,21 @@ impl<'a> Primary<'a> {
         // Whoever asked may have left.
         let _ = reply.send(response);
         None
+    }
+
+    /// Everything is stopped for it, as for a checkpoint.
+    fn run_errands(&mut self, pid: i32, errands: &[Errand]) -> control::Response {
+        let begun = Instant::now();
+        match self.stopped(|workload| workload.run_errands(pid, errands)) {
+            Ok(Some(results)) => {
+                let held_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+                control::Response::Returned { results, held_us }
+            }
+            Ok(None) => control::Response::Failed {
+                reason: "the workload could not be stopped at this moment: ask again".into(),
+            },
+            Err(error) => control::Response::Failed { reason: error.to_string() },
+        }
     }
 
     /// The register says that the workload is over; its name can be used again.

@@ -280,9 +280,12 @@ fn answer(
         Ok(control::Request::Failover) if status.get().role == control::Side::Backup => {
             force(&status.get(), forced)
         }
-        Ok(control::Request::Stop | control::Request::Switchover { .. } | control::Request::Kill { .. })
-            if status.get().role == control::Side::Backup =>
-        {
+        Ok(
+            control::Request::Stop
+            | control::Request::Switchover { .. }
+            | control::Request::Kill { .. }
+            | control::Request::Errands { .. },
+        ) if status.get().role == control::Side::Backup => {
             control::Response::Failed { reason: "this is the backup; ask on its primary's node".into() }
         }
         Ok(request) => {

@@ -14,7 +14,7 @@ use crate::unit::{PAD_LEN, PAD_OPEN};
 
 const MAGIC: &[u8; 8] = b"OUTLIVEP";
 /// Raised when the body changes its form.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEAD: usize = 20;
 const TAIL: usize = 96;
 /// Largest patch that is read: far above any fix, far below what would hurt.
@@ -52,6 +52,37 @@ pub struct Part {
     pub switches: Vec<Switch>,
     /// Names that the dynamic linker would look up.
     pub imports: Vec<Import>,
+    /// Code of the patch that is called when it is applied or reverted.
+    pub hooks: Vec<Hook>,
+}
+
+/// When a hook is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum When {
+    /// Before any entry is switched.
+    Before,
+    /// When all are.
+    After,
+    /// Before any is switched back.
+    Revert,
+}
+
+impl When {
+    /// The function that a change brings along for it: `void NAME(void)`.
+    pub fn of(name: &str) -> Option<Self> {
+        match name {
+            "outlive_patch_before" => Some(Self::Before),
+            "outlive_patch_after" => Some(Self::After),
+            "outlive_patch_revert" => Some(Self::Revert),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    pub when: When,
+    pub piece: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,6 +294,12 @@ impl Part {
         }
         if self.pieces.iter().filter(|piece| piece.kind == PieceKind::Unwind).count() > 1 {
             return Err(format!("{} has unwind tables twice", self.program));
+        }
+        for hook in &self.hooks {
+            let piece = self.pieces.get(hook.piece as usize);
+            if piece.is_none_or(|piece| piece.kind != PieceKind::Code || piece.is_empty()) {
+                return Err("a hook does not lead to code".to_owned());
+            }
         }
         let mut pads = std::collections::BTreeSet::new();
         for switch in &self.switches {

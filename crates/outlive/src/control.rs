@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outlive_epoch::control::{State, Status};
 use outlive_epoch::setup::WhenExposed;
 use outlive_net::{Mac, Route};
+use outlive_process::tree::Errand;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +50,12 @@ pub enum Request {
         name: String,
         signal: i32,
     },
+    /// Calls that a process of a workload makes for whoever patches it; the process as its node numbers it.
+    Errands {
+        name: String,
+        pid: i32,
+        errands: Vec<Errand>,
+    },
     /// To the backup's node, or to the one named.
     Switchover {
         name: String,
@@ -81,6 +88,11 @@ pub enum Reply {
         has_peers: bool,
     },
     Done,
+    /// What each call of the errands returned, and how long the workload was stopped, in microseconds.
+    Returned {
+        results: Vec<i64>,
+        held_us: u64,
+    },
     Workloads(Vec<Row>),
     Inspected(Box<Inspected>),
     /// Records follow.

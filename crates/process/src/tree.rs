@@ -4,6 +4,7 @@
 //! keeps an ordered log of what a checkpoint cannot read from how the tree looks at its end.
 
 mod adopt;
+mod errand;
 mod freeze;
 pub(crate) mod genealogy;
 mod job;
@@ -46,6 +47,7 @@ use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
 use crate::sys::task;
 pub(crate) use adopt::{adopt_space, vdso_syscall};
+pub use errand::Errand;
 
 /// How long the first exec may take: a program of hundreds of megabytes on a cold disk.
 const START_DEADLINE: Duration = Duration::from_secs(30);

@@ -10,7 +10,7 @@ use super::select::{At, Fate, Selected};
 use super::unwind;
 use crate::compare::{constant, is_by_content, is_relative, string_start};
 use crate::error::{Error, Result};
-use crate::patch::{Fixup, FixupKind, Import, Part, Piece, PieceKind, Switch, Target};
+use crate::patch::{Fixup, FixupKind, Hook, Import, Part, Piece, PieceKind, Switch, Target};
 use crate::refusal::{Kind as Why, Refusal};
 use crate::unit::{Kind, Place, Relocation, Symbol, Unit};
 
@@ -50,6 +50,10 @@ pub(super) fn assemble(
     for at in &switched {
         assembler.take(*at, None);
     }
+    let mut hooks = Vec::new();
+    for (at, when) in assembler.selected.hooks() {
+        hooks.push(Hook { when, piece: assembler.take(at, Some("the patcher")) });
+    }
     assembler.close();
     assembler.add_unwind_tables()?;
     let mut switches = Vec::new();
@@ -74,6 +78,7 @@ pub(super) fn assemble(
         pieces: assembler.pieces,
         switches,
         imports: assembler.imports,
+        hooks,
     }))
 }
 

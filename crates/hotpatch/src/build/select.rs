@@ -9,6 +9,7 @@ use super::Both;
 use crate::compare::{Change, Pair, is_by_content};
 use crate::error::Result;
 use crate::layout::Types;
+use crate::patch::When;
 use crate::program::Placement;
 use crate::refusal::{Kind as Why, Refusal};
 use crate::unit::{Item, Kind, Place, Unit, decode};
@@ -42,6 +43,22 @@ pub(super) struct Selected<'a> {
 }
 
 impl Selected<'_> {
+    /// Functions that the change brings along for the patcher to call: those of an earlier change are not called again.
+    pub fn hooks(&self) -> Vec<(At, When)> {
+        let mut found = Vec::new();
+        for (unit, pair) in self.pairs.iter().enumerate() {
+            for (item, it) in pair.new.items.iter().enumerate() {
+                let when = it.name.as_deref().and_then(When::of);
+                if let (Kind::Code, Some(when)) = (it.kind, when)
+                    && self.fates[unit][item] != Fate::Kept
+                {
+                    found.push(((unit, item), when));
+                }
+            }
+        }
+        found
+    }
+
     /// Where the program has what an item of the new build is a build of.
     pub fn address(&self, both: &Both<'_>, (unit, item): At) -> Option<u64> {
         let pair = &self.pairs[unit];
@@ -123,6 +140,15 @@ pub(super) fn is_clone(item: &Item) -> bool {
         && item.name.as_deref().is_some_and(|name| name.trim_start_matches('.').contains('.'))
 }
 
+/// The table by which virtual functions are called (Itanium C++ ABI, 5.1.4.1).
+fn is_virtual_table(item: &Item) -> bool {
+    item.kind == Kind::ReadOnly && item.name.as_deref().is_some_and(|name| name.starts_with("_ZTV"))
+}
+
+fn old_table(title: &str, why: &str) -> Refusal {
+    Refusal::new(Why::Layout, title, format!("{why}: objects that exist lead to the old table"))
+}
+
 fn fate(both: &Both<'_>, selected: &Selected<'_>, at: At, refusals: &mut BTreeSet<Refusal>) -> Fate {
     let (unit, item) = at;
     let pair = &selected.pairs[unit];
@@ -176,7 +202,12 @@ fn fate(both: &Both<'_>, selected: &Selected<'_>, at: At, refusals: &mut BTreeSe
             }
             Fate::Changed(why)
         }
-        (Kind::ReadOnly, Change::Changed(why)) => Fate::Changed(why),
+        (Kind::ReadOnly, Change::Changed(why)) => {
+            if is_virtual_table(it) {
+                refusals.insert(old_table(&title, &why));
+            }
+            Fate::Changed(why)
+        }
         (Kind::ThreadLocal, Change::Changed(why)) => {
             refusals.insert(Refusal::new(
                 Why::ThreadLocal,
@@ -276,6 +307,10 @@ fn spread(both: &Both<'_>, selected: &mut Selected<'_>, types: &AllTypes, refusa
                     }
                     let title = selected.pairs[target.0].new.title(target.1);
                     match it.kind {
+                        Kind::ReadOnly if is_virtual_table(it) => {
+                            let why = format!("it refers to {title}, which changed");
+                            refusals.insert(old_table(pair.new.title(item), &why));
+                        }
                         Kind::Code | Kind::ReadOnly if selected.address(both, (unit, item)).is_some() => {
                             found.push(((unit, item), format!("it refers to {title}, which changed")));
                         }

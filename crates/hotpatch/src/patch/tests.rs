@@ -30,6 +30,7 @@ fn sample() -> Patch {
         pieces: vec![piece],
         switches: vec![switch],
         imports: Vec::new(),
+        hooks: vec![Hook { when: When::Before, piece: 0 }],
     };
     Patch {
         name: "fix".to_owned(),

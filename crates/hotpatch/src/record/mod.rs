@@ -151,7 +151,8 @@ impl Record {
                 }
             }
         }
-        let status = build.status().or_file("run", Path::new(program))?;
+        // What is said on standard output is about the record or the patch.
+        let status = build.stdout(std::io::stderr()).status().or_file("run", Path::new(program))?;
         if !status.success() {
             return Err(Error::unfit(format!("the build failed: {program}: {status}")));
         }

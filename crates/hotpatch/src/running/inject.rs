@@ -2,12 +2,21 @@
 //!
 //! A patcher may die at any instruction of this, and the thread must go on as if nothing had been. So before its registers are
 //! changed it is given, below its stack, what a signal handler would return by: all its registers as they are. Its new
-//! instruction pointer is at a `syscall; ret` that is in the process anyway, and `ret` leads to `rt_sigreturn`. With
-//! the patcher alive that way is never taken: the registers are put back by `ptrace`.
+//! instruction pointer is at a `syscall; ret` that is in the process anyway, and `ret` leads to `rt_sigreturn`.
+//!
+//! That way back is also the usual one: an *errand*. The thread is let go at once, makes the calls by itself, one frame for each, and
+//! returns to what it did. It is held only while its registers are read and changed, in which nobody has to be waited for: each
+//! time that a held thread has to run for its tracer it waits for a processor, and on a busy machine that is a time slice. What
+//! came of the calls is seen in the process: its mappings, or the words that the [`Desk`] in the patch's own memory has for it.
+//!
+//! Some threads cannot be left alone with it: one under a seccomp filter (which is lifted only while it is traced), one in a call
+//! of which only the kernel knows how much time is left, one with a shadow stack. If no other will do, such a one is *held* for all of
+//! the calls, and its registers are put back by `ptrace`.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::frame::Frame;
 use super::memory::{Mapping, Memory};
 use crate::error::{Error, Result, TargetContext};
 use crate::sys;
@@ -16,9 +25,65 @@ use crate::sys::ptrace::{self, Event, Registers, Tid};
 /// What a thread is asked to do.
 #[derive(Debug, Clone, Copy)]
 pub enum Call {
-    System(libc::c_long, [u64; 6]),
-    /// A function of the process that returns a pointer or nothing and blocks on nothing.
+    /// Map memory of its own at a place where nothing is. Returns the place, or `-EEXIST` if something was there.
+    Map { at: u64, length: u64, rights: libc::c_int },
+    /// Have every processor that runs the process forget what it has fetched.
+    Synchronise,
+    /// A function of the process that blocks on nothing. What it returns is not known, and it is the last of the calls.
     Function(u64, [u64; 3]),
+}
+
+/// A system call: its number and arguments.
+type System = (libc::c_long, [u64; 6]);
+
+/// `membarrier(2)`: every processor that runs a thread of the process executes a serialising instruction before it goes on.
+const REGISTER_SYNC_CORE: u64 = libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE as u64;
+const SYNC_CORE: u64 = libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE as u64;
+
+impl Call {
+    /// The system calls that it is, one after the other; the first that fails says how it went.
+    fn system(&self) -> Vec<System> {
+        match *self {
+            Self::Map { at, length, rights } => {
+                let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+                vec![(libc::SYS_mmap, [at, length, rights as u64, flags, u64::MAX, 0])]
+            }
+            Self::Synchronise => [REGISTER_SYNC_CORE, SYNC_CORE]
+                .map(|command| (libc::SYS_membarrier, [command, 0, 0, 0, 0, 0]))
+                .to_vec(),
+            Self::Function(..) => Vec::new(),
+        }
+    }
+}
+
+/// Where a thread that is sent to synchronise finds what to do, and says how it went: code and words in a patch's own memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Desk {
+    pub code: u64,
+    pub words: u64,
+}
+
+/// Bytes that a desk's words take: what each of the two calls returned, and the number of the errand that is done.
+pub const DESK_WORDS: u64 = 24;
+/// More than the code of [`desk_code`].
+pub const DESK_CODE: u64 = 96;
+
+/// What an errand to synchronise executes: both calls of `membarrier`, each result stored, then the number it was given.
+/// `rbx` has the words' address, `r12` the number; `ret` leads to the way back.
+pub fn desk_code() -> Vec<u8> {
+    let mut code = Vec::new();
+    for (command, at) in [(REGISTER_SYNC_CORE, 0u8), (SYNC_CORE, 8)] {
+        code.push(0xb8); // mov eax, number
+        code.extend((libc::SYS_membarrier as u32).to_le_bytes());
+        code.push(0xbf); // mov edi, command
+        code.extend((command as u32).to_le_bytes());
+        code.extend([0x31, 0xf6, 0x31, 0xd2]); // xor esi, esi; xor edx, edx
+        code.extend([0x0f, 0x05]); // syscall
+        code.extend([0x48, 0x89, 0x43, at]); // mov [rbx + at], rax
+    }
+    code.extend([0x4c, 0x89, 0x63, 16]); // mov [rbx + 16], r12
+    code.push(0xc3); // ret
+    code
 }
 
 /// Whoever can have calls made in the process: ptrace of a stranger here; a workload's supervisor is its tracer already and has
@@ -26,6 +91,12 @@ pub enum Call {
 pub trait Caller {
     /// Makes the calls one after the other while one thread is held, and says what each returned.
     fn call(&mut self, calls: &[Call]) -> Result<Vec<u64>>;
+
+    /// A desk that can be used from now on.
+    fn use_desk(&mut self, desk: Desk);
+
+    /// Whether it can have a function of the process called.
+    fn calls_functions(&self) -> bool;
 
     /// The longest time that a thread was held.
     fn longest_hold(&self) -> Duration;
@@ -39,6 +110,7 @@ pub struct Ptrace<'a> {
     memory: &'a Memory,
     steps: Steps<'a>,
     gadgets: Option<Gadgets>,
+    desk: Option<Desk>,
     longest: Duration,
 }
 
@@ -51,8 +123,6 @@ struct Gadgets {
     sigreturn: u64,
 }
 
-/// Below the stack pointer a function may keep 128 bytes (System V ABI, x86-64, 3.2.2).
-const RED_ZONE: u64 = 128;
 /// What a function that we call may need of the stack: more than any resolver or registration does.
 const ROOM_FOR_FUNCTIONS: u64 = 16 << 10;
 /// How long a thread may take to stop before another is tried: one that runs stops within its time slice, one that sleeps at
@@ -62,6 +132,10 @@ const STOP_LIMIT: Duration = Duration::from_millis(200);
 const RESTART: std::ops::RangeInclusive<i64> = -516..=-512;
 /// The selector of 64-bit code (arch/x86/include/asm/segment.h, `__USER_CS`).
 const CODE_SELECTOR: u64 = 0x33;
+
+/// How long a thread may take for an errand: it may have to wait for a processor, many times over.
+const ERRAND_LIMIT: Duration = Duration::from_secs(2);
+const ERRAND_LOOK: Duration = Duration::from_micros(50);
 
 /// Calls that return EINTR when they are interrupted and have done nothing by then, so that they can be made again.
 const AGAIN: [libc::c_long; 12] = [
@@ -78,23 +152,24 @@ const AGAIN: [libc::c_long; 12] = [
     libc::SYS_sendmsg,
     libc::SYS_accept4,
 ];
-/// Calls that the kernel starts again by itself, so that a thread in them is the best to be asked.
-const UNDISTURBED: [libc::c_long; 10] = [
+/// Calls that can be made again as they are, so that a thread in them is the best to be asked.
+const UNDISTURBED: [libc::c_long; 7] = [
     libc::SYS_futex,
-    libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_select,
     libc::SYS_pselect6,
-    libc::SYS_nanosleep,
-    libc::SYS_clock_nanosleep,
     libc::SYS_read,
     libc::SYS_wait4,
     libc::SYS_accept,
 ];
+/// Calls whose remaining time only the kernel knows (`restart_syscall(2)`): such a thread is not sent on errands.
+const TIMED: [libc::c_long; 3] = [libc::SYS_poll, libc::SYS_nanosleep, libc::SYS_clock_nanosleep];
+/// What such a call returns when it is interrupted (linux/errno.h).
+const RESTART_BLOCK: i64 = -516;
 
 impl<'a> Ptrace<'a> {
     pub fn new(memory: &'a Memory, steps: Steps<'a>) -> Self {
-        Self { memory, steps, gadgets: None, longest: Duration::ZERO }
+        Self { memory, steps, gadgets: None, desk: None, longest: Duration::ZERO }
     }
 }
 
@@ -110,12 +185,23 @@ impl Caller for Ptrace<'_> {
         // A thread of its own: when it ends, whatever it traced is let go, also what would not stop.
         let (results, held) = thread::scope(|scope| {
             scope
-                .spawn(|| Session { memory, mappings: &mappings, gadgets, steps }.run(&candidates, calls))
+                .spawn(|| {
+                    Session { memory, mappings: &mappings, gadgets, desk: self.desk, steps }
+                        .run(&candidates, calls)
+                })
                 .join()
         })
         .unwrap_or_else(|_| Err(Error::unfit("the thread that traces came to an end")))?;
         self.longest = self.longest.max(held);
         Ok(results)
+    }
+
+    fn use_desk(&mut self, desk: Desk) {
+        self.desk = Some(desk);
+    }
+
+    fn calls_functions(&self) -> bool {
+        true
     }
 
     fn longest_hold(&self) -> Duration {
@@ -160,7 +246,8 @@ fn candidates(memory: &Memory) -> Result<Vec<Tid>> {
             (Some('S'), Some(call)) if UNDISTURBED.contains(&call) => 0,
             (Some('S'), Some(call)) if AGAIN.contains(&call) => 1,
             (Some('R'), _) => 2,
-            (Some('S'), _) => 3,
+            (Some('S'), Some(call)) if TIMED.contains(&call) => 3,
+            (Some('S'), _) => 4,
             (Some('T' | 't'), _) => {
                 return Err(Error::unfit(format!(
                     "process {} is stopped (by job control or a debugger): let it go on first",
@@ -168,7 +255,7 @@ fn candidates(memory: &Memory) -> Result<Vec<Tid>> {
                 )));
             }
             (Some('Z' | 'X'), _) => continue,
-            _ => 4,
+            _ => 5,
         };
         rated.push((rate, tid));
     }
@@ -183,7 +270,16 @@ struct Session<'a> {
     memory: &'a Memory,
     mappings: &'a [Mapping],
     gadgets: Gadgets,
+    desk: Option<Desk>,
     steps: Steps<'a>,
+}
+
+/// A thread that is sent away, and what it was asked.
+enum Outcome {
+    /// It made the calls while it was held.
+    Results(Vec<u64>),
+    /// It makes them by itself.
+    Errand,
 }
 
 /// Why a thread is not the one.
@@ -203,12 +299,21 @@ impl Session<'_> {
     fn run(&self, candidates: &[Tid], calls: &[Call]) -> Result<(Vec<u64>, Duration)> {
         sys::prefer_this_thread();
         let mut why = Vec::new();
-        // A thread that was in the middle of something is asked again.
-        for tid in candidates.iter().chain(candidates).chain(candidates) {
-            match self.try_thread(*tid, calls) {
-                Ok(outcome) => return Ok(outcome),
-                Err(No::All(error)) => return Err(error),
-                Err(No::This(reason)) => why.push(format!("thread {tid} {reason}")),
+        // The number by which an errand is known from one that an earlier patcher gave.
+        let number = errand_number();
+        // First whoever can be sent on an errand; then also who has to be held. One that was in the middle of something is
+        // asked again.
+        let is_errand = self.can_be_errand(calls);
+        for round in u32::from(!is_errand)..4 {
+            for tid in candidates {
+                match self.try_thread(*tid, calls, is_errand.then_some(number), round > 0) {
+                    Ok((Outcome::Results(results), held)) => return Ok((results, held)),
+                    Ok((Outcome::Errand, held)) => {
+                        return Ok((self.await_errand(*tid, calls, number)?, held));
+                    }
+                    Err(No::All(error)) => return Err(error),
+                    Err(No::This(reason)) => why.push(format!("thread {tid} {reason}")),
+                }
             }
         }
         why.dedup();
@@ -219,8 +324,83 @@ impl Session<'_> {
         )))
     }
 
-    fn try_thread(&self, tid: Tid, calls: &[Call]) -> Result<(Vec<u64>, Duration), No> {
+    /// Whether it can be seen in the process what came of these calls.
+    fn can_be_errand(&self, calls: &[Call]) -> bool {
+        match calls {
+            [Call::Synchronise] => self.desk.is_some(),
+            calls => calls.iter().all(|call| matches!(call, Call::Map { .. })),
+        }
+    }
+
+    /// Waits until it can be seen what came of an errand.
+    fn await_errand(&self, tid: Tid, calls: &[Call], number: u64) -> Result<Vec<u64>> {
+        let deadline = Instant::now() + ERRAND_LIMIT;
+        loop {
+            let seen = match (calls, self.desk) {
+                ([Call::Synchronise], Some(desk)) => self.said_at(desk, number)?,
+                _ => self.mapped(calls)?,
+            };
+            if let Some(results) = seen {
+                (self.steps)("errand done");
+                return Ok(results);
+            }
+            if Instant::now() > deadline {
+                return Err(Error::unfit(format!(
+                    "thread {tid} of process {} did not come to its errand within {} s: is it stopped, or the machine overloaded?",
+                    self.memory.pid,
+                    ERRAND_LIMIT.as_secs()
+                )));
+            }
+            thread::sleep(ERRAND_LOOK);
+        }
+    }
+
+    /// How both calls went, once the errand of this number is done.
+    fn said_at(&self, desk: Desk, number: u64) -> Result<Option<Vec<u64>>> {
+        if self.memory.word(desk.words + 16)? != number {
+            return Ok(None);
+        }
+        let results = [self.memory.word(desk.words)?, self.memory.word(desk.words + 8)?];
+        Ok(Some(vec![first_failure(&results)]))
+    }
+
+    /// For each place whether it is mapped as was asked or taken by something else; `None` while one is free.
+    fn mapped(&self, calls: &[Call]) -> Result<Option<Vec<u64>>> {
+        let mappings = self.memory.mappings()?;
+        let results = calls.iter().map(|call| {
+            let Call::Map { at, length, rights } = *call else { return None };
+            let end = at + length;
+            let is_ours = |m: &Mapping| {
+                m.inode == 0
+                    && m.is_private
+                    && m.is_readable
+                    && m.is_writable == (rights & libc::PROT_WRITE != 0)
+                    && m.is_executable == (rights & libc::PROT_EXEC != 0)
+            };
+            if mappings.iter().any(|m| m.start <= at && end <= m.end && is_ours(m)) {
+                return Some(at);
+            }
+            let is_taken = mappings.iter().any(|m| m.start < end && at < m.end);
+            is_taken.then_some(-i64::from(libc::EEXIST) as u64)
+        });
+        Ok(results.collect())
+    }
+
+    fn try_thread(
+        &self,
+        tid: Tid,
+        calls: &[Call],
+        errand: Option<u64>,
+        may_be_held: bool,
+    ) -> Result<(Outcome, Duration), No> {
         let needs_no_filter = self.memory.status(tid, "Seccomp").is_some_and(|mode| mode != "0");
+        // User shadow stacks (Linux, Documentation/arch/x86/shstk.rst): a way back that no call had made would end the process.
+        let has_shadow =
+            self.memory.status(tid, "x86_Thread_features").is_some_and(|text| text.contains("shstk"));
+        let errand = errand.filter(|_| !needs_no_filter && !has_shadow);
+        if errand.is_none() && !may_be_held {
+            return Err(No::This("cannot be left alone with it".to_owned()));
+        }
         match ptrace::seize(tid) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
@@ -238,13 +418,12 @@ impl Session<'_> {
             }
         }
         (self.steps)("seized");
-        let begun = Instant::now();
         ptrace::interrupt(tid).or_target(|| format!("interrupt thread {tid}"))?;
-        self.await_stop(tid)?;
+        let begun = self.await_stop(tid)?;
         (self.steps)("stopped");
-        let outcome = self.with_stopped(tid, needs_no_filter, calls);
+        let outcome = self.with_stopped(tid, needs_no_filter, calls, errand, may_be_held);
         match outcome {
-            Ok(results) => Ok((results, begun.elapsed())),
+            Ok(outcome) => Ok((outcome, begun.elapsed())),
             Err(No::This(why)) => {
                 // Nothing of it was changed.
                 ptrace::detach(tid, 0).or_target(|| format!("let go of thread {tid}"))?;
@@ -258,12 +437,15 @@ impl Session<'_> {
         }
     }
 
-    /// Waits for the stop that was asked for; signals that come first are passed on.
-    fn await_stop(&self, tid: Tid) -> Result<(), No> {
+    /// Waits for the stop that was asked for; signals that come first are passed on. Returns when it was last seen not to have
+    /// stopped: until then it was not held, whatever it waited for.
+    fn await_stop(&self, tid: Tid) -> Result<Instant, No> {
         let deadline = Instant::now() + STOP_LIMIT;
+        let mut seen = Instant::now();
         loop {
+            let look = Instant::now();
             match ptrace::wait(tid, false).or_target(|| format!("wait for thread {tid}"))? {
-                Some(Event::Interrupt) => return Ok(()),
+                Some(Event::Interrupt) => return Ok(seen),
                 Some(Event::Signal(signal)) => {
                     ptrace::resume(tid, signal).or_target(|| format!("resume thread {tid}"))?;
                 }
@@ -281,12 +463,22 @@ impl Session<'_> {
                 }
                 // A stop takes microseconds: a longer sleep would be a longer hold, and none at all could keep the processor
                 // from the thread that is to stop.
-                None => thread::sleep(Duration::from_micros(5)),
+                None => {
+                    seen = look;
+                    thread::sleep(Duration::from_micros(5));
+                }
             }
         }
     }
 
-    fn with_stopped(&self, tid: Tid, needs_no_filter: bool, calls: &[Call]) -> Result<Vec<u64>, No> {
+    fn with_stopped(
+        &self,
+        tid: Tid,
+        needs_no_filter: bool,
+        calls: &[Call],
+        errand: Option<u64>,
+        may_be_held: bool,
+    ) -> Result<Outcome, No> {
         let asked = |what: &str| format!("{what} of thread {tid}");
         let original = ptrace::registers(tid).or_target(|| asked("read the registers"))?;
         if original.cs != CODE_SELECTOR {
@@ -295,6 +487,11 @@ impl Session<'_> {
         let is_in_call = original.orig_rax as i64 >= 0;
         if !is_in_call && self.is_in_sequence(tid)? {
             return Err(No::This("is in a restartable sequence".to_owned()));
+        }
+        let is_timed = is_in_call && original.rax as i64 == RESTART_BLOCK;
+        let errand = errand.filter(|_| !is_timed);
+        if errand.is_none() && !may_be_held {
+            return Err(No::This("waits for a time".to_owned()));
         }
         if needs_no_filter && let Err(error) = ptrace::suspend_seccomp(tid) {
             return Err(No::All(Error::unfit(format!(
@@ -307,25 +504,49 @@ impl Session<'_> {
         let xstate = ptrace::xstate(tid).or_target(|| asked("read the extended state"))?;
         let after = self.after(tid, &original);
         let frame = Frame::new(original.rsp, &after, mask, xstate, self.gadgets.sigreturn);
+        let errands = errand.map(|number| self.errands(&frame, &original, calls, number)).unwrap_or_default();
         let stack = self.mappings.iter().find(|m| m.is_writable && (m.start..m.end).contains(&original.rsp));
         let calls_function = calls.iter().any(|call| matches!(call, Call::Function(..)));
         let room = if calls_function { ROOM_FOR_FUNCTIONS } else { 64 };
-        if stack.is_none_or(|stack| frame.address < stack.start + room) {
+        let lowest = errands
+            .last()
+            .map_or(frame.address, |(_, below)| below.as_ref().map_or(frame.address, |f| f.address));
+        if stack.is_none_or(|stack| lowest < stack.start + room) {
             return Err(No::This("has no room on its stack".to_owned()));
         }
         self.memory.write(frame.address, &frame.bytes)?;
         (self.steps)("frame written");
-        let mut results = Vec::with_capacity(calls.len());
-        for (number, call) in calls.iter().enumerate() {
-            let regs = self.registers_for(&original, frame.address, call)?;
-            ptrace::set_registers(tid, &regs).or_target(|| asked("set the registers"))?;
-            if number == 0 {
-                (self.steps)("registers set");
-                ptrace::set_signal_mask(tid, !0).or_target(|| asked("set the signal mask"))?;
+        if let Some((regs, _)) = errands.last() {
+            for below in errands.iter().filter_map(|(_, below)| below.as_ref()) {
+                self.memory.write(below.address, &below.bytes)?;
             }
-            (self.steps)("call set up");
-            results.push(self.make(tid, call)?);
-            (self.steps)("call made");
+            ptrace::set_registers(tid, regs).or_target(|| asked("set the registers"))?;
+            (self.steps)("registers set");
+            ptrace::set_signal_mask(tid, !0).or_target(|| asked("set the signal mask"))?;
+            (self.steps)("sent");
+            ptrace::detach(tid, 0).or_target(|| format!("let go of thread {tid}"))?;
+            return Ok(Outcome::Errand);
+        }
+        let mut results = Vec::with_capacity(calls.len());
+        let mut is_first = true;
+        for call in calls {
+            let mut returned = Vec::new();
+            let steps: Vec<Option<System>> = match call {
+                Call::Function(..) => vec![None],
+                _ => call.system().into_iter().map(Some).collect(),
+            };
+            for system in steps {
+                let regs = self.registers_for(&original, frame.address, call, system)?;
+                ptrace::set_registers(tid, &regs).or_target(|| asked("set the registers"))?;
+                if std::mem::take(&mut is_first) {
+                    (self.steps)("registers set");
+                    ptrace::set_signal_mask(tid, !0).or_target(|| asked("set the signal mask"))?;
+                }
+                (self.steps)("call set up");
+                returned.push(self.make(tid, system.is_none())?);
+                (self.steps)("call made");
+            }
+            results.push(if let Call::Function(..) = call { returned[0] } else { first_failure(&returned) });
         }
         // Only from a stop like the first does the kernel look at a call that is to be started again.
         ptrace::interrupt(tid).or_target(|| asked("interrupt"))?;
@@ -338,7 +559,46 @@ impl Session<'_> {
         (self.steps)("registers put back");
         ptrace::detach(tid, 0).or_target(|| format!("let go of thread {tid}"))?;
         (self.steps)("let go");
-        Ok(results)
+        Ok(Outcome::Results(results))
+    }
+
+    /// For each call of an errand, the last first: the registers to make it with, and the frame that brings them (none for
+    /// the call that is made first: its registers are set by us).
+    fn errands(
+        &self,
+        back: &Frame,
+        original: &Registers,
+        calls: &[Call],
+        number: u64,
+    ) -> Vec<(Registers, Option<Frame>)> {
+        if let ([Call::Synchronise], Some(desk)) = (calls, self.desk) {
+            let mut regs = *original;
+            (regs.rip, regs.rsp, regs.rbx, regs.r12) = (desk.code, back.address, desk.words, number);
+            regs.orig_rax = u64::MAX;
+            return vec![(regs, None)];
+        }
+        let mut errands: Vec<(Registers, Option<Frame>)> = Vec::new();
+        let mut returns_to = back.address;
+        let all: Vec<System> = calls.iter().flat_map(Call::system).collect();
+        for (index, system) in all.iter().enumerate().rev() {
+            let regs = self.registers_of(original, returns_to, *system);
+            // In between the thread has no extended state; the last frame brings it back.
+            let below =
+                (index > 0).then(|| Frame::new(returns_to, &regs, !0, Vec::new(), self.gadgets.sigreturn));
+            returns_to = below.as_ref().map_or(returns_to, |frame| frame.address);
+            errands.push((regs, below));
+        }
+        errands
+    }
+
+    fn registers_of(&self, original: &Registers, stack: u64, (number, arguments): System) -> Registers {
+        let mut regs = *original;
+        regs.orig_rax = u64::MAX;
+        regs.rip = self.gadgets.call;
+        regs.rsp = stack;
+        regs.rax = number as u64;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = arguments;
+        regs
     }
 
     /// Whether the thread is in a restartable sequence, which the kernel would forget about when it sees the thread elsewhere
@@ -370,57 +630,48 @@ impl Session<'_> {
 
     /// Whether a signal waits that the thread will take: then its call was rightly interrupted.
     fn has_signal(&self, tid: Tid) -> bool {
+        // Read once: the thread is held meanwhile.
+        let text = self.memory.status_text(tid).unwrap_or_default();
         let set = |field| {
-            self.memory.status(tid, field).and_then(|text| u64::from_str_radix(&text, 16).ok()).unwrap_or(0)
+            Memory::field(&text, field).and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(0)
         };
         (set("SigPnd") | set("ShdPnd")) & !set("SigBlk") != 0
     }
 
-    fn registers_for(&self, original: &Registers, frame: u64, call: &Call) -> Result<Registers> {
+    fn registers_for(
+        &self,
+        original: &Registers,
+        frame: u64,
+        call: &Call,
+        system: Option<System>,
+    ) -> Result<Registers> {
+        if let Some(system) = system {
+            return Ok(self.registers_of(original, frame, system));
+        }
         let mut regs = *original;
         regs.orig_rax = u64::MAX;
-        match call {
-            Call::System(number, arguments) => {
-                regs.rip = self.gadgets.call;
-                regs.rsp = frame;
-                regs.rax = *number as u64;
-                [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = *arguments;
-            }
-            Call::Function(address, arguments) => {
-                // It returns to `syscall; ret`, where we see what it returned as the number of a call that we do not let happen.
-                self.memory.write(frame - 8, &self.gadgets.call.to_le_bytes())?;
-                regs.rip = *address;
-                regs.rsp = frame - 8;
-                regs.rax = 0;
-                [regs.rdi, regs.rsi, regs.rdx] = *arguments;
-                // The direction flag is clear on entry to a function (System V ABI, x86-64, 3.2.1).
-                regs.eflags &= !(1 << 10);
-            }
+        if let Call::Function(address, arguments) = call {
+            // It returns to the way back, with us or without; we see it there.
+            regs.rip = *address;
+            regs.rsp = frame;
+            regs.rax = 0;
+            [regs.rdi, regs.rsi, regs.rdx] = *arguments;
+            // The direction flag is clear on entry to a function (System V ABI, x86-64, 3.2.1).
+            regs.eflags &= !(1 << 10);
         }
         Ok(regs)
     }
 
-    fn make(&self, tid: Tid, call: &Call) -> Result<u64> {
+    fn make(&self, tid: Tid, is_function: bool) -> Result<u64> {
+        // A function that returns comes to `rt_sigreturn`, which is let happen: left out, the thread would stand behind it, where
+        // there is no way back without us. What the function returned is not known.
         self.to_call(tid)?;
-        let regs = ptrace::registers(tid).or_target(|| format!("read the registers of thread {tid}"))?;
-        let result = match call {
-            Call::Function(..) => {
-                let mut none = regs;
-                none.orig_rax = u64::MAX;
-                ptrace::set_registers(tid, &none)
-                    .or_target(|| format!("set the registers of thread {tid}"))?;
-                Some(regs.orig_rax)
-            }
-            Call::System(..) => None,
-        };
         (self.steps)("call entered");
         self.to_call(tid)?;
-        match result {
-            Some(result) => Ok(result),
-            None => {
-                Ok(ptrace::registers(tid).or_target(|| format!("read the registers of thread {tid}"))?.rax)
-            }
+        if is_function {
+            return Ok(0);
         }
+        Ok(ptrace::registers(tid).or_target(|| format!("read the registers of thread {tid}"))?.rax)
     }
 
     fn to_call(&self, tid: Tid) -> Result<()> {
@@ -438,125 +689,32 @@ fn is_rewound(original: &Registers, after: &Registers) -> bool {
     original.rax as i64 == -i64::from(libc::EINTR) && after.rip != original.rip
 }
 
-/// What `rt_sigreturn` takes all registers from (`struct rt_sigframe`, arch/x86/include/asm/sigframe.h).
-struct Frame {
-    address: u64,
-    bytes: Vec<u8>,
+/// What the first call that failed returned; if none did, the first.
+pub fn first_failure(results: &[u64]) -> u64 {
+    let failed = results.iter().find(|result| matches!(**result as i64, -4095..=-1));
+    failed.or(results.first()).copied().unwrap_or_default()
 }
 
-/// `uc_flags`: extended state is there, `ss` is, and is to be taken (arch/x86/include/uapi/asm/ucontext.h).
-const CONTEXT_FLAGS: u64 = 1 | 2 | 4;
-/// No value of `ss_flags`: the alternate stack stays what it is (`do_sigaltstack` refuses, `restore_altstack` goes on).
-const KEEP_ALTERNATE_STACK: u32 = 0x40;
-/// `FP_XSTATE_MAGIC1`, `FP_XSTATE_MAGIC2` and the place of `struct _fpx_sw_bytes` (uapi/asm/sigcontext.h).
-const XSTATE_MAGIC: u32 = 0x4650_5853;
-const XSTATE_END: u32 = 0x4650_5845;
-const SOFTWARE_AT: usize = 464;
-/// In the XSAVE header: which components are not in their initial state.
-const PRESENT_AT: usize = 512;
-/// Tile configuration and data (Intel SDM vol. 1, 13.1): a thread has room for them only once it has asked.
-const TILES: u64 = 0b11 << 17;
-
-impl Frame {
-    fn new(stack: u64, regs: &Registers, mask: u64, mut xstate: Vec<u8>, sigreturn: u64) -> Self {
-        let quad = |bytes: &[u8], at: usize| {
-            bytes.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(std::array::from_fn(|index| b[index])))
-        };
-        // `ptrace` notes there which components the kernel has switched on.
-        let mut components = quad(&xstate, SOFTWARE_AT);
-        if quad(&xstate, PRESENT_AT) & TILES == 0 {
-            components &= !TILES;
-        }
-        let size = sys::xsave_size(components).min(xstate.len());
-        xstate.truncate(size);
-        if size >= PRESENT_AT {
-            let mut software = Vec::with_capacity(48);
-            software.extend(XSTATE_MAGIC.to_le_bytes());
-            software.extend((size as u32 + 4).to_le_bytes());
-            software.extend(components.to_le_bytes());
-            software.extend((size as u32).to_le_bytes());
-            software.resize(48, 0);
-            xstate[SOFTWARE_AT..SOFTWARE_AT + 48].copy_from_slice(&software);
-        }
-        xstate.extend(XSTATE_END.to_le_bytes());
-        let area = (stack - RED_ZONE - xstate.len() as u64) & !63;
-        let mut bytes = Vec::with_capacity(xstate.len() + 512);
-        let mut put = |value: u64| bytes.extend(value.to_le_bytes());
-        put(sigreturn);
-        put(CONTEXT_FLAGS);
-        put(0);
-        put(0);
-        put(u64::from(KEEP_ALTERNATE_STACK));
-        put(0);
-        for value in [
-            regs.r8,
-            regs.r9,
-            regs.r10,
-            regs.r11,
-            regs.r12,
-            regs.r13,
-            regs.r14,
-            regs.r15,
-            regs.rdi,
-            regs.rsi,
-            regs.rbp,
-            regs.rbx,
-            regs.rdx,
-            regs.rax,
-            regs.rcx,
-            regs.rsp,
-            regs.rip,
-            regs.eflags,
-        ] {
-            put(value);
-        }
-        // cs, gs, fs, ss, 16 bits each.
-        put(regs.cs & 0xffff | (regs.ss & 0xffff) << 48);
-        for value in [0, 0, mask, 0, area] {
-            put(value);
-        }
-        for _ in 0..8 {
-            put(0);
-        }
-        put(mask);
-        // Room for a siginfo that nobody reads.
-        for _ in 0..16 {
-            put(0);
-        }
-        // After the first eight bytes are popped the kernel looks at what follows; functions that are called here find their stack
-        // aligned: at their entry, 8 below a multiple of 16.
-        let address = (area - bytes.len() as u64) & !15;
-        bytes.resize((area - address) as usize, 0);
-        bytes.extend(xstate);
-        Self { address, bytes }
-    }
+/// A number that no earlier errand had: never 0, which is what a desk's words are at first.
+fn errand_number() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (since.as_nanos() as u64) << 8 | 1
 }
 
 #[cfg(test)]
 mod tests {
+    use iced_x86::{Code, FlowControl};
+
     use super::*;
+    use crate::unit::decode;
 
     #[test]
-    fn a_frame_has_what_the_kernel_looks_for() {
-        // SAFETY: plain integers, for which all-zero is a value.
-        let mut regs: Registers = unsafe { std::mem::zeroed() };
-        regs.rip = 0x1111;
-        regs.rsp = 0x7000_0000_1008;
-        let mut xstate = vec![0u8; 2696];
-        xstate[SOFTWARE_AT] = 7;
-        let frame = Frame::new(regs.rsp, &regs, 0xabc, xstate, 0x9999);
-        let quad = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| frame.bytes[at + index]));
-        assert_eq!(frame.address % 16, 0);
-        assert_eq!(quad(0), 0x9999);
-        // After the pretcode: flags, link and stack are 40 bytes; then 15 registers and the stack pointer.
-        assert_eq!(quad(8 + 40 + 15 * 8), regs.rsp);
-        assert_eq!(quad(8 + 40 + 16 * 8), regs.rip);
-        assert_eq!(quad(8 + 40 + 256), 0xabc);
-        let area = quad(8 + 40 + 23 * 8);
-        assert_eq!(area % 64, 0);
-        assert!(area + 512 < regs.rsp - RED_ZONE);
-        let at = (area - frame.address) as usize;
-        assert_eq!(frame.bytes[at + SOFTWARE_AT..at + SOFTWARE_AT + 4], XSTATE_MAGIC.to_le_bytes());
-        assert_eq!(frame.bytes[frame.bytes.len() - 4..], XSTATE_END.to_le_bytes());
+    fn a_desk_makes_two_calls_and_returns() {
+        let code = desk_code();
+        assert!((code.len() as u64) < DESK_CODE);
+        let kinds: Vec<FlowControl> = decode(&code).map(|i| i.flow_control()).collect();
+        assert_eq!(kinds.iter().filter(|kind| **kind == FlowControl::Call).count(), 2, "{kinds:?}");
+        assert_eq!(kinds.last(), Some(&FlowControl::Return));
+        assert!(decode(&code).all(|instruction| instruction.code() != Code::INVALID));
     }
 }

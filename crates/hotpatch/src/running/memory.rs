@@ -127,10 +127,18 @@ impl Memory {
 
     /// A field of `/proc/PID/task/TID/status`.
     pub fn status(&self, tid: Tid, field: &str) -> Option<String> {
-        let text = fs::read_to_string(format!("/proc/{}/task/{tid}/status", self.pid)).ok()?;
+        Self::field(&self.status_text(tid)?, field).map(str::to_owned)
+    }
+
+    /// `/proc/PID/task/TID/status`, for who needs several fields.
+    pub fn status_text(&self, tid: Tid) -> Option<String> {
+        fs::read_to_string(format!("/proc/{}/task/{tid}/status", self.pid)).ok()
+    }
+
+    pub fn field<'a>(text: &'a str, field: &str) -> Option<&'a str> {
         let line =
             text.lines().find(|line| line.strip_prefix(field).is_some_and(|rest| rest.starts_with(':')))?;
-        Some(line[field.len() + 1..].trim().to_owned())
+        Some(line[field.len() + 1..].trim())
     }
 
     pub fn threads(&self) -> Result<Vec<Tid>> {

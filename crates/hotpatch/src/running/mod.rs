@@ -5,6 +5,7 @@
 //! `applied`. At every point each entry leads to the old function or to the new one, whole; the state says which entries may
 //! be switched, and [`Patcher::settle`] switches them back.
 
+mod frame;
 mod inject;
 mod link;
 mod memory;
@@ -14,23 +15,20 @@ mod region;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub use inject::{Call, Caller, Steps};
+pub use inject::{Call, Caller, Desk, Steps, first_failure};
+use inject::{DESK_CODE, DESK_WORDS, Ptrace, desk_code};
 pub use memory::PAGE;
 pub use region::{Notes, Region, State};
 
 use crate::error::{Error, Result};
-use crate::patch::{Part, Patch, PieceKind, Signed, hex};
+use crate::patch::{Part, Patch, PieceKind, Signed, When, hex};
 use crate::sys::ptrace::Tid;
 use crate::unit::{PAD_OPEN, PAD_TAKEN};
-use inject::Ptrace;
 use link::Plan;
 use memory::Memory;
 use modules::{Module, Scope};
 use region::{HEAD, Off, Switched};
 
-/// `membarrier(2)`: every processor that runs a thread of the process executes a serialising instruction before it goes on.
-const REGISTER_SYNC_CORE: u64 = libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE as u64;
-const SYNC_CORE: u64 = libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE as u64;
 /// Room behind the notes of a region, for a patch that is applied again over others than before.
 const NOTES_ROOM: u64 = 1024;
 /// How often a place is looked for that the process does not take first.
@@ -57,6 +55,8 @@ pub struct Report {
 pub struct Patcher<'a> {
     memory: Memory,
     steps: Steps<'a>,
+    /// Who has calls made, if the process has a tracer already.
+    tracer: Option<Box<dyn Caller + 'a>>,
 }
 
 /// A part of a patch and what it meets in the process.
@@ -75,7 +75,30 @@ impl<'a> Patcher<'a> {
     /// `steps` is called after every step, by its name.
     pub fn open_with_steps(pid: Tid, steps: Steps<'a>) -> Result<Self> {
         let memory = Memory::open(pid)?;
-        Ok(Self { memory, steps })
+        Ok(Self { memory, steps, tracer: None })
+    }
+
+    /// A process whose tracer makes the calls.
+    pub fn open_traced(pid: Tid, tracer: Box<dyn Caller + 'a>) -> Result<Self> {
+        Ok(Self { tracer: Some(tracer), ..Self::open(pid)? })
+    }
+
+    /// Whether a patch is about something that the process has mapped.
+    pub fn has_module_of(&self, patch: &Patch) -> Result<bool> {
+        let modules = modules::find(&self.memory, &self.memory.mappings()?);
+        Ok(patch.parts.iter().any(|part| modules.iter().any(|module| module.build_id == *part.build_id)))
+    }
+
+    /// Does something with whoever has calls made.
+    fn with_caller<T>(&mut self, work: impl FnOnce(&Self, &mut dyn Caller) -> Result<T>) -> Result<T> {
+        match self.tracer.take() {
+            Some(mut tracer) => {
+                let outcome = work(self, tracer.as_mut());
+                self.tracer = Some(tracer);
+                outcome
+            }
+            None => work(self, &mut Ptrace::new(&self.memory, self.steps)),
+        }
     }
 
     /// The patches in the process, the first applied first.
@@ -110,6 +133,10 @@ impl<'a> Patcher<'a> {
     /// Whether the process as a whole can be patched.
     fn check_fit(&self) -> Result<()> {
         let pid = self.memory.pid;
+        if self.tracer.is_some() {
+            // It is traced, by who is asked, and stops for it all the time.
+            return Ok(());
+        }
         let tracer = self.memory.status(pid, "TracerPid").filter(|tracer| tracer != "0");
         if let Some(tracer) = tracer {
             return Err(Error::unfit(format!("process {pid} is traced by process {tracer} (a debugger?)")));
@@ -223,17 +250,25 @@ impl<'a> Patcher<'a> {
 
     /// Applies a patch. On an error nothing is switched.
     pub fn apply(&mut self, signed: &Signed) -> Result<Report> {
+        self.check_fit()?;
+        self.with_caller(|this, caller| this.apply_by(signed, caller))
+    }
+
+    fn apply_by(&self, signed: &Signed, caller: &mut dyn Caller) -> Result<Report> {
         let begun = Instant::now();
         self.memory.lock()?;
-        self.check_fit()?;
         let settled = self.settle()?;
         let regions = self.list()?;
         let mappings = self.memory.mappings()?;
         let modules = modules::find(&self.memory, &mappings);
         let scope = Scope::of(&self.memory, &modules, &signed.patch);
         let meetings = self.meet(&signed.patch, signed.id, &modules, &regions)?;
-        let (memory, steps) = (&self.memory, self.steps);
-        let mut caller = Ptrace::new(memory, steps);
+        if signed.patch.parts.iter().any(|part| !part.hooks.is_empty()) && !caller.calls_functions() {
+            return Err(Error::unfit(
+                "the patch has hooks, and the process's tracer calls no functions of it: only a process without a tracer can get it",
+            ));
+        }
+        let steps = self.steps;
         let mut prepared = Vec::new();
         let mut bytes = 0;
         let mut warnings = signed.patch.warnings.clone();
@@ -241,7 +276,7 @@ impl<'a> Patcher<'a> {
         for meeting in &meetings {
             order += 1;
             let (region, mapped) =
-                self.prepare(signed, meeting, &regions, &scope, &modules, order, &mut caller, &mut warnings)?;
+                self.prepare(signed, meeting, &regions, &scope, &modules, order, caller, &mut warnings)?;
             bytes += mapped;
             prepared.push(region);
         }
@@ -251,15 +286,22 @@ impl<'a> Patcher<'a> {
         }
         steps("distances written");
         if is_new {
-            synchronise(&mut caller)?;
+            synchronise(caller, &prepared)?;
             steps("processors synchronised");
         }
+        for region in &prepared {
+            call_hooks(caller, region, When::Before)?;
+        }
+        steps("hooks before");
         for region in &mut prepared {
             region.set_state(&self.memory, State::Applying)?;
             steps("applying");
             self.switch(region, true)?;
             region.set_state(&self.memory, State::Applied)?;
             steps("applied");
+        }
+        for region in &prepared {
+            call_hooks(caller, region, When::After)?;
         }
         Ok(Report {
             functions: prepared.iter().map(|region| region.notes.switched.len()).sum(),
@@ -299,6 +341,8 @@ impl<'a> Patcher<'a> {
             notes.data = before.notes.data;
             notes.code = code;
             notes.is_unwindable = before.notes.is_unwindable;
+            notes.desk = before.notes.desk;
+            notes.hooks.clone_from(&before.notes.hooks);
             notes.switched = self.switches(meeting, &plan, code, data, regions)?;
             let header = Region::header(before.address, before.length, order, State::Prepared, &notes)?;
             if header.len() as u64 <= code - before.address {
@@ -310,27 +354,35 @@ impl<'a> Patcher<'a> {
         }
         // Whole pages, so that code is where it would be in a program.
         let room = (draft.len() as u64 + NOTES_ROOM).next_multiple_of(PAGE);
-        let code_length = (room + plan.code_length + UNWIND_OBJECT).next_multiple_of(PAGE);
-        // Behind the data: what the unwinder writes to.
-        let data_length = (plan.data_length.next_multiple_of(16) + UNWIND_OBJECT).next_multiple_of(PAGE);
+        // Behind the code: what a thread executes that is asked to synchronise.
+        let code_end = plan.code_length.next_multiple_of(16);
+        let code_length = (room + code_end + DESK_CODE).next_multiple_of(PAGE);
+        // Behind the data: what the unwinder writes to, and what the thread says.
+        let data_end = plan.data_length.next_multiple_of(16);
+        let data_length = (data_end + UNWIND_OBJECT + DESK_WORDS).next_multiple_of(PAGE);
         let address = self.map(meeting, code_length, data_length, caller)?;
         let (code, data) = (address + room, address + code_length);
         let (code_bytes, data_bytes) = plan.image(meeting.module.bias, code, data, &imports)?;
+        notes.desk = Desk { code: code + code_end, words: data + data_end + UNWIND_OBJECT };
         self.memory.write(code, &code_bytes)?;
+        self.memory.write(notes.desk.code, &desk_code())?;
         self.memory.write(data, &data_bytes)?;
         (self.steps)("code written");
         notes.data = (data, data_length);
         notes.code = code;
         if let Some(table) = plan.unwind_table(code, data) {
-            let object = data + plan.data_length.next_multiple_of(16);
+            let object = data + data_end;
             notes.is_unwindable = register_unwind(&self.memory, modules, caller, table, object)?;
             if !notes.is_unwindable {
                 warnings.push(
-                    "nothing in the process unwinds stacks by now (libgcc_s is not loaded): backtraces will end at patched functions"
+                    "the process's unwinder could not be told (libgcc_s is not loaded, or its tracer calls no functions): backtraces will \
+                     end at patched functions"
                         .to_owned(),
                 );
             }
         }
+        let hooks = meeting.part.hooks.iter();
+        notes.hooks = hooks.map(|hook| (hook.when, plan.address(hook.piece, code, data))).collect();
         notes.switched = self.switches(meeting, &plan, code, data, regions)?;
         let header = Region::header(address, code_length, order, State::Prepared, &notes)?;
         Region::write_header(&self.memory, address, &header)?;
@@ -346,13 +398,9 @@ impl<'a> Patcher<'a> {
         let mut mappings = self.memory.mappings()?;
         for _ in 0..PLACES {
             let at = link::place(&mappings, &meeting.module, meeting.part.is_fixed, code + data)?;
-            let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
-            let map = |address: u64, length: u64, rights: libc::c_int| {
-                Call::System(libc::SYS_mmap, [address, length, rights as u64, flags, u64::MAX, 0])
-            };
             let calls = [
-                map(at, code, libc::PROT_READ | libc::PROT_EXEC),
-                map(at + code, data, libc::PROT_READ | libc::PROT_WRITE),
+                Call::Map { at, length: code, rights: libc::PROT_READ | libc::PROT_EXEC },
+                Call::Map { at: at + code, length: data, rights: libc::PROT_READ | libc::PROT_WRITE },
             ];
             let results = caller.call(&calls)?;
             (self.steps)("mapped");
@@ -446,6 +494,10 @@ impl<'a> Patcher<'a> {
 
     /// Reverts the patch that was applied last, or all.
     pub fn revert(&mut self, all: bool) -> Result<Report> {
+        self.with_caller(|this, caller| this.revert_by(all, caller))
+    }
+
+    fn revert_by(&self, all: bool, caller: &mut dyn Caller) -> Result<Report> {
         let begun = Instant::now();
         self.memory.lock()?;
         let settled = self.settle()?;
@@ -468,7 +520,6 @@ impl<'a> Patcher<'a> {
         let mut functions = 0;
         let regions: Vec<Region> =
             regions.into_iter().rev().take_while(|region| all || region.notes.patch == id).collect();
-        let mut caller = Ptrace::new(&self.memory, self.steps);
         let mut is_new = false;
         // What a cumulative patch switched off is switched on again; another patch may have used the pad since.
         for off in regions.iter().flat_map(|region| &region.notes.off) {
@@ -477,9 +528,12 @@ impl<'a> Patcher<'a> {
             }
         }
         if is_new {
-            synchronise(&mut caller)?;
+            synchronise(caller, &regions)?;
         }
         // The parts of one patch are reverted together; of several the last first.
+        for region in &regions {
+            call_hooks(caller, region, When::Revert)?;
+        }
         for mut region in regions {
             region.set_state(&self.memory, State::Reverting)?;
             (self.steps)("reverting");
@@ -500,10 +554,19 @@ impl<'a> Patcher<'a> {
 }
 
 /// Has every processor that runs the process forget what it has fetched.
-fn synchronise(caller: &mut dyn Caller) -> Result<()> {
-    let calls = [REGISTER_SYNC_CORE, SYNC_CORE]
-        .map(|command| Call::System(libc::SYS_membarrier, [command, 0, 0, 0, 0, 0]));
-    caller.call(&calls)?.into_iter().try_for_each(|result| succeeded("membarrier", result))
+fn synchronise(caller: &mut dyn Caller, regions: &[Region]) -> Result<()> {
+    if let Some(region) = regions.last() {
+        caller.use_desk(region.notes.desk);
+    }
+    caller.call(&[Call::Synchronise])?.into_iter().try_for_each(|result| succeeded("membarrier", result))
+}
+
+/// Has a thread call the hooks of a patch for this moment.
+fn call_hooks(caller: &mut dyn Caller, region: &Region, when: When) -> Result<()> {
+    for (_, address) in region.notes.hooks.iter().filter(|(at, _)| *at == when) {
+        caller.call(&[Call::Function(*address, [0; 3])])?;
+    }
+    Ok(())
 }
 
 fn notes(signed: &Signed, meeting: &Meeting<'_>) -> Notes {
@@ -522,6 +585,8 @@ fn notes(signed: &Signed, meeting: &Meeting<'_>) -> Notes {
         is_unwindable: false,
         data: (0, 0),
         code: 0,
+        hooks: Vec::new(),
+        desk: Desk { code: 0, words: 0 },
     }
 }
 
@@ -552,6 +617,9 @@ fn register_unwind(
     table: u64,
     object: u64,
 ) -> Result<bool> {
+    if !caller.calls_functions() {
+        return Ok(false);
+    }
     for module in modules {
         let Some(exports) = module.exports(memory) else { continue };
         if let Some(found) = exports.get("__register_frame_info") {

@@ -2,7 +2,7 @@
 //! all there is: whoever comes next (another patcher, after the first was killed; one that looks at a forked child) finds it in the
 //! memory of the process and needs nothing else.
 //!
-//! Layout of the header (little-endian; version 1):
+//! Layout of the header (little-endian; version 2):
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
@@ -19,12 +19,14 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::inject::Desk;
 use super::memory::{Mapping, Memory, PAGE};
 use crate::error::{Error, Result};
+use crate::patch::When;
 use crate::unit::{PAD_OPEN, PAD_TAKEN};
 
 const MAGIC: &[u8; 16] = b"OUTLIVE-HOTPATCH";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 pub const HEAD: u64 = 64;
 const STATE_AT: u64 = 20;
 /// Largest notes that are read.
@@ -104,6 +106,10 @@ pub struct Notes {
     pub data: (u64, u64),
     /// Where the code begins, behind the room for these notes.
     pub code: u64,
+    /// Its hooks, by when they are called.
+    pub hooks: Vec<(When, u64)>,
+    /// Where a thread finds what to do that is asked to synchronise.
+    pub desk: Desk,
 }
 
 /// A patch in a process.

@@ -23,11 +23,13 @@ pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     let mut names: Vec<String> = fs::read_dir(sources())
         .unwrap()
-        .filter_map(|entry| entry.unwrap().file_name().to_str()?.strip_suffix(".c").map(str::to_owned))
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".c") || name.ends_with(".cpp"))
         .collect();
     names.sort();
-    for name in names {
-        let text = fs::read_to_string(sources().join(format!("{name}.c"))).unwrap();
+    for file in names {
+        let text = fs::read_to_string(sources().join(&file)).unwrap();
+        let name = file.split('.').next().unwrap().to_owned();
         let head: Vec<String> = text
             .lines()
             .map_while(|line| line.strip_prefix("// "))

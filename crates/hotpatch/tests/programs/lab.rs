@@ -42,7 +42,10 @@ impl Recorded {
         let folder = tempfile::tempdir().unwrap();
         for entry in fs::read_dir(sources()).unwrap() {
             let path = entry.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "c" || extension == "h") {
+            if path
+                .extension()
+                .is_some_and(|extension| ["c", "cpp", "h"].iter().any(|known| extension == *known))
+            {
                 fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
             }
         }

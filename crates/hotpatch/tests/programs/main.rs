@@ -6,7 +6,6 @@
 mod constructs;
 mod lab;
 mod patching;
-mod redis;
 mod threads;
 
 use std::path::Path;
@@ -27,7 +26,6 @@ fn main() -> ExitCode {
     let mut trials = constructs::trials();
     trials.extend(patching::trials());
     trials.extend(threads::trials());
-    trials.extend(redis::trials());
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 

@@ -26,9 +26,18 @@ pub fn trials() -> Vec<Trial> {
         trial("a_child_inherits_the_patch_and_lists_it", forked),
         trial("a_process_in_other_namespaces_is_patched", namespaces),
         trial("a_process_under_a_seccomp_filter_is_patched", filtered),
-        trial("a_process_that_waits_does_not_notice", sleeper),
+        trial("a_process_that_waits_does_not_notice", || sleeper("sleeper")),
+        trial("a_process_that_waits_for_a_time_does_not_notice", || sleeper("poller")),
         trial("a_process_that_is_stopped_or_traced_is_refused", stopped),
-        trial("a_patcher_may_die_at_any_step", die_at_every_step),
+        trial("a_patcher_may_die_at_any_step", || die_at_every_step("threads", "0 1", "0 2", 15)),
+        // It has an unwinder, which is told of the patch.
+        trial("a_patcher_may_die_while_the_unwinder_is_told", || {
+            die_at_every_step("cpp_exception", "5 ", "-1 ", 20)
+        }),
+        // Its thread is not left alone with its calls.
+        trial("a_patcher_that_holds_a_thread_may_die_at_any_step", || {
+            die_at_every_step("poller", "1", "2", 20)
+        }),
         trial("two_patchers_do_not_meet", two_patchers),
     ]
 }
@@ -175,8 +184,8 @@ fn filtered() {
     assert_eq!(running.ask("?"), "1");
 }
 
-fn sleeper() {
-    let recorded = Recorded::simple("sleeper");
+fn sleeper(program: &str) {
+    let recorded = Recorded::simple(program);
     let mut running = recorded.start();
     let signed = recorded.patch();
     assert_eq!(running.ask("?"), "1 0");
@@ -253,8 +262,12 @@ pub fn apply_and_die(what: &str) -> ExitCode {
     }
 }
 
-fn die_at_every_step() {
-    let recorded = Recorded::simple("threads");
+/// A program, what it answers without the patch and with it, and how many steps an apply has at least.
+fn die_at_every_step(program: &str, old: &str, new: &str, least: usize) {
+    let recorded = match program.starts_with("cpp_") {
+        true => Recorded::new(&format!("g++ -O2 $FLAGS -o program {program}.cpp")),
+        false => Recorded::simple(program),
+    };
     let signed = recorded.patch();
     let file = recorded.folder().join("fix.opatch");
     std::fs::write(&file, patch::write(&signed.patch, &key()).unwrap()).unwrap();
@@ -263,7 +276,7 @@ fn die_at_every_step() {
     for (what, is_first) in [("apply", true), ("apply", false), ("revert", false)] {
         for nth in 0.. {
             let mut running = recorded.start();
-            assert!(running.ask("?").starts_with("0 1"));
+            assert!(running.ask("?").starts_with(old));
             if !is_first {
                 running.apply(&signed);
                 if what == "apply" {
@@ -278,7 +291,7 @@ fn die_at_every_step() {
             // The process runs, each call is the old or the new function, whole.
             let answer = running.ask("?");
             assert!(
-                answer.starts_with("0 1") || answer.starts_with("0 2"),
+                answer.starts_with(old) || answer.starts_with(new),
                 "{answer} after step {nth} of {what}"
             );
             if status.success() {
@@ -291,12 +304,12 @@ fn die_at_every_step() {
                 running.revert();
             } else {
                 running.apply(&signed);
-                assert!(running.ask("?").starts_with("0 2"), "after step {nth} of {what}");
+                assert!(running.ask("?").starts_with(new), "after step {nth} of {what}");
                 running.revert();
             }
-            assert!(running.ask("?").starts_with("0 1"), "after step {nth} of {what}");
+            assert!(running.ask("?").starts_with(old), "after step {nth} of {what}");
         }
     }
     eprintln!("died at {deaths:?} steps");
-    assert!(deaths[0] > 20 && deaths[1] > 2 && deaths[2] > 2, "steps that were died at: {deaths:?}");
+    assert!(deaths[0] > least && deaths[1] > 2 && deaths[2] > 2, "steps that were died at: {deaths:?}");
 }

@@ -1,17 +1,46 @@
 //! A function that every thread is always in, patched and reverted again and again.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
-use super::lab::Recorded;
+use super::lab::{Recorded, Running};
 use super::trial;
 
 /// Cycles of apply and revert.
 const CYCLES: usize = 10_000;
 
 pub fn trials() -> Vec<Trial> {
-    vec![trial("ten_thousand_cycles_under_four_threads_lose_no_call", cycles)]
+    vec![
+        trial("ten_thousand_cycles_under_four_threads_lose_no_call", cycles),
+        trial("a_call_to_a_patched_function_costs_less_than_five_nanoseconds_more", cost),
+    ]
+}
+
+/// What a call costs without a pad, with one, and patched.
+fn cost() {
+    let recorded = Recorded::simple("cost");
+    let plain = recorded.folder().join("plain");
+    let source = recorded.folder().join("cost.c");
+    let status = Command::new("gcc").args(["-O2", "-o"]).args([&plain, &source]).status().unwrap();
+    assert!(status.success());
+    let (mut plain, mut running) = (Running::start(&mut Command::new(plain)), recorded.start());
+    let signed = recorded.patch();
+    let ask = |running: &mut Running, wanted: &str| -> i64 {
+        let answer = running.ask("?");
+        let (cost, is_new) = answer.split_once(' ').unwrap();
+        assert_eq!(is_new, wanted);
+        cost.parse().unwrap()
+    };
+    let without = ask(&mut plain, "0");
+    let with = ask(&mut running, "0");
+    running.apply(&signed);
+    let patched = ask(&mut running, "1");
+    eprintln!("a call costs {without} ps without a pad, {with} ps with one, {patched} ps patched");
+    assert!(patched - with < 5000, "{patched} ps after {with} ps");
+    running.revert();
+    assert!(ask(&mut running, "0") - with < 5000);
 }
 
 fn cycles() {

@@ -173,7 +173,9 @@ fn order(agent: &Agent, node: &str, name: &WorkloadName, order: Request) -> Resu
     match response {
         Response::Done => Ok(()),
         Response::Failed { reason } => Err(Failure::refused(reason)),
-        Response::Status(_) => Err(Failure::failed("the supervisor answered another question")),
+        Response::Status(_) | Response::Returned { .. } => {
+            Err(Failure::failed("the supervisor answered another question"))
+        }
     }
 }
 
@@ -278,7 +280,7 @@ pub fn ordered(agent: &Agent, name: &str, order: &Request) -> Result<Response> {
     let name = admit::name(name)?;
     match order {
         Request::Switchover { .. } | Request::Failover => agent.supervisors.ask(&name, order, ORDER),
-        Request::Status | Request::Stop | Request::Kill { .. } => {
+        Request::Status | Request::Stop | Request::Kill { .. } | Request::Errands { .. } => {
             Err(Failure::refused("that is ordered on the workload's own node only"))
         }
     }

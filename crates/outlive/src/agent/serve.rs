@@ -153,6 +153,7 @@ fn decide(agent: &Arc<Agent>, request: Request, progress: &mut dyn FnMut(String)
         Request::Inspect { name } => Ok(Reply::Inspected(Box::new(view::inspect(agent, &name)?))),
         Request::Stop { name, dead } => view::stop(agent, &name, &dead, progress).map(|()| Reply::Done),
         Request::Kill { name, signal } => view::kill(agent, &name, signal).map(|()| Reply::Done),
+        Request::Errands { name, pid, errands } => view::run_errands(agent, &name, pid, errands),
         Request::Switchover { name, to } => moves::switchover(agent, &name, to, progress).map(Reply::Moved),
         Request::Failover { name } => moves::failover(agent, &name, progress).map(Reply::Moved),
         Request::RestartLost { name, on, dead } => {

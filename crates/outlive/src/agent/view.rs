@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use outlive_cluster::{Holder, Holding, Register, WorkloadName};
 use outlive_epoch::control::{Request, Response, Side, Spread, State, Status};
 
+use outlive_process::tree::Errand;
 use tracing::warn;
 
 use super::supervisors::{waits_for_state, word};
 use super::{Agent, admit, seed};
-use crate::control::{Here, Inspected, Row};
+use crate::control::{Here, Inspected, Reply, Row};
 use crate::error::{Failure, Result};
 
 /// How long a supervisor may take to end its workload everywhere: it asks the other side and the seed nodes.
@@ -374,6 +375,17 @@ pub fn kill(agent: &Agent, name: &str, signal: i32) -> Result<()> {
     require_primary(agent, &name, "kill")?;
     match agent.supervisors.ask(&name, &Request::Kill { signal }, SIGNAL)? {
         Response::Done => Ok(()),
+        Response::Failed { reason } => Err(Failure::failed(reason)),
+        other => Err(Failure::failed(format!("{} answered another question", word_of(&other)))),
+    }
+}
+
+/// For `outlive patch --workload`: only the workload's tracer can have a process of it make calls.
+pub fn run_errands(agent: &Agent, name: &str, pid: i32, errands: Vec<Errand>) -> Result<Reply> {
+    let name = admit::name(name)?;
+    require_primary(agent, &name, "patch")?;
+    match agent.supervisors.ask(&name, &Request::Errands { pid, errands }, SIGNAL)? {
+        Response::Returned { results, held_us } => Ok(Reply::Returned { results, held_us }),
         Response::Failed { reason } => Err(Failure::failed(reason)),
         other => Err(Failure::failed(format!("{} answered another question", word_of(&other)))),
     }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use outlive_hotpatch::refusal::{KINDS, Kind};
 
+use super::Reach;
+
 #[derive(Debug, Subcommand)]
 pub enum Patch {
     /// Make a pair of keys: patches are signed with one, and trusted by the other
@@ -83,10 +85,16 @@ pub struct PatchAndProcess {
 }
 
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("whom").required(true))]
 pub struct Process {
     /// The process
-    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
-    pub pid: i32,
+    #[arg(long, group = "whom", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
+    /// The workload, on the node where it runs: all of its processes that the patch is for
+    #[arg(long, group = "whom", value_name = "NAME")]
+    pub workload: Option<String>,
+    #[command(flatten)]
+    pub reach: Reach,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

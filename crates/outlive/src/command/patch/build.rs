@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use outlive_hotpatch::record::Record;
 use outlive_hotpatch::{build as builder, keys, patch};
@@ -41,9 +42,12 @@ pub fn build(args: &BuildPatch) -> Result<()> {
         Some(name) => name.clone(),
         None => args.out.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
     };
+    let begun = Instant::now();
+    let mut times = Times::default();
     let folder = base.folder().join(format!("build-{}", std::process::id()));
     let outcome = Record::create(&folder, &args.command, Some(base.epoch())).for_user().and_then(|new| {
         new.run(&base, &args.command).for_user()?;
+        times.rebuild_ms = millis(begun);
         let options = builder::Options {
             name,
             allow: args.allow.iter().copied().collect(),
@@ -57,5 +61,17 @@ pub fn build(args: &BuildPatch) -> Result<()> {
     let made = outcome?;
     let file = patch::write(&made, &key).for_user()?;
     fs::write(&args.out, &file).or_failed(|| format!("write {}", args.out.display()))?;
-    show::patch(&made, args.json)
+    times.patch_ms = millis(begun) - times.rebuild_ms;
+    show::patch(&made, args.json, Some(times))
+}
+
+/// How long the build took, and how long making the patch beyond it.
+#[derive(Debug, Default, Clone, Copy, serde::Serialize)]
+pub struct Times {
+    pub rebuild_ms: u64,
+    pub patch_ms: u64,
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }

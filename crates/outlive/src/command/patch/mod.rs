@@ -10,6 +10,7 @@ macro_rules! say {
 mod build;
 mod process;
 mod show;
+mod target;
 
 use outlive_hotpatch::Error;
 

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use outlive_hotpatch::keys;
 use outlive_hotpatch::patch::{self, Signed};
-use outlive_hotpatch::running::{Patcher, Report};
+use outlive_hotpatch::running::Report;
+use serde_json::{Value, json};
 
 use super::ForUser;
-use crate::cli::{AllOrLast, PatchAndProcess};
+use super::show::print;
+use super::target::{self, Target};
+use crate::cli::{AllOrLast, PatchAndProcess, Process};
 use crate::error::{Context, Failure, Result};
 
 /// Reads a patch that one of the trusted keys has signed.
@@ -28,39 +31,102 @@ pub fn read(path: &Path, trust: &[PathBuf]) -> Result<Signed> {
     patch::read(&file, &trusted).for_user()
 }
 
+/// The processes that a patch is for: the one that is named, or those of a workload that run what it changes.
+fn fitting<'a>(args: &'a PatchAndProcess, signed: &Signed) -> Result<Vec<Target<'a>>> {
+    let mut targets = target::open(&args.process)?;
+    let Some(name) = &args.process.workload else { return Ok(targets) };
+    let mut fits = Vec::new();
+    for target in targets.drain(..) {
+        if target.patcher.has_module_of(&signed.patch).for_user()? {
+            fits.push(target);
+        }
+    }
+    if fits.is_empty() {
+        return Err(Failure::refused(format!("no process of {name} runs what {} is for", signed.patch.name)));
+    }
+    Ok(fits)
+}
+
 pub fn check(args: &PatchAndProcess) -> Result<()> {
     let signed = read(&args.file, &args.trust)?;
-    let pid = args.process.pid;
-    let notes = Patcher::open(pid).for_user()?.check(&signed).for_user()?;
-    if args.process.json {
-        say!("{}", serde_json::json!({ "pid": pid, "fits": true, "notes": notes }));
-        return Ok(());
+    let mut all = Vec::new();
+    for Target { pid, patcher } in fitting(args, &signed)? {
+        let notes = patcher.check(&signed).for_user()?;
+        if !args.process.json {
+            for note in &notes {
+                say!("note: {note}");
+            }
+            say!("{} can be applied to process {pid}", signed.patch.name);
+        }
+        all.push(json!({ "pid": pid, "fits": true, "notes": notes }));
     }
-    for note in &notes {
-        say!("note: {note}");
-    }
-    say!("{} can be applied to process {pid}", signed.patch.name);
-    Ok(())
+    print_json(&args.process, all)
 }
 
 pub fn apply(args: &PatchAndProcess) -> Result<()> {
     let signed = read(&args.file, &args.trust)?;
-    let pid = args.process.pid;
-    let report = Patcher::open(pid).for_user()?.apply(&signed).for_user()?;
-    say(&report, args.process.json, &format!("{} is applied to process {pid}", signed.patch.name))
+    let mut all = Vec::new();
+    for Target { pid, mut patcher } in fitting(args, &signed)? {
+        let report =
+            patcher.apply(&signed).for_user().map_err(|failure| also_done(failure, "applied to", &all))?;
+        all.push(said(
+            &report,
+            pid,
+            args.process.json,
+            &format!("{} is applied to process {pid}", signed.patch.name),
+        )?);
+    }
+    print_json(&args.process, all)
 }
 
 pub fn revert(args: &AllOrLast) -> Result<()> {
-    let pid = args.process.pid;
-    let report = Patcher::open(pid).for_user()?.revert(args.all).for_user()?;
-    say(&report, args.process.json, &format!("process {pid} is reverted"))
+    let mut all = Vec::new();
+    let mut targets = target::open(&args.process)?;
+    if let Some(name) = &args.process.workload {
+        let mut patched = Vec::new();
+        for target in targets.drain(..) {
+            if !target.patcher.list().for_user()?.is_empty() {
+                patched.push(target);
+            }
+        }
+        targets = patched;
+        if targets.is_empty() {
+            return Err(Failure::refused(format!("no process of {name} has a patch")));
+        }
+    }
+    for Target { pid, mut patcher } in targets {
+        let report =
+            patcher.revert(args.all).for_user().map_err(|failure| also_done(failure, "reverted in", &all))?;
+        all.push(said(&report, pid, args.process.json, &format!("process {pid} is reverted"))?);
+    }
+    print_json(&args.process, all)
 }
 
-fn say(report: &Report, json: bool, done: &str) -> Result<()> {
-    if json {
-        let text = serde_json::to_string(report).or_failed(|| "write the report".to_owned())?;
-        say!("{text}");
+/// Of several processes some have been changed before one failed.
+fn also_done(failure: Failure, what: &str, done: &[Value]) -> Failure {
+    if done.is_empty() {
+        return failure;
+    }
+    let pids: Vec<String> = done.iter().map(|value| value["pid"].to_string()).collect();
+    Failure { message: format!("{} (it is {what} {})", failure.message, pids.join(", ")), ..failure }
+}
+
+/// One object for one process, a list of them for those of a workload.
+fn print_json(args: &Process, mut all: Vec<Value>) -> Result<()> {
+    if !args.json {
         return Ok(());
+    }
+    match &args.workload {
+        Some(name) => print(&json!({ "workload": name, "processes": all })),
+        None => print(&all.pop().unwrap_or_default()),
+    }
+}
+
+fn said(report: &Report, pid: i32, json: bool, done: &str) -> Result<Value> {
+    let mut value = serde_json::to_value(report).or_failed(|| "write the report".to_owned())?;
+    value["pid"] = pid.into();
+    if json {
+        return Ok(value);
     }
     for line in &report.settled {
         say!("note: {line}");
@@ -75,5 +141,5 @@ fn say(report: &Report, json: bool, done: &str) -> Result<()> {
         report.took_us,
         report.longest_hold_us
     );
-    Ok(())
+    Ok(value)
 }

@@ -5,14 +5,20 @@ use outlive_hotpatch::running::{Patcher, Region, State};
 use serde_json::{Value, json};
 
 use super::ForUser;
+use super::build::Times;
 use super::process::read;
+use super::target::{self, Target};
 use crate::cli::{InspectPatch, Process};
 use crate::error::{Context, Result};
 
 /// What was built, or is in a file.
-pub fn patch(patch: &Patch, as_json: bool) -> Result<()> {
+pub fn patch(patch: &Patch, as_json: bool, times: Option<Times>) -> Result<()> {
     if as_json {
-        return print(&patch_value(patch));
+        let mut value = patch_value(patch);
+        if let Some(times) = times {
+            value["times"] = json!(times);
+        }
+        return print(&value);
     }
     say!("patch {}{}", patch.name, if patch.is_cumulative { " (cumulative)" } else { "" });
     for part in &patch.parts {
@@ -28,6 +34,9 @@ pub fn patch(patch: &Patch, as_json: bool) -> Result<()> {
     }
     for warning in &patch.warnings {
         say!("warning: {warning}");
+    }
+    if let Some(times) = times {
+        say!("rebuilt in {} ms, and the patch made in {} ms more", times.rebuild_ms, times.patch_ms);
     }
     Ok(())
 }
@@ -57,20 +66,30 @@ fn patch_value(patch: &Patch) -> Value {
 }
 
 pub fn list(args: &Process) -> Result<()> {
-    let regions = Patcher::open(args.pid).for_user()?.list().for_user()?;
-    if args.json {
-        return print(&Value::Array(regions.iter().map(region_value).collect()));
+    let mut all = Vec::new();
+    for Target { pid, patcher } in target::open(args)? {
+        let regions = patcher.list().for_user()?;
+        if args.json {
+            let values: Vec<Value> = regions.iter().map(region_value).collect();
+            all.push(json!({ "pid": pid, "patches": values }));
+            continue;
+        }
+        let of = if args.workload.is_some() { format!("{pid}: ") } else { String::new() };
+        for region in &regions {
+            let notes = &region.notes;
+            let replaced = is_replaced(region, &regions);
+            let state = if replaced { "replaced" } else { region.state.word() };
+            say!("{of}{} {} {} ({} functions)", region.order, notes.name, state, notes.switched.len());
+        }
+        if regions.is_empty() {
+            say!("process {pid} has no patch");
+        }
     }
-    for region in &regions {
-        let notes = &region.notes;
-        let replaced = is_replaced(region, &regions);
-        let state = if replaced { "replaced" } else { region.state.word() };
-        say!("{} {} {} ({} functions)", region.order, notes.name, state, notes.switched.len());
+    match (&args.workload, args.json) {
+        (_, false) => Ok(()),
+        (Some(name), true) => print(&json!({ "workload": name, "processes": all })),
+        (None, true) => print(&all.pop().map(|one| one["patches"].clone()).unwrap_or_default()),
     }
-    if regions.is_empty() {
-        say!("process {} has no patch", args.pid);
-    }
-    Ok(())
 }
 
 /// Whether a later patch has switched off all that this one does.
@@ -107,7 +126,7 @@ fn region_value(region: &Region) -> Value {
 pub fn inspect(args: &InspectPatch) -> Result<()> {
     if let Some(path) = &args.file {
         let signed = read(path, &args.trust)?;
-        patch(&signed.patch, args.json)?;
+        patch(&signed.patch, args.json, None)?;
         if !args.json {
             say!("SHA-256 {}, signed by {}", hex(&signed.id), hex(signed.key.as_bytes()));
             if let Some(diff) = &signed.patch.diff {
@@ -140,7 +159,7 @@ pub fn inspect(args: &InspectPatch) -> Result<()> {
     Ok(())
 }
 
-fn print(value: &Value) -> Result<()> {
+pub fn print(value: &Value) -> Result<()> {
     let text = serde_json::to_string(value).or_failed(|| "write JSON".to_owned())?;
     say!("{text}");
     Ok(())

@@ -1,0 +1,119 @@
+//! Whom a command is about: one process, or those of a workload, whose supervisor is their tracer and has them make the calls.
+
+use std::fs;
+use std::time::Duration;
+
+use outlive_epoch::control::Side;
+use outlive_hotpatch::Error;
+use outlive_hotpatch::running::{Call, Caller, Desk, Patcher, first_failure};
+use outlive_process::tree::Errand;
+
+use super::ForUser;
+use crate::cli::{Process, Reach};
+use crate::command::progress;
+use crate::control::{Inspected, Reply, Request, unexpected};
+use crate::error::{Context, Failure, Result};
+
+/// One process, open.
+pub struct Target<'a> {
+    pub pid: i32,
+    pub patcher: Patcher<'a>,
+}
+
+pub fn open(args: &Process) -> Result<Vec<Target<'_>>> {
+    let Some(name) = &args.workload else {
+        // The command line has one of the two.
+        let pid = args.pid.unwrap_or_default();
+        return Ok(vec![Target { pid, patcher: Patcher::open(pid).for_user()? }]);
+    };
+    let mut targets = Vec::new();
+    for pid in processes(&args.reach, name)? {
+        let tracer = Supervisor { reach: &args.reach, name, pid, longest: Duration::ZERO };
+        let patcher = Patcher::open_traced(pid, Box::new(tracer)).for_user()?;
+        targets.push(Target { pid, patcher });
+    }
+    Ok(targets)
+}
+
+/// The processes of a workload as this host numbers them, parents first, without its init, which is not the program's.
+fn processes(reach: &Reach, name: &str) -> Result<Vec<i32>> {
+    let request = Request::Inspect { name: name.to_owned() };
+    let Inspected { node, status } = match reach.connect()?.call(&request, &mut progress)? {
+        Reply::Inspected(inspected) => *inspected,
+        other => return Err(unexpected(&other)),
+    };
+    let init = i32::try_from(status.init_pid).unwrap_or(0);
+    if status.role != Side::Primary || init == 0 || node != status.primary_node {
+        let place = status.primary_node.unwrap_or_else(|| "its primary's node".to_owned());
+        return Err(Failure::refused(format!("{name} does not run on this node: ask on {place}")));
+    }
+    let mut found = vec![init];
+    let mut next = 0;
+    while let Some(pid) = found.get(next) {
+        let path = format!("/proc/{pid}/task");
+        let threads =
+            fs::read_dir(&path).or_failed(|| format!("list {path}: is the workload on this node?"))?;
+        let mut children = Vec::new();
+        for thread in threads.flatten() {
+            // A thread that has ended meanwhile has no children any more.
+            let text = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            children.extend(text.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
+        }
+        found.extend(children);
+        next += 1;
+    }
+    found.remove(0);
+    Ok(found)
+}
+
+/// Has calls made by the supervisor of a workload, through its node's agent.
+struct Supervisor<'a> {
+    reach: &'a Reach,
+    name: &'a str,
+    pid: i32,
+    longest: Duration,
+}
+
+impl Caller for Supervisor<'_> {
+    fn call(&mut self, calls: &[Call]) -> Result<Vec<u64>, Error> {
+        let mut errands = Vec::new();
+        for call in calls {
+            errands.push(match *call {
+                Call::Map { at, length, rights } => {
+                    Errand::Map { at, length, executable: rights & libc::PROT_EXEC != 0 }
+                }
+                Call::Synchronise => Errand::Synchronise,
+                Call::Function(..) => {
+                    return Err(Error::Unfit("a supervisor calls no functions of its workload".to_owned()));
+                }
+            });
+        }
+        let request = Request::Errands { name: self.name.to_owned(), pid: self.pid, errands };
+        let reply = self.reach.connect().and_then(|mut agent| agent.call(&request, &mut progress));
+        let (results, held_us) = match reply {
+            Ok(Reply::Returned { results, held_us }) => (results, held_us),
+            Ok(other) => return Err(Error::Unfit(unexpected(&other).message)),
+            Err(failure) => return Err(Error::Unfit(failure.message)),
+        };
+        self.longest = self.longest.max(Duration::from_micros(held_us));
+        let mut results = results.into_iter().map(|result| result as u64);
+        let each = calls.iter().map(|call| {
+            let count = if matches!(call, Call::Synchronise) { 2 } else { 1 };
+            let returned: Vec<u64> = results.by_ref().take(count).collect();
+            if returned.len() == count { Some(first_failure(&returned)) } else { None }
+        });
+        each.collect::<Option<Vec<u64>>>()
+            .ok_or_else(|| Error::Unfit("the supervisor answered for fewer calls than were asked".to_owned()))
+    }
+
+    /// A supervisor has its own.
+    fn use_desk(&mut self, _: Desk) {}
+
+    fn calls_functions(&self) -> bool {
+        false
+    }
+
+    fn longest_hold(&self) -> Duration {
+        self.longest
+    }
+}

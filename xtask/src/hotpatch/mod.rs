@@ -1,0 +1,227 @@
+//! `cargo xtask bench hotpatch`: a corpus of real fixes, each applied to the running program under load (docs/hotpatch-corpus.md), and a
+//! thousand cycles of apply and revert under load, beside the same load without (BENCHMARKS.md).
+
+mod corpus;
+mod cycles;
+mod load;
+mod packages;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use crate::bench::write_section;
+use crate::root;
+use corpus::{Fix, Outcome, Tree};
+use packages::PACKAGES;
+
+/// The figures that the issue of hot patching asks for.
+#[derive(Debug, Serialize)]
+struct Figures {
+    fixes: usize,
+    patched: usize,
+    refused: usize,
+    wrong: usize,
+    share: f64,
+    longest_hold_us: u64,
+    slowest_build_ms: u64,
+    cycles: Option<cycles::Figures>,
+}
+
+/// The fixes of some packages (of all, if none is named), and the cycles unless only packages are asked for.
+pub fn run(names: &[String], cycles_only: bool, json: bool) -> Result<bool> {
+    let root = root()?;
+    let corpus = root.join("target/corpus");
+    for name in names {
+        ensure!(PACKAGES.iter().any(|package| package.name == name), "there is no {name} in the corpus");
+    }
+    let outlive = build_outlive(&root)?;
+    let keys = corpus.join("keys");
+    if !keys.join("patch.key").exists() {
+        let status = Command::new(&outlive).args(["patch", "key", "--out"]).arg(&keys).status()?;
+        ensure!(status.success(), "outlive patch key: {status}");
+    }
+    install(&["dpkg-dev", "gcc", "g++", "make", "patch"])?;
+    let apt = corpus::prepare_apt(&corpus)?;
+    for package in &PACKAGES {
+        if cycles_only || !names.is_empty() && !names.iter().any(|name| name == package.name) {
+            continue;
+        }
+        install(package.needs)?;
+        let tree = Tree::unpack(package, &corpus, &apt, &outlive, &keys)?;
+        let mut fixes = Vec::new();
+        // What is known is kept after each fix: a build that fails later does not take it away.
+        tree.run(|fix| {
+            fixes.push(fix);
+            keep(&corpus, package.name, &fixes)
+        })
+        .with_context(|| package.name.to_owned())?;
+    }
+    let all = kept(&corpus)?;
+    let fixes: Vec<&Fix> = all.values().flatten().collect();
+    fs::write(root.join("docs/hotpatch-corpus.md"), table(&all)?).context("cannot write the table")?;
+    let cycles = if names.is_empty() { Some(cycles::run(&corpus, &outlive, &keys, &fixes)?) } else { None };
+    if let Some(figures) = &cycles {
+        write_section("hotpatch", &cycles::section(figures)?)?;
+    }
+    let figures = figures(&fixes, cycles);
+    println!(
+        "{} fixes, {} patched, {} refused, {} wrong; longest hold {} us",
+        figures.fixes, figures.patched, figures.refused, figures.wrong, figures.longest_hold_us
+    );
+    if json {
+        println!("{}", serde_json::to_string(&figures)?);
+    }
+    Ok(figures.wrong == 0)
+}
+
+/// The release build: holds are measured by it.
+fn build_outlive(root: &Path) -> Result<std::path::PathBuf> {
+    let status = Command::new("cargo")
+        .args(["build", "--release", "--package", "outlive"])
+        .current_dir(root)
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "the build of outlive failed");
+    // A copy: builds that go on meanwhile replace the original.
+    let copy = root.join("target/corpus/outlive");
+    let draft = root.join("target/corpus/outlive.draft");
+    fs::copy(root.join("target/release/outlive"), &draft).context("cannot copy outlive")?;
+    fs::rename(&draft, &copy).context("cannot copy outlive")?;
+    Ok(copy)
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let is_there = |package: &&str| {
+        let query = Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]).output();
+        query.is_ok_and(|output| output.stdout.ends_with(b"install ok installed"))
+    };
+    let missing: Vec<&str> = packages.iter().copied().filter(|package| !is_there(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let status = Command::new("apt-get")
+        .args(["install", "--yes", "--no-install-recommends"])
+        .args(&missing)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .status()
+        .context("cannot run apt-get")?;
+    if !status.success() {
+        bail!("apt-get could not install {}", missing.join(", "));
+    }
+    Ok(())
+}
+
+fn keep(corpus: &Path, package: &str, fixes: &[Fix]) -> Result<()> {
+    let folder = corpus.join("results");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join(format!("{package}.json")), serde_json::to_vec_pretty(fixes)?)?;
+    Ok(())
+}
+
+/// What was found out in this and earlier runs, by package.
+fn kept(corpus: &Path) -> Result<BTreeMap<String, Vec<Fix>>> {
+    let mut all = BTreeMap::new();
+    for package in &PACKAGES {
+        let path = corpus.join("results").join(format!("{}.json", package.name));
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let fixes = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
+                all.insert(package.name.to_owned(), fixes);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        }
+    }
+    Ok(all)
+}
+
+fn figures(fixes: &[&Fix], cycles: Option<cycles::Figures>) -> Figures {
+    let count = |is: fn(&Outcome) -> bool| fixes.iter().filter(|fix| is(&fix.outcome)).count();
+    let patched = count(|outcome| *outcome == Outcome::Patched);
+    let refused = count(|outcome| matches!(outcome, Outcome::Refused(_)));
+    let wrong = count(|outcome| matches!(outcome, Outcome::Wrong(_)));
+    let of = patched + refused + wrong;
+    Figures {
+        fixes: of,
+        patched,
+        refused,
+        wrong,
+        share: if of == 0 { 0.0 } else { patched as f64 / of as f64 },
+        longest_hold_us: fixes.iter().map(|fix| fix.longest_hold_us).max().unwrap_or(0),
+        slowest_build_ms: fixes.iter().map(|fix| fix.build_ms).max().unwrap_or(0),
+        cycles,
+    }
+}
+
+fn table(all: &BTreeMap<String, Vec<Fix>>) -> Result<String> {
+    let fixes: Vec<&Fix> = all.values().flatten().collect();
+    let figures = figures(&fixes, None);
+    let mut text = String::from(
+        "# The corpus of fixes\n\nWritten by `cargo xtask bench hotpatch`: every patch of these Debian source packages that changes C, one after the other as \
+         the package has them. The program is recorded as it is before the fix and runs under load, eight clients whose every answer is \
+         checked. The fix is built, applied, listed and reverted by `outlive patch`, with no option and no hand-written code. \
+         *Seen*: a request was answered differently with the patch, and as before after the revert. Held is the longest \
+         time that a thread was, build what making the patch took beyond the rebuild.\n\n",
+    );
+    writeln!(
+        text,
+        "**{} fixes: {} patched ({:.0} %), {} refused, {} wrong.** Longest hold {} µs, slowest build {} ms.\n",
+        figures.fixes,
+        figures.patched,
+        figures.share * 100.0,
+        figures.refused,
+        figures.wrong,
+        figures.longest_hold_us,
+        figures.slowest_build_ms
+    )?;
+    for (name, fixes) in all {
+        let version = fixes.first().map_or("", |fix| &fix.version);
+        writeln!(
+            text,
+            "## {name} {version}\n\n| fix | functions | bytes | build, ms | apply, ms | held, µs | outcome |"
+        )?;
+        text.push_str("|---|---|---|---|---|---|---|\n");
+        for fix in fixes {
+            let outcome = match &fix.outcome {
+                Outcome::Patched if fix.seen => "patched, seen".to_owned(),
+                Outcome::Patched => "patched".to_owned(),
+                Outcome::Refused(why) => format!("refused: {}", short(why)),
+                Outcome::Wrong(why) => format!("**wrong**: {}", short(why)),
+                Outcome::NotCompiled(why) => format!("not counted: {why}"),
+            };
+            let is_patched = fix.outcome == Outcome::Patched;
+            let cell = |value: String| if is_patched { value } else { "–".to_owned() };
+            writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | {} | {outcome} |",
+                fix.patch,
+                cell(fix.functions.to_string()),
+                cell(fix.bytes.to_string()),
+                cell(fix.build_ms.to_string()),
+                cell(format!("{:.1}", fix.apply_us as f64 / 1000.0)),
+                cell(fix.longest_hold_us.to_string()),
+            )?;
+        }
+        text.push('\n');
+    }
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    Ok(text)
+}
+
+/// A reason, as long as a table can take it.
+fn short(why: &str) -> String {
+    const MOST: usize = 400;
+    let why = why.trim_start_matches("outlive: ").trim_start_matches("the change cannot be patched: ");
+    let why = why.replace('|', "\\|").replace('\n', " ");
+    if why.chars().count() <= MOST {
+        return why;
+    }
+    why.chars().take(MOST).chain("…".chars()).collect()
+}
