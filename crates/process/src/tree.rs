@@ -109,6 +109,8 @@ pub(crate) struct Thread {
     /// Alternate stack and the address told to the kernel at birth; `None` until asked, or after a notice of change.
     pub known: Option<Known>,
     pub waiting: Option<Waiting>,
+    /// When it was seen to be stopped by us, by the workload's monotonic clock.
+    pub stopped_at: Option<i64>,
     /// What it was doing when it was stopped has been looked at, in this stop.
     pub looked_at: bool,
     /// As it was in the last checkpoint.
@@ -129,6 +131,7 @@ impl Thread {
             running: Running::Yes,
             known: None,
             waiting: None,
+            stopped_at: None,
             captured: None,
             settled: 0,
             filters: None,
@@ -479,6 +482,7 @@ impl Workload {
     }
 
     fn stopped(&mut self, tid: Tid, stop: Stop) -> Result<()> {
+        let now = self.now();
         let Some(thread) = self.threads.get_mut(&tid) else {
             self.newborn.insert(tid);
             return Ok(());
@@ -535,6 +539,7 @@ impl Workload {
                 if freezing {
                     if let Some(thread) = self.threads.get_mut(&tid) {
                         thread.running = Running::Stopped;
+                        thread.stopped_at = Some(now);
                     }
                     return Ok(());
                 }
@@ -569,6 +574,7 @@ impl Workload {
         if let Some(thread) = self.threads.get_mut(&tid) {
             thread.running = Running::Yes;
             thread.looked_at = false;
+            thread.stopped_at = None;
         }
         ignore_gone(ptrace::resume(tid, signal)).attempt(|| format!("resume thread {tid}"))
     }

@@ -41,9 +41,9 @@ impl Workload {
         let unseen: Vec<(Tid, Option<i32>)> = self
             .threads
             .iter()
-            .filter(|(_, thread)| !thread.looked_at)
             .filter_map(|(tid, thread)| match thread.running {
-                Running::Stopped | Running::Held(_) => Some((*tid, None)),
+                Running::Stopped | Running::Held(_) if !thread.looked_at => Some((*tid, None)),
+                // Only now does the signal interrupt its call, which may say what is left of it.
                 Running::Signalled(signal) => Some((*tid, Some(signal))),
                 _ => None,
             })
@@ -53,6 +53,7 @@ impl Workload {
         }
         for (tid, thread) in &mut self.threads {
             thread.looked_at = false;
+            thread.stopped_at = None;
             let resumed = match thread.running {
                 // Never a leader: the process is asked about itself through it.
                 Running::Stopped
