@@ -22,7 +22,7 @@ pub(super) use super::unix_build::build;
 use crate::checkpoint::{ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
 use crate::sys::descriptor as sys;
-use crate::sys::proc;
+use crate::sys::proc::{self, info_field};
 use crate::sys::unix_diag::{STATE_ESTABLISHED, STATE_LISTEN, UnixDiag, UnixEntry};
 
 /// `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET`.
@@ -126,6 +126,8 @@ pub struct Message {
     pub sender: Sender,
     /// Of whoever sent it, of a socket that asks for them (`SO_PASSCRED`).
     pub credentials: Option<Credentials>,
+    /// In flight with it (`SCM_RIGHTS`); of a stream with its first byte.
+    pub descriptors: Vec<ObjectId>,
     #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
 }
@@ -150,15 +152,29 @@ pub(super) struct Survey {
     unseen: HashSet<u64>,
     /// By socket, and by process and user as the supervisor sees them: whom it tells. A process may end and is told all the same.
     told: HashMap<u64, (u64, Option<Credentials>)>,
+    /// By socket: what is in flight in its queue, for each message that carries something.
+    carried: HashMap<u64, Vec<Vec<ObjectId>>>,
 }
 
 impl Survey {
     pub(super) fn new() -> Self {
-        Self { diag: None, entries: None, unseen: HashSet::new(), told: HashMap::new() }
+        Self {
+            diag: None,
+            entries: None,
+            unseen: HashSet::new(),
+            told: HashMap::new(),
+            carried: HashMap::new(),
+        }
     }
 
     pub(super) fn forget(&mut self) {
         self.entries = None;
+        self.carried.clear();
+    }
+
+    /// What [`in_flight`] has found, as objects.
+    pub(super) fn set_carried(&mut self, carried: HashMap<u64, Vec<Vec<ObjectId>>>) {
+        self.carried = carried;
     }
 
     fn entries(&mut self, surroundings: &Surroundings) -> io::Result<&HashMap<u64, UnixEntry>> {
@@ -252,9 +268,9 @@ fn capture_credentials(
 
 /// A process as the workload sees it; 0 if it has ended, or is none of the workload's.
 fn inner_pid(pid: i32, at: &At<'_>) -> Result<Pid> {
-    // A process of the workload's has as many numbers as its holder.
-    let depth = proc::status(at.holder.tid)
-        .attempt(|| format!("read the numbers of process {}", at.holder.process))?
+    // A process of the workload's has as many numbers as any other.
+    let depth = proc::status(at.holder.root)
+        .attempt(|| format!("read the numbers of process {}", at.holder.root))?
         .namespaced
         .len();
     let numbers = proc::status(pid).ok().filter(|_| pid > 0).map(|status| status.namespaced);
@@ -423,6 +439,9 @@ fn capture_waiting(
     let Some(id) = objects(Inode::Socket(listener.inode)) else {
         return Err(at.refuse("a unix socket not accepted yet, by a listener outside", advice));
     };
+    if at.holder.in_flight {
+        return Err(at.refuse("a unix socket not accepted yet", advice));
+    }
     // Who has connected is told to whoever accepts, and to nobody before. It is taken for who has the socket.
     let status =
         proc::status(at.holder.tid).attempt(|| format!("read whose process {} is", at.holder.process))?;
@@ -492,14 +511,7 @@ fn capture_queue(
     if stream && sys::has_urgent_byte(socket.as_fd()) {
         return Err(at.refuse("a unix socket with an urgent byte", "it is kept as soon as the byte is read"));
     }
-    let offset = sys::socket_option(socket.as_fd(), libc::SO_PEEK_OFF);
-    let offset = offset.attempt(|| "ask how far a unix socket was looked at".to_owned())?;
-    let looked = sys::set_socket_option(socket.as_fd(), libc::SO_PEEK_OFF, 0)
-        .and_then(|()| look(socket.as_fd(), stream, waiting, entry.shutdown));
-    // Whatever came of it, the offset is the program's.
-    sys::set_socket_option(socket.as_fd(), libc::SO_PEEK_OFF, offset)
-        .attempt(|| "leave a unix socket as it was".to_owned())?;
-    let seen = looked.attempt(|| "look at what waits in a unix socket".to_owned())?;
+    let seen = look_from_start(socket, stream, waiting, entry)?;
     let hidden = seen.is_empty() && ready.contains(PollFlags::POLLIN) && entry.shutdown & 1 == 0;
     if seen.iter().any(|message| message.bytes.is_empty()) || hidden {
         survey.unseen.insert(entry.inode);
@@ -511,11 +523,15 @@ fn capture_queue(
             at.refuse("an empty message waiting in a unix socket", "it is kept as soon as that is read")
         );
     }
-    if seen.iter().any(|message| message.descriptors) {
+    let carried = survey.carried.remove(&entry.inode).unwrap_or_default();
+    let flights = seen.iter().map(|message| message.descriptors.len()).filter(|count| *count > 0);
+    let lost = seen.iter().any(|message| message.more_descriptors);
+    if lost || !flights.eq(carried.iter().map(Vec::len)) {
         return Err(
             at.refuse("descriptors in flight in a unix socket", "it is kept as soon as they are received")
         );
     }
+    let mut carried = carried.into_iter();
     if seen.iter().any(|message| message.truncated)
         || seen.iter().map(|m| m.bytes.len()).sum::<usize>() > MAX_QUEUE
     {
@@ -546,10 +562,21 @@ fn capture_queue(
             }),
             None => None,
         };
+        let descriptors = match message.descriptors.as_slice() {
+            [] => Vec::new(),
+            _ => carried.next().unwrap_or_default(),
+        };
         match queue.last_mut() {
-            // Of a stream only who has sent what keeps pieces apart.
-            Some(last) if stream && last.credentials == credentials => last.bytes.extend(message.bytes),
-            _ => queue.push(Message { sender, credentials, bytes: message.bytes }),
+            // Of a stream only who has sent what, and what is in flight with it, keeps pieces apart.
+            Some(last)
+                if stream
+                    && last.credentials == credentials
+                    && last.descriptors.is_empty()
+                    && descriptors.is_empty() =>
+            {
+                last.bytes.extend(message.bytes);
+            }
+            _ => queue.push(Message { sender, credentials, descriptors, bytes: message.bytes }),
         }
     }
     Ok(queue)
@@ -584,12 +611,92 @@ fn look(socket: BorrowedFd<'_>, stream: bool, waiting: usize, shutdown: u8) -> i
         if message.bytes.is_empty() && (stream || shutdown & 1 != 0) {
             break;
         }
+        let (begun, empty) = (total, message.bytes.is_empty());
         total += message.bytes.len();
-        let empty = message.bytes.is_empty();
-        seen.push(message);
+        if stream && !message.descriptors.is_empty() {
+            seen.extend(take_apart(socket, message, begun)?);
+        } else {
+            seen.push(message);
+        }
         if empty {
             break;
         }
     }
     Ok(seen)
+}
+
+/// A look into a stream goes up to the end of a piece with descriptors, and shows them. A reader gets them with the first byte of
+/// that piece.
+fn take_apart(socket: BorrowedFd<'_>, mut whole: sys::Peeked, begun: usize) -> io::Result<Vec<sys::Peeked>> {
+    let seek = |at: usize| {
+        let at = i32::try_from(at).map_err(io::Error::other)?;
+        sys::set_socket_option(socket, libc::SO_PEEK_OFF, at)
+    };
+    seek(begun)?;
+    let without = sys::before_last_piece(socket, whole.bytes.len())?;
+    seek(begun + whole.bytes.len())?;
+    let rest = whole.bytes.split_off(without);
+    let mut pieces = Vec::new();
+    if without > 0 {
+        pieces.push(sys::Peeked {
+            bytes: std::mem::take(&mut whole.bytes),
+            sender: whole.sender.clone(),
+            descriptors: Vec::new(),
+            more_descriptors: false,
+            credentials: whole.credentials,
+            truncated: false,
+        });
+    }
+    pieces.push(sys::Peeked { bytes: rest, ..whole });
+    Ok(pieces)
+}
+
+/// Duplicates of what is in flight in a socket's queue, for each message that carries something. Whatever else is to be said of
+/// the queue is for [`capture`] to say.
+pub(super) fn in_flight(
+    inode: u64,
+    at: &At<'_>,
+    surroundings: &Surroundings,
+    survey: &mut Survey,
+) -> Result<Vec<Vec<OwnedFd>>> {
+    let info = at.info()?;
+    // Linux says so since 5.6.
+    let count = info_field(&info, "scm_fds").ok_or_else(|| at.unreadable("scm_fds"))?;
+    if count == "0" {
+        return Ok(Vec::new());
+    }
+    let entries = survey.entries(surroundings).attempt(|| "list the workload's unix sockets".to_owned())?;
+    let Some(entry) = entries.get(&inode).filter(|entry| entry.state != STATE_LISTEN).cloned() else {
+        return Ok(Vec::new());
+    };
+    let what = || "look at what is in flight in a unix socket".to_owned();
+    let socket = at.duplicate()?;
+    let stream = i32::from(entry.kind) == libc::SOCK_STREAM;
+    let waiting = sys::readable_bytes(socket.as_fd()).attempt(what)?;
+    let failed = !stream && readiness(&socket).attempt(what)?.contains(PollFlags::POLLERR);
+    if failed || stream && waiting == 0 {
+        return Ok(Vec::new());
+    }
+    let seen = look_from_start(&socket, stream, waiting, &entry)?;
+    if seen.iter().any(|message| message.bytes.is_empty()) {
+        survey.unseen.insert(inode);
+    }
+    Ok(seen.into_iter().map(|message| message.descriptors).filter(|carried| !carried.is_empty()).collect())
+}
+
+/// [`look`] at everything.
+fn look_from_start(
+    socket: &OwnedFd,
+    stream: bool,
+    waiting: usize,
+    entry: &UnixEntry,
+) -> Result<Vec<sys::Peeked>> {
+    let offset = sys::socket_option(socket.as_fd(), libc::SO_PEEK_OFF);
+    let offset = offset.attempt(|| "ask how far a unix socket was looked at".to_owned())?;
+    let looked = sys::set_socket_option(socket.as_fd(), libc::SO_PEEK_OFF, 0)
+        .and_then(|()| look(socket.as_fd(), stream, waiting, entry.shutdown));
+    // Whatever came of it, the offset is the program's.
+    sys::set_socket_option(socket.as_fd(), libc::SO_PEEK_OFF, offset)
+        .attempt(|| "leave a unix socket as it was".to_owned())?;
+    looked.attempt(|| "look at what waits in a unix socket".to_owned())
 }

@@ -37,6 +37,7 @@ impl Workload {
 
     /// Lets every thread go on, with the signals it was about to receive.
     pub fn thaw(&mut self) -> Result<()> {
+        self.descriptors.let_go_of_flights();
         self.freezing = false;
         let unseen: Vec<(Tid, Option<i32>)> = self
             .threads
