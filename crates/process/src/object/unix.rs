@@ -21,6 +21,7 @@ use super::unix_actor::Credentials;
 pub(super) use super::unix_build::build;
 use crate::checkpoint::{ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
+use crate::sys::bpf::unix::Reader;
 use crate::sys::descriptor as sys;
 use crate::sys::proc::{self, info_field};
 use crate::sys::unix_diag::{STATE_ESTABLISHED, STATE_LISTEN, UnixDiag, UnixEntry};
@@ -37,7 +38,7 @@ pub(super) const OPTIONS: [i32; 6] = [
     libc::SO_PEEK_OFF,
 ];
 /// Of [`OPTIONS`].
-const PASSES_CREDENTIALS: usize = 3;
+pub(super) const PASSES_CREDENTIALS: usize = 3;
 /// Room for one look into a queue: more than a message can have with the largest send buffer that kernels allow by
 /// default (`net.core.wmem_max`, 4 MiB since Linux 6.17, is asked for by almost nobody; what is longer is refused).
 const ROOM: usize = 1 << 20;
@@ -106,6 +107,8 @@ pub enum Role {
     Waiting {
         listener: ObjectId,
         caller: Credentials,
+        /// What it has said already.
+        said: Vec<Message>,
     },
     /// Each is the other's peer.
     Connected {
@@ -385,10 +388,10 @@ fn capture_role(
         let (waiting, backlog) = entry.queues;
         let known: Option<Vec<ObjectId>> =
             entry.waiting.iter().map(|inode| objects(Inode::Socket(*inode))).collect();
-        // A connection that is built is accepted from a listener by an abstract name, if there is one.
         let known = known.filter(|known| known.len() == waiting as usize);
-        let by_path = waiting == 0 || entry.name.first().is_some_and(|first| *first != 0);
-        return match known.filter(|_| by_path) {
+        // Such a listener is built last (`Shell::build`), which one in flight is not.
+        let can_be_built = waiting == 0 || !at.holder.in_flight;
+        return match known.filter(|_| can_be_built) {
             Some(waiting) => Ok(Role::Listening { backlog, waiting }),
             None => {
                 let what = format!("a listening unix socket with {waiting} connections not accepted");
@@ -425,7 +428,7 @@ fn capture_role(
     }
 }
 
-/// One that a listener has not accepted. What it has said already is in a queue that nobody can look into.
+/// One that a listener has not accepted.
 fn capture_waiting(
     entry: &UnixEntry,
     listener: &UnixEntry,
@@ -433,9 +436,6 @@ fn capture_waiting(
     objects: &dyn Fn(Inode) -> Option<ObjectId>,
 ) -> Result<Role> {
     let advice = "it is kept as soon as it is accepted";
-    if entry.queues.1 > 0 {
-        return Err(at.refuse("a unix socket not accepted yet that has said something", advice));
-    }
     let Some(id) = objects(Inode::Socket(listener.inode)) else {
         return Err(at.refuse("a unix socket not accepted yet, by a listener outside", advice));
     };
@@ -446,7 +446,37 @@ fn capture_waiting(
     let status =
         proc::status(at.holder.tid).attempt(|| format!("read whose process {} is", at.holder.process))?;
     let (pid, uid, gid) = (at.holder.process, status.uids[1], status.gids[1]);
-    Ok(Role::Waiting { listener: id, caller: Credentials { pid, uid, gid, groups: status.groups } })
+    let caller = Credentials { pid, uid, gid, groups: status.groups };
+    let said = if entry.queues.1 > 0 { capture_said(at)? } else { Vec::new() };
+    Ok(Role::Waiting { listener: id, caller, said })
+}
+
+/// What waits in the socket that is not accepted yet, which has no descriptor.
+fn capture_said(at: &At<'_>) -> Result<Vec<Message>> {
+    let refuse = |what: &str| {
+        let what = format!("a unix socket not accepted yet that has said {what}");
+        at.refuse(what, "it is kept as soon as it is accepted")
+    };
+    let reader = Reader::shared().ok().zip(at.file);
+    let (reader, file) =
+        reader.ok_or_else(|| refuse("something, on a kernel without BPF and its type information"))?;
+    let said = reader.said(file).attempt(|| "read what a unix socket has said".to_owned())?;
+    let said = said.ok_or_else(|| refuse("something urgent"))?;
+    let mut messages = Vec::new();
+    for message in said {
+        if message.carries {
+            return Err(refuse("something with descriptors"));
+        }
+        let bytes = message.bytes.ok_or_else(|| refuse("much at once"))?;
+        let credentials = match message.sender {
+            Some((pid, uid, gid)) => {
+                Some(Credentials { pid: inner_pid(pid, at)?, uid, gid, groups: Vec::new() })
+            }
+            None => None,
+        };
+        messages.push(Message { sender: Sender::Unnamed, credentials, descriptors: Vec::new(), bytes });
+    }
+    Ok(messages)
 }
 
 /// That addresses can be brought about again.

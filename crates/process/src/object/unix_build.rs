@@ -13,7 +13,9 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
 
 use super::descriptor::{BuildContext, Object};
-use super::unix::{Message, Name, OPTIONS, Role, Sender, UnixSocket, directory_of, has_parent_steps};
+use super::unix::{
+    Message, Name, OPTIONS, PASSES_CREDENTIALS, Role, Sender, UnixSocket, directory_of, has_parent_steps,
+};
 use super::unix_actor::{self, Carried, Stage};
 use crate::checkpoint::ObjectId;
 use crate::error::{Attempt, Error, Result};
@@ -110,13 +112,13 @@ fn build_listener(
     for id in waiting {
         let client = unix_object(context, *id)?;
         check_place(client, context)?;
-        let Role::Waiting { caller, .. } = &client.role else {
+        let Role::Waiting { caller, said, .. } = &client.role else {
             return Err(Error::Mismatch(format!("unix socket {} waits for nobody to accept it", id.0)));
         };
         if client.kind != object.kind || context.is_built(*id) || object.name.is_none() {
             return Err(Error::Mismatch(format!("unix socket {} cannot wait to be accepted", id.0)));
         }
-        clients.push((*id, client, caller));
+        clients.push((*id, client, caller, said));
     }
     let made = in_workload(context, Carried::new(), |stage| {
         let fd = sys::unix_socket(object.kind)?;
@@ -126,9 +128,15 @@ fn build_listener(
             let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
             stage.listen(object.credentials.as_ref(), fd.as_fd(), backlog)
         })?;
-        for (id, client, caller) in &clients {
+        // Those who connect have it from their listener (`unix_stream_connect`, net/unix/af_unix.c).
+        if object.options[PASSES_CREDENTIALS] != 0 {
+            sys::set_socket_option(fd.as_fd(), libc::SO_PASSCRED, 1)?;
+        }
+        for (id, client, caller, said) in &clients {
             let connecting = named_client(object.kind, Some(client))?;
             told_from(object, || stage.connect(Some(caller), connecting.as_fd(), &address))?;
+            widen(said, connecting.as_fd())?;
+            said.iter().try_for_each(|message| put(stage, connecting.as_fd(), message, None, object.kind))?;
             connected.push((*id, finish(client, connecting)?));
         }
         Ok((finish(object, fd)?, connected))
