@@ -21,7 +21,7 @@ use super::unix_actor::Credentials;
 pub(super) use super::unix_build::build;
 use crate::checkpoint::{ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
-use crate::sys::bpf::unix::Reader;
+use crate::sys::bpf::unix::{Reader, Said};
 use crate::sys::descriptor as sys;
 use crate::sys::proc::{self, info_field};
 use crate::sys::unix_diag::{STATE_ESTABLISHED, STATE_LISTEN, UnixDiag, UnixEntry};
@@ -29,16 +29,20 @@ use crate::sys::unix_diag::{STATE_ESTABLISHED, STATE_LISTEN, UnixDiag, UnixEntry
 /// `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET`.
 const KINDS: [i32; 3] = [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET];
 /// Options that are numbers and are kept. The order is that of restoring.
-pub(super) const OPTIONS: [i32; 6] = [
+pub(super) const OPTIONS: [i32; 7] = [
     libc::SO_SNDBUF,
     libc::SO_RCVBUF,
     libc::SO_RCVLOWAT,
     libc::SO_PASSCRED,
     libc::SO_OOBINLINE,
     libc::SO_PEEK_OFF,
+    SO_PASSPIDFD,
 ];
+/// `include/uapi/asm-generic/socket.h`, since Linux 6.5.
+pub(super) const SO_PASSPIDFD: i32 = 76;
 /// Of [`OPTIONS`].
 pub(super) const PASSES_CREDENTIALS: usize = 3;
+pub(super) const PASSES_PIDFD: usize = 6;
 /// Room for one look into a queue: more than a message can have with the largest send buffer that kernels allow by
 /// default (`net.core.wmem_max`, 4 MiB since Linux 6.17, is asked for by almost nobody; what is longer is refused).
 const ROOM: usize = 1 << 20;
@@ -243,6 +247,11 @@ pub(super) fn capture(
         let open = name.is_some() && matches!(role, Role::Unconnected | Role::Sending { .. });
         let asks = options[PASSES_CREDENTIALS] != 0;
         queue = capture_queue(&socket, &entry, (peer_name, open, asks), ready, at, surroundings, survey)?;
+    }
+    if options[PASSES_PIDFD] != 0 && options[PASSES_CREDENTIALS] == 0 && !queue.is_empty() {
+        let what =
+            "messages waiting in a unix socket that asks for pidfds (SO_PASSPIDFD) and not for credentials";
+        return Err(at.refuse(what, "it is kept as soon as they are read"));
     }
     let shutdown = entry.shutdown;
     let credentials = capture_credentials(inode, &socket, at, survey)?;
@@ -542,13 +551,22 @@ fn capture_queue(
         return Err(at.refuse("a unix socket with an urgent byte", "it is kept as soon as the byte is read"));
     }
     let seen = look_from_start(socket, stream, waiting, entry)?;
+    // One without bytes is shown to one look only, be it the program's or ours.
+    let reader = at.file.zip(Reader::shared().ok()).filter(|_| !stream);
+    let what = || "count what waits in a unix socket".to_owned();
+    if let Some((file, reader)) = reader
+        && reader.count(file).attempt(what)? != seen.len()
+    {
+        let listed = reader.waiting(file).attempt(what)?;
+        return queue_as_listed(listed, (!peer_name.is_empty(), asks), at);
+    }
     let hidden = seen.is_empty() && ready.contains(PollFlags::POLLIN) && entry.shutdown & 1 == 0;
     if seen.iter().any(|message| message.bytes.is_empty()) || hidden {
         survey.unseen.insert(entry.inode);
     } else if !ready.contains(PollFlags::POLLIN) {
         survey.unseen.remove(&entry.inode);
     }
-    if survey.unseen.contains(&entry.inode) {
+    if reader.is_none() && survey.unseen.contains(&entry.inode) {
         return Err(
             at.refuse("an empty message waiting in a unix socket", "it is kept as soon as that is read")
         );
@@ -608,6 +626,34 @@ fn capture_queue(
             }
             _ => queue.push(Message { sender, credentials, descriptors, bytes: message.bytes }),
         }
+    }
+    Ok(queue)
+}
+
+/// Messages, some of them without bytes, as the kernel has them.
+fn queue_as_listed(listed: Vec<Said>, (peer_named, asks): (bool, bool), at: &At<'_>) -> Result<Vec<Message>> {
+    let refuse = |beside: &str| {
+        let what = format!("an empty message waiting in a unix socket, with {beside}");
+        at.refuse(what, "it is kept as soon as that is read")
+    };
+    let mut queue = Vec::new();
+    for message in listed {
+        if message.carries {
+            return Err(refuse("descriptors in flight"));
+        }
+        let bytes = message.bytes.ok_or_else(|| refuse("one of more than some 3,700 bytes"))?;
+        let sender = match (message.from_peer, message.from_named) {
+            (true, _) if peer_named => Sender::Peer,
+            (_, false) => Sender::Unnamed,
+            _ => return Err(refuse("one from a named socket that is not the peer")),
+        };
+        let credentials = match message.sender.filter(|(pid, ..)| asks && *pid > 0) {
+            Some((pid, uid, gid)) => {
+                Some(Credentials { pid: inner_pid(pid, at)?, uid, gid, groups: Vec::new() })
+            }
+            None => None,
+        };
+        queue.push(Message { sender, credentials, descriptors: Vec::new(), bytes });
     }
     Ok(queue)
 }

@@ -14,7 +14,8 @@ use nix::sys::stat::Mode;
 
 use super::descriptor::{BuildContext, Object};
 use super::unix::{
-    Message, Name, OPTIONS, PASSES_CREDENTIALS, Role, Sender, UnixSocket, directory_of, has_parent_steps,
+    Message, Name, OPTIONS, PASSES_CREDENTIALS, PASSES_PIDFD, Role, Sender, UnixSocket, directory_of,
+    has_parent_steps,
 };
 use super::unix_actor::{self, Carried, Stage};
 use crate::checkpoint::ObjectId;
@@ -129,8 +130,10 @@ fn build_listener(
             stage.listen(object.credentials.as_ref(), fd.as_fd(), backlog)
         })?;
         // Those who connect have it from their listener (`unix_stream_connect`, net/unix/af_unix.c).
-        if object.options[PASSES_CREDENTIALS] != 0 {
-            sys::set_socket_option(fd.as_fd(), libc::SO_PASSCRED, 1)?;
+        for passes in [PASSES_CREDENTIALS, PASSES_PIDFD] {
+            if object.options[passes] != 0 {
+                sys::set_socket_option(fd.as_fd(), OPTIONS[passes], 1)?;
+            }
         }
         for (id, client, caller, said) in &clients {
             let connecting = named_client(object.kind, Some(client))?;

@@ -353,6 +353,13 @@ pub fn peek(fd: BorrowedFd<'_>, room: usize) -> io::Result<Option<Peeked>> {
             // SAFETY: a header of this kind carries one `ucred` (`scm_recv_unix`, net/core/scm.c).
             credentials = Some(unsafe { libc::CMSG_DATA(header).cast::<libc::ucred>().read_unaligned() });
         }
+        // Of whoever sent it, if the socket asks for that (`SO_PASSPIDFD`; include/linux/socket.h). It is not kept.
+        const SCM_PIDFD: libc::c_int = 4;
+        if level == libc::SOL_SOCKET && kind == SCM_PIDFD {
+            // SAFETY: a header of this kind carries one descriptor, or an error (`scm_pidfd_recv`, include/net/scm.h).
+            let fd = unsafe { libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned() };
+            drop((fd >= 0).then(|| adopt(fd)));
+        }
         // SAFETY: `header` is one of this message's headers.
         header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
     }

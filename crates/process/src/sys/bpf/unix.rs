@@ -1,7 +1,7 @@
-//! What was said over a unix connection that nobody has accepted yet. It waits in a socket that has no descriptor, so that no call
-//! shows it: it is read from the kernel's memory ([`KernelMemory`]).
+//! What waits in a unix socket, where no call shows it: what was said over a connection that nobody has accepted yet, whose other
+//! end has no descriptor, and messages without bytes. It is read from the kernel's memory ([`KernelMemory`]).
 //!
-//! The client's `struct unix_sock` (include/net/af_unix.h) has that socket as its peer, in whose queue messages wait as
+//! A `struct unix_sock` (include/net/af_unix.h) has its other end as its peer, and a queue in which messages wait as
 //! `struct sk_buff` (include/linux/skbuff.h), with who has sent them in `struct unix_skb_parms`.
 
 use std::io;
@@ -36,6 +36,9 @@ members! {
     socket: "socket", "sk";
     peer: "unix_sock", "peer";
     queue: "sock", "sk_receive_queue";
+    count: "sk_buff_head", "qlen";
+    from: "sk_buff", "sk";
+    name: "unix_sock", "addr";
     next: "sk_buff", "next";
     length: "sk_buff", "len";
     elsewhere: "sk_buff", "data_len";
@@ -57,6 +60,10 @@ pub struct Said {
     pub sender: Option<(i32, u32, u32)>,
     /// Descriptors are in flight with it.
     pub carries: bool,
+    /// It was sent by the peer of the socket that it waits in.
+    pub from_peer: bool,
+    /// Whoever sent it has a name.
+    pub from_named: bool,
 }
 
 /// Reads them.
@@ -90,29 +97,48 @@ impl Reader {
     /// What the peer of a connected socket has been sent and nobody has read. `file` is where the kernel keeps the description of
     /// the sender's end. Nobody may send meanwhile. None of it if there is an urgent byte.
     pub fn said(&self, file: u64) -> io::Result<Option<Vec<Said>>> {
-        let socket = self.memory.double(file + self.at.file_private)?;
-        let own = self.memory.double(socket + self.at.socket)?;
-        let peer = self.memory.double(own + self.at.peer)?;
+        let peer = self.memory.double(self.socket(file)? + self.at.peer)?;
         if let Some(urgent) = self.urgent
             && self.memory.double(peer + urgent)? != 0
         {
             return Ok(None);
         }
+        self.queue(peer).map(Some)
+    }
+
+    /// How many messages wait in a socket.
+    pub fn count(&self, file: u64) -> io::Result<usize> {
+        let at = self.socket(file)? + self.at.queue + self.at.count;
+        Ok(self.memory.word(at)? as usize)
+    }
+
+    /// The messages that wait in a socket.
+    pub fn waiting(&self, file: u64) -> io::Result<Vec<Said>> {
+        self.queue(self.socket(file)?)
+    }
+
+    fn socket(&self, file: u64) -> io::Result<u64> {
+        let socket = self.memory.double(file + self.at.file_private)?;
+        self.memory.double(socket + self.at.socket)
+    }
+
+    fn queue(&self, socket: u64) -> io::Result<Vec<Said>> {
+        let peer = self.memory.double(socket + self.at.peer)?;
         // A ring of which the head is one.
-        let head = peer + self.at.queue;
+        let head = socket + self.at.queue;
         let mut found = Vec::new();
         let mut message = self.memory.double(head + self.at.next)?;
         while message != head {
             if found.len() >= MOST {
                 return Err(io::Error::other("the queue of a unix socket has no end"));
             }
-            found.push(self.describe(message)?);
+            found.push(self.describe(message, peer)?);
             message = self.memory.double(message + self.at.next)?;
         }
-        Ok(Some(found))
+        Ok(found)
     }
 
-    fn describe(&self, message: u64) -> io::Result<Said> {
+    fn describe(&self, message: u64, peer: u64) -> io::Result<Said> {
         let (at, memory) = (&self.at, self.memory);
         let control = message + at.control;
         let length = memory.word(message + at.length)? as usize;
@@ -128,7 +154,11 @@ impl Reader {
                 Some((number, memory.word(control + at.user)?, memory.word(control + at.group)?))
             }
         };
-        Ok(Said { bytes, sender, carries: memory.double(control + at.descriptors)? != 0 })
+        let carries = memory.double(control + at.descriptors)? != 0;
+        // Whoever has sent it is there as long as it is, with or without a descriptor.
+        let from = memory.double(message + at.from)?;
+        let from_named = memory.double(from + at.name)? != 0;
+        Ok(Said { bytes, sender, carries, from_peer: from == peer, from_named })
     }
 }
 
