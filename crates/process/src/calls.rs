@@ -58,6 +58,8 @@ pub(crate) struct Caller<'a> {
     pub process: BorrowedFd<'a>,
     /// The workload's monotonic clock.
     pub now: i64,
+    /// When its call was interrupted, at the latest.
+    pub interrupted: i64,
     /// What that clock is ahead of this host's.
     pub ahead: i64,
     pub kept: Option<RestartBlock>,
@@ -90,11 +92,10 @@ pub(crate) fn look(
         let mut again = *regs;
         (again.rax, again.orig_rax, again.rip) = (ERESTARTNOHAND as u64, before.number, before.instruction);
         again.eflags |= MARK;
-        // A handler that comes first ends the call, also one that would only now be made again; what is left was written at
-        // the stop before.
-        let ends = signal.is_some_and(|signal| !is_ignored(caller.tid, signal));
+        // A handler that comes first ends the call, also one that would only now be made again.
+        let ends = signal.is_some_and(|signal| is_caught(caller.tid, signal));
         if ends {
-            correct_rest(&again, &before, caller)?;
+            correct_rest(&again, &before, caller);
         }
         return Ok(Seen { registers: again, waiting: Some(before), changed: ends });
     }
@@ -111,10 +112,9 @@ pub(crate) fn look(
             }
             _ => return Ok(unchanged),
         },
-        ERESTART_RESTARTBLOCK => match before {
-            // From the second stop on the call is restart_syscall; what it was is known from the first.
-            Some(before) if number == libc::SYS_restart_syscall as u64 || before.is(regs) => before,
-            _ => Waiting::begin(regs, caller, caller.filtered)?,
+        ERESTART_RESTARTBLOCK => match before.filter(|before| before.goes_on(regs)) {
+            Some(before) => before,
+            None => Waiting::begin(regs, caller, caller.filtered)?,
         },
         EINTR if never_restarted(number) => {
             if signal.is_some_and(|signal| !is_ignored(caller.tid, signal)) {
@@ -142,11 +142,18 @@ pub(crate) fn look(
         (again.rax, again.orig_rax) = (answer(waiting.number) as u64, u64::MAX);
         return Ok(Seen { registers: again, waiting: None, changed: true });
     }
-    let handled = signal.is_some_and(|signal| !is_ignored(caller.tid, signal));
-    if waiting.ours && result == ERESTART_RESTARTBLOCK || handled && before.is_some() {
-        correct_rest(&again, &waiting, caller)?;
+    let handled = signal.is_some_and(|signal| is_caught(caller.tid, signal));
+    if waiting.ours && result == ERESTART_RESTARTBLOCK || handled {
+        correct_rest(&again, &waiting, caller);
     }
     Ok(Seen { registers: again, waiting: Some(waiting), changed })
+}
+
+/// Whether the kernel is to be asked what it keeps of a thread's call, which is not known from an earlier stop.
+pub(crate) fn is_news(regs: &Registers, before: Option<Waiting>) -> bool {
+    (regs.orig_rax as i64) >= 0
+        && regs.rax as i64 == ERESTART_RESTARTBLOCK
+        && before.is_none_or(|before| !before.goes_on(regs) && !before.is_about_to(regs))
 }
 
 /// Whether a thread with these registers will make a call again, and which.
@@ -260,8 +267,8 @@ fn is_relative_sleep(regs: &Registers) -> bool {
 }
 
 impl Waiting {
-    /// `ours`: the kernel would begin anew, so the tracer has to end it. The wait began at the latest now: a limit never ends
-    /// early, and late by what was waited before the first stop, where the kernel does not say more.
+    /// `ours`: the kernel would begin anew, so the tracer has to end it. The wait began at the latest when it was interrupted: a limit
+    /// never ends early, and late by what was waited before the first stop, where the kernel does not say more.
     fn begin(regs: &Registers, caller: &Caller<'_>, ours: bool) -> io::Result<Self> {
         let limit = match limit_of(regs) {
             Limit::Milliseconds(limit) if (limit as i32) < 0 => None,
@@ -272,7 +279,7 @@ impl Waiting {
             Limit::Socket { fd, option } => caller.socket_limit(fd, option),
         };
         let deadline = limit.map(|limit| {
-            let latest = caller.now.saturating_add(limit);
+            let latest = caller.interrupted.saturating_add(limit);
             caller.kept_deadline(regs).unwrap_or(latest).min(latest)
         });
         let (number, stack, instruction) = (regs.orig_rax, regs.rsp, regs.rip);
@@ -290,6 +297,12 @@ impl Waiting {
         let here = (regs.rsp, regs.rip.wrapping_add(2)) == (self.stack, self.instruction);
         let goes_on = regs.rax == libc::SYS_restart_syscall as u64;
         here && (goes_on || regs.rax == self.number && regs.eflags & MARK == MARK)
+    }
+
+    /// In a call of which the kernel keeps the rest: from the second stop on it is restart_syscall, and what it was is known
+    /// from the first.
+    fn goes_on(&self, regs: &Registers) -> bool {
+        regs.orig_rax == libc::SYS_restart_syscall as u64 || self.is(regs)
     }
 
     fn is(&self, regs: &Registers) -> bool {
@@ -371,29 +384,41 @@ fn clear_results(regs: &Registers, caller: &Caller<'_>, rest: bool) -> io::Resul
     Ok(())
 }
 
-/// A sleep that is interrupted says what is left of it. The kernel says too much after a failover, since it began anew, and where a
-/// stop had interrupted it before: it counts from there.
-fn correct_rest(regs: &Registers, waiting: &Waiting, caller: &Caller<'_>) -> io::Result<()> {
-    let at = match regs.orig_rax as i64 {
-        libc::SYS_nanosleep => regs.rsi,
-        libc::SYS_clock_nanosleep => regs.r10,
-        _ => 0,
+/// A call that a handler interrupts says what is left of its limit. The kernel says too much where something had interrupted it
+/// before (it counts up to there, and the handler may have had to wait for a checkpoint), and after a failover, where it began
+/// anew.
+fn correct_rest(regs: &Registers, waiting: &Waiting, caller: &Caller<'_>) {
+    let (at, unit) = match regs.orig_rax as i64 {
+        libc::SYS_nanosleep => (regs.rsi, 1),
+        libc::SYS_clock_nanosleep => (regs.r10, 1),
+        _ => match limit_of(regs) {
+            Limit::Timespec(at) if keeps_rest_in_memory(regs.orig_rax) => (at, 1),
+            Limit::Timeval(at) => (at, 1000),
+            _ => return,
+        },
     };
-    match (waiting.deadline, caller.memory) {
-        (Some(deadline), Some(memory)) if at != 0 => {
-            let left = (deadline - caller.now).max(0);
-            let said = caller.time(at, 1).filter(|said| *said >= 0).unwrap_or(i64::MAX);
-            memory.write_all_at(&timespec(left.min(said)), at)
-        }
-        _ => Ok(()),
+    let Some(deadline) = waiting.deadline.filter(|_| at != 0) else { return };
+    let left = (deadline - caller.now).max(0);
+    let said = caller.time(at, unit).filter(|said| *said >= 0).unwrap_or(i64::MAX);
+    if left < said {
+        // By the process's own rights: where it may not write the kernel says nothing either (`poll_select_finish`).
+        let _ = task::write_memory(caller.tid, &[(at, &two_words(left, unit))]);
     }
 }
 
-fn timespec(nanos: i64) -> [u8; 16] {
+/// `struct timespec`, or `struct timeval` with its unit of 1,000 nanoseconds.
+fn two_words(nanos: i64, unit: i64) -> [u8; 16] {
     let mut raw = [0u8; 16];
     raw[..8].copy_from_slice(&(nanos / 1_000_000_000).to_ne_bytes());
-    raw[8..].copy_from_slice(&(nanos % 1_000_000_000).to_ne_bytes());
+    raw[8..].copy_from_slice(&(nanos % 1_000_000_000 / unit).to_ne_bytes());
     raw
+}
+
+/// Whether a signal has a handler. Stopped by one, or going on after a stop, a call of which the kernel keeps the rest goes on.
+fn is_caught(tid: Tid, signal: &SignalInfo) -> bool {
+    let number = i32::from_ne_bytes([signal[0], signal[1], signal[2], signal[3]]);
+    let caught = proc::status(tid).map_or(!0, |status| status.caught);
+    (1..=64).contains(&number) && caught & 1u64 << (number - 1) != 0
 }
 
 /// Whether a signal does nothing to its receiver. A traced thread is interrupted by it all the same.
@@ -436,7 +461,13 @@ mod tests {
         let own = File::open("/proc/self/mem").unwrap();
         let process = task::pidfd_open(std::process::id() as Tid).unwrap();
         let (tid, memory, process) = (std::process::id() as Tid, Some(&own), process.as_fd());
-        look(regs, before, None, &Caller { tid, memory, process, now, ahead: 0, kept, filtered }).unwrap()
+        look(
+            regs,
+            before,
+            None,
+            &Caller { tid, memory, process, now, interrupted: now, ahead: 0, kept, filtered },
+        )
+        .unwrap()
     }
 
     #[test]
@@ -533,9 +564,19 @@ mod tests {
         let own = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
         let process = task::pidfd_open(std::process::id() as Tid).unwrap();
         let (tid, memory, process) = (std::process::id() as Tid, Some(&own), process.as_fd());
-        let caller = Caller { tid, memory, process, filtered: false, now: 150 * MS, ahead: 0, kept: None };
+        let caller = Caller {
+            tid,
+            memory,
+            process,
+            filtered: false,
+            now: 150 * MS,
+            interrupted: 150 * MS,
+            ahead: 0,
+            kept: None,
+        };
         let mut signal = [0u8; 128];
-        signal[0] = libc::SIGALRM as u8;
+        // A signal that this process catches: the runtime does, to tell an overflow of the stack.
+        signal[0] = libc::SIGSEGV as u8;
         let seen = look(&regs, first.waiting, Some(&signal), &caller).unwrap();
         assert!(seen.changed && seen.registers.rax as i64 == ERESTARTNOHAND);
         assert_eq!(std::hint::black_box(left), [4, 850_000_000]);

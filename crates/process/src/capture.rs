@@ -365,8 +365,9 @@ fn capture_thread(
         name = now.to_string_lossy().into_owned();
     }
     let signalled = matches!(thread.running, Running::Signalled(_));
-    let registers =
-        waits::look(tid, thread, process, signalled, clock, seen.map(|seen| seen.restart)).attempt(what)?;
+    let kept = seen.map(|seen| seen.restart);
+    let stopped_at = ptrace::registers(tid).attempt(what)?;
+    let registers = waits::look(tid, &stopped_at, thread, process, signalled, clock, kept).attempt(what)?;
     let deadline = thread.waiting.and_then(|waiting| waiting.deadline);
     let mut pending = pending_signals(tid, false)?;
     if signalled {

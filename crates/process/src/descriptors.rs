@@ -5,12 +5,15 @@
 //! happens (see [`crate::sys::seccomp::Notice::Close`]): a duplicate that is not needed for that is dropped first, so that
 //! the workload's close is the last one and ends the connection as it should.
 
+mod ahead;
 mod closing;
+mod flight;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::warn;
@@ -25,7 +28,7 @@ use crate::object::inotify;
 use crate::object::scratch::{Scratch, Touched};
 use crate::object::signal_owner::{self, SignalOwner};
 use crate::object::tcp::{self, Framed, Injector, RawSegment, State, TcpSocket};
-use crate::object::terminal::{self, TerminalEnd};
+use crate::object::terminal;
 use crate::refusals::Refusals;
 use crate::sys::bpf::files::{Lister, OpenFile, SocketNumbers, Table, TcpNumbers};
 use crate::sys::ptrace::Tid;
@@ -148,6 +151,10 @@ pub struct Descriptors {
     tables: HashMap<Tid, Table>,
     /// What was captured before anything else: see [`Descriptors::look_ahead`].
     ahead: HashMap<ObjectId, Object>,
+    /// Duplicates of what is in flight in unix sockets and in no table, in this stop.
+    flights: Vec<OwnedFd>,
+    /// This process, through which they are reached.
+    own: Option<Arc<OwnedFd>>,
     /// Those that signal somebody.
     owners: BTreeMap<ObjectId, SignalOwner>,
     /// Descriptors of which it has been set since, by the host's process id and number; none means that all are asked.
@@ -185,6 +192,8 @@ impl Descriptors {
             look_again: Instant::now(),
             tables: HashMap::new(),
             ahead: HashMap::new(),
+            flights: Vec::new(),
+            own: None,
             owners: BTreeMap::new(),
             owners_changed: None,
             next: 1,
@@ -295,11 +304,11 @@ impl Descriptors {
             let ask =
                 changed.as_ref().is_none_or(|ids| ids.contains(id)) || known.is_some_and(SignalOwner::is_on);
             let Some(holder) = entry.holders.first() else { continue };
-            let Some(process) = processes.get(&holder.process) else { continue };
+            let Some(pidfd) = self.pidfd_of(holder, processes) else { continue };
             let owner = match known {
                 known if !ask => known.copied(),
                 _ => {
-                    let duplicate = task::take_descriptor(process.pidfd.as_fd(), holder.fd)
+                    let duplicate = task::take_descriptor(pidfd, holder.fd)
                         .attempt(|| format!("take a duplicate of descriptor {}", holder.fd))?;
                     // What is open by name only has no owner, and cannot be asked.
                     let path_only = entry.seen.is_some_and(|seen| seen.flags & libc::O_PATH != 0);
@@ -308,6 +317,9 @@ impl Descriptors {
                 }
             };
             if let Some(owner) = owner.filter(|owner| !owner.is_nobody()) {
+                if holder.in_flight {
+                    return Err(flight::refuse(holder, "a descriptor that signals somebody (F_SETOWN)"));
+                }
                 owners.insert(*id, owner);
             }
         }
@@ -339,6 +351,7 @@ impl Descriptors {
         refusals: &mut Refusals,
     ) -> Result<Vec<(Pid, Vec<Row>)>> {
         self.capturer.begin();
+        self.let_go_of_flights();
         for entry in self.entries.values_mut() {
             entry.holders.clear();
         }
@@ -349,6 +362,7 @@ impl Descriptors {
         let tables =
             processes.iter().map(|(pid, process)| Ok((*pid, self.read_table(*pid, process, refusals)?)));
         let tables = tables.collect::<Result<_>>().and_then(|tables| {
+            self.find_in_flight(processes, refusals)?;
             refusals.pass(self.find_not_accepted(processes))?;
             self.look_ahead(processes, refusals)?;
             Ok(tables)
@@ -357,70 +371,6 @@ impl Descriptors {
             refused @ Error::Unsupported { .. } => Error::NotNow(Box::new(refused)),
             other => other,
         })
-    }
-
-    /// What may be there for a moment only.
-    fn look_ahead(&mut self, processes: &BTreeMap<Pid, Process>, refusals: &mut Refusals) -> Result<()> {
-        self.each_inotify(processes, |at, _| refusals.pass(inotify::check(at)).map(drop))?;
-        // A descriptor on its way, a connection not accepted yet: unix sockets are captured now.
-        let held = self.entries.iter().filter(|(_, entry)| !entry.holders.is_empty());
-        let sockets: HashMap<u64, ObjectId> = held
-            .filter_map(|(id, entry)| match entry.kind {
-                Kind::Unix { inode } => Some((inode, *id)),
-                _ => None,
-            })
-            .collect();
-        let objects = |inode: Inode| match inode {
-            Inode::Socket(inode) => sockets.get(&inode).copied(),
-            Inode::Pipe(_) | Inode::Watched(_) => None,
-        };
-        self.ahead.clear();
-        for (inode, id) in &sockets {
-            let Some(entry) = self.entries.get(id) else { continue };
-            let Some((holder, others)) = entry.holders.split_first() else { continue };
-            let Some(process) = processes.get(&holder.process) else { continue };
-            let file = entry.seen.map(|seen| seen.file);
-            let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file };
-            let object = self.capturer.capture(Kind::Unix { inode: *inode }, &at, &objects);
-            if let Some(object) = refusals.pass(object)? {
-                self.ahead.insert(*id, object);
-            }
-        }
-        self.look_into_terminals(processes)
-    }
-
-    /// Pseudo-terminals and their descriptors.
-    fn look_into_terminals(&mut self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
-        self.terminals_ahead.clear();
-        let mut found = HashMap::new();
-        for (id, entry) in &self.entries {
-            let Kind::Terminal { slave, side } = entry.kind else { continue };
-            let Some((holder, others)) = entry.holders.split_first() else { continue };
-            let Some(process) = processes.get(&holder.process) else { continue };
-            let file = entry.seen.map(|seen| seen.file);
-            let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file };
-            let content = match found.entry(slave) {
-                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::hash_map::Entry::Vacant(new) => new.insert(terminal::capture(&at, slave)?),
-            };
-            let next = &mut self.next;
-            let (terminal, _) = *self.terminals.entry(slave).or_insert_with(|| {
-                *next += 1;
-                (ObjectId(*next - 1), None)
-            });
-            let end = TerminalEnd { terminal, side, flags: StatusFlags::default() };
-            let end = terminal::capture_end(&at, end, content)?;
-            self.ahead.insert(*id, Object::TerminalEnd(end));
-        }
-        self.terminals.retain(|slave, _| found.contains_key(slave));
-        let found = found.into_iter().map(|(slave, content)| (slave, Object::Terminal(Box::new(content))));
-        self.terminals_ahead.extend(found);
-        Ok(())
-    }
-
-    /// There are pseudo-terminals, as of this stop.
-    pub(crate) fn has_terminals(&self) -> bool {
-        !self.terminals.is_empty()
     }
 
     fn discard_own_events(&self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
@@ -436,10 +386,8 @@ impl Descriptors {
         mut each: impl FnMut(&At<'_>, &Entry) -> Result<()>,
     ) -> Result<()> {
         for entry in self.entries.values().filter(|entry| entry.kind == Kind::Inotify) {
-            let Some((holder, others)) = entry.holders.split_first() else { continue };
-            let Some(process) = processes.get(&holder.process) else { continue };
-            let file = entry.seen.map(|seen| seen.file);
-            each(&At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file }, entry)?;
+            let Some(at) = self.at(entry, processes) else { continue };
+            each(&at, entry)?;
         }
         Ok(())
     }
@@ -517,7 +465,8 @@ impl Descriptors {
             while old.peek().is_some_and(|row| row.descriptor.fd < file.fd) {
                 old.next();
             }
-            let holder = Holder { tid: process.host, process: pid, fd: file.fd, root: self.root };
+            let (tid, fd) = (process.host, file.fd);
+            let holder = Holder { tid, process: pid, fd, root: self.root, in_flight: false };
             let before = old.peek().filter(|row| row.descriptor.fd == file.fd && !process.attributes_changed);
             let row = match before {
                 Some(row)
@@ -527,7 +476,8 @@ impl Descriptors {
                 }
                 _ => {
                     let link = proc::descriptor_link(process.host, file.fd).attempt(what)?;
-                    let row = self.identify(holder, process, link, Some(&file));
+                    let at = At { holder, others: &[], pidfd: process.pidfd.as_fd(), file: Some(file.file) };
+                    let row = self.identify(&at, &process.descriptors, link, Some(&file));
                     let Some(row) = refusals.pass(row)? else { continue };
                     row
                 }
@@ -535,19 +485,8 @@ impl Descriptors {
             if let Some(entry) = self.entries.get_mut(&row.descriptor.object) {
                 entry.holders.push(holder);
                 entry.seen = Some(file);
-                let passing = match (&file.tcp, &file.socket) {
-                    (Some(numbers), _) if numbers.is_sending_urgent() => Some((
-                        "urgent data that was sent and not received yet",
-                        "it is kept as soon as that has arrived",
-                    )),
-                    (_, Some(numbers)) => entry.kind.passing(numbers),
-                    _ => None,
-                };
-                if let Some((what, advice)) = passing {
-                    let (pidfd, others) = (process.pidfd.as_fd(), &[]);
-                    let at = At { holder, others, pidfd, file: Some(file.file) };
-                    refusals.pass::<()>(Err(at.refuse(what, advice)))?;
-                }
+                let at = At { holder, others: &[], pidfd: process.pidfd.as_fd(), file: Some(file.file) };
+                refusals.pass(check_passing(entry.kind, &file, &at))?;
             }
             rows.push(row);
         }
@@ -576,7 +515,8 @@ impl Descriptors {
             while old.peek().is_some_and(|row| row.descriptor.fd < fd) {
                 old.next();
             }
-            let holder = Holder { tid: process.host, process: pid, fd, root: self.root };
+            let (tid, root) = (process.host, self.root);
+            let holder = Holder { tid, process: pid, fd, root, in_flight: false };
             let before = old.peek().filter(|row| row.descriptor.fd == fd && row.link == link);
             let row = match before {
                 Some(row)
@@ -587,7 +527,8 @@ impl Descriptors {
                     (*row).clone()
                 }
                 _ => {
-                    let row = self.identify(holder, process, link, None);
+                    let at = At { holder, others: &[], pidfd: process.pidfd.as_fd(), file: None };
+                    let row = self.identify(&at, &process.descriptors, link, None);
                     let Some(row) = refusals.pass(row)? else { continue };
                     row
                 }
@@ -613,14 +554,15 @@ impl Descriptors {
         }
     }
 
-    /// A row that is new, or whose description may have changed.
+    /// A row that is new, or whose description may have changed. `before` are those of the same table.
     fn identify(
         &mut self,
-        holder: Holder,
-        process: &Process,
+        at: &At<'_>,
+        before: &[Row],
         link: String,
         file: Option<&OpenFile>,
     ) -> Result<Row> {
+        let holder = at.holder;
         let what = || format!("read about descriptor {} of process {}", holder.fd, holder.process);
         let info = proc::descriptor_info(holder.tid, holder.fd).attempt(what)?;
         let flags =
@@ -634,10 +576,9 @@ impl Descriptors {
                 (_, Some(first), _) => task::same_description((first.tid, first.fd), (holder.tid, holder.fd))
                     .attempt(|| "compare two descriptors".into())?,
                 // Not met yet in this pass: the row that was this one before may still be it.
-                (_, None, _) => process
-                    .descriptors
-                    .iter()
-                    .any(|row| row.descriptor.fd == holder.fd && row.descriptor.object == *id),
+                (_, None, _) => {
+                    before.iter().any(|row| row.descriptor.fd == holder.fd && row.descriptor.object == *id)
+                }
             };
             if same {
                 found = Some(*id);
@@ -647,19 +588,13 @@ impl Descriptors {
         let object = match found {
             Some(id) => id,
             None => {
-                let at = At {
-                    holder,
-                    others: &[],
-                    pidfd: process.pidfd.as_fd(),
-                    file: file.map(|file| file.file),
-                };
                 if link.starts_with("/proc/") {
                     return Err(at.refuse(
                         format!("the open file {link}"),
                         "it is protected as soon as that is closed",
                     ));
                 }
-                let kind = Kind::identify(&link, &at, &self.capturer.surroundings)?;
+                let kind = Kind::identify(&link, at, &self.capturer.surroundings)?;
                 let id = self.next_object();
                 self.entries.insert(id, Entry::new(kind, link.clone()));
                 id
@@ -680,11 +615,12 @@ impl Descriptors {
         if matches!(kind, Kind::Tcp { .. }) {
             return self.capture_socket(id, processes, changed, framed);
         }
-        let holders = entry.holders.clone();
+        let (holders, file) = (entry.holders.clone(), entry.seen.map(|seen| seen.file));
         let Some((holder, others)) = holders.split_first() else { return Ok(()) };
-        let Some(process) = processes.get(&holder.process) else { return Ok(()) };
-        let file = entry.seen.map(|seen| seen.file);
-        let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file };
+        let own = self.own.clone();
+        let Some(pidfd) = flight::pidfd_of(own.as_deref(), holder, processes) else { return Ok(()) };
+        let at = At { holder: *holder, others, pidfd, file };
+        let Some(entry) = self.entries.get(&id) else { return Ok(()) };
         let flags = entry.seen.map(|seen| seen.flags);
         let only_flags = matches!(kind, Kind::Device | Kind::Output(_) | Kind::Pipe { .. });
         if only_flags && flags.is_some() && flags == entry.flags && entry.last.is_some() {
@@ -770,8 +706,9 @@ impl Descriptors {
             Some(socket) => socket,
             none => {
                 let Some(holder) = entry.holders.first() else { return Ok(()) };
-                let Some(process) = processes.get(&holder.process) else { return Ok(()) };
-                let fd = task::take_descriptor(process.pidfd.as_fd(), holder.fd)
+                let pidfd = flight::pidfd_of(self.own.as_deref(), holder, processes);
+                let Some(pidfd) = pidfd else { return Ok(()) };
+                let fd = task::take_descriptor(pidfd, holder.fd)
                     .attempt(|| format!("take a duplicate of descriptor {}", holder.fd))?;
                 none.insert(Socket::new(fd))
             }
@@ -850,8 +787,9 @@ impl Descriptors {
         self.pipes.retain(|inode, _| ends.contains_key(inode));
         for (inode, holders) in ends {
             let Some((holder, others)) = holders.split_first() else { continue };
-            let Some(process) = processes.get(&holder.process) else { continue };
-            let at = At { holder: *holder, others, pidfd: process.pidfd.as_fd(), file: None };
+            let own = self.own.clone();
+            let Some(pidfd) = flight::pidfd_of(own.as_deref(), holder, processes) else { continue };
+            let at = At { holder: *holder, others, pidfd, file: None };
             let content = Object::Pipe(self.capturer.capture_pipe(&at)?);
             if let Some((id, last)) = self.pipes.get_mut(&inode)
                 && last.as_ref() != Some(&content)
@@ -862,6 +800,18 @@ impl Descriptors {
         }
         Ok(())
     }
+}
+
+/// What keeps an open file from being captured for a moment.
+fn check_passing(kind: Kind, file: &OpenFile, at: &At<'_>) -> Result<()> {
+    let passing = match (&file.tcp, &file.socket) {
+        (Some(numbers), _) if numbers.is_sending_urgent() => {
+            Some(("urgent data that was sent and not received yet", "it is kept as soon as that has arrived"))
+        }
+        (_, Some(numbers)) => kind.passing(numbers),
+        _ => None,
+    };
+    passing.map_or(Ok(()), |(what, advice)| Err(at.refuse(what, advice)))
 }
 
 /// Captures a socket once nothing moves in it. All its users stand still, but over the loopback what they have said may be on

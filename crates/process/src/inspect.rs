@@ -167,7 +167,7 @@ impl Inspector {
         self.kept("POSIX timer", timers.lines().filter(|line| line.starts_with("ID:")).count(), host, "");
         self.mappings(host)?;
         for (fd, link) in proc::descriptors(host).attempt(what)? {
-            let holder = Holder { tid: host, process: host, root: host, fd };
+            let holder = Holder { tid: host, process: host, root: host, fd, in_flight: false };
             let at = At { holder, others: &[], pidfd: pidfd.as_fd(), file: None };
             match self.descriptor(&at, &link) {
                 Err(Error::System { source, .. }) if is_gone(&source) => {}

@@ -201,6 +201,13 @@ impl Shell {
         for state in self.processes.values().filter_map(|process| process.state.as_ref()) {
             used.extend(state.descriptors.iter().flatten().map(|descriptor| descriptor.object));
         }
+        // What is in flight in the queue of a unix socket may be in no table.
+        let mut next: Vec<ObjectId> = used.iter().copied().collect();
+        while let Some(id) = next.pop() {
+            let Some(Object::Unix(socket)) = self.objects.get(&id) else { continue };
+            let carried = socket.queue.iter().flat_map(|message| &message.descriptors);
+            next.extend(carried.filter(|id| used.insert(**id)));
+        }
         // A terminal has none of its own either.
         let ends = used.iter().filter_map(|id| match self.objects.get(id) {
             Some(Object::TerminalEnd(end)) => Some(end.terminal),

@@ -16,6 +16,7 @@ use crate::object::file::FileHashes;
 use crate::object::pidfd::{self, PidFd};
 use crate::object::sysv;
 use crate::object::tcp::{self, Connection, Injector, PeerAck, RawSegment, Restored, State, TcpSocket};
+use crate::object::unix::Role;
 use crate::shell::{Shell, run_in};
 use crate::standing_in::StandIns;
 use crate::sys::remote::Batch;
@@ -199,12 +200,14 @@ impl Shell {
         for (id, object) in pidfds {
             context.insert(id, self.build_pidfd(object)?);
         }
-        let wanted: Vec<ObjectId> = self
+        let mut wanted: Vec<ObjectId> = self
             .objects
             .iter()
             .filter(|(_, object)| !matches!(object, Object::Tcp(_) | Object::Pipe(_) | Object::Terminal(_)))
             .map(|(id, _)| *id)
             .collect();
+        // A connection is built by way of its listener's name: before those are there who have connected to that and wait.
+        wanted.sort_by_key(|id| self.objects.get(id).is_some_and(is_not_accepted));
         for id in wanted {
             let fd = context.build(id)?.try_clone_to_owned().attempt(|| "duplicate a descriptor".into())?;
             built.descriptors.insert(id, fd);
@@ -221,6 +224,16 @@ impl Shell {
     /// Duplicates of connections that the workload had closed: the new primary goes on holding them.
     pub(crate) fn orphans_of(&self, built: &Built) -> Vec<OwnedFd> {
         self.orphans.iter().filter_map(|id| built.descriptors.get(id)?.try_clone().ok()).collect()
+    }
+}
+
+/// A listener that has not accepted everybody, or one of these.
+fn is_not_accepted(object: &Object) -> bool {
+    let Object::Unix(socket) = object else { return false };
+    match &socket.role {
+        Role::Waiting { .. } => true,
+        Role::Listening { waiting, .. } => !waiting.is_empty(),
+        _ => false,
     }
 }
 

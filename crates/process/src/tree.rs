@@ -111,6 +111,8 @@ pub(crate) struct Thread {
     /// Alternate stack and the address told to the kernel at birth; `None` until asked, or after a notice of change.
     pub known: Option<Known>,
     pub waiting: Option<Waiting>,
+    /// When it was seen to be stopped by us, by the workload's monotonic clock.
+    pub stopped_at: Option<i64>,
     /// What it was doing when it was stopped has been looked at, in this stop.
     pub looked_at: bool,
     /// As it was in the last checkpoint.
@@ -131,6 +133,7 @@ impl Thread {
             running: Running::Yes,
             known: None,
             waiting: None,
+            stopped_at: None,
             captured: None,
             settled: 0,
             filters: None,
@@ -484,6 +487,7 @@ impl Workload {
     }
 
     fn stopped(&mut self, tid: Tid, stop: Stop) -> Result<()> {
+        let now = self.now();
         let Some(thread) = self.threads.get_mut(&tid) else {
             self.newborn.insert(tid);
             return Ok(());
@@ -540,6 +544,7 @@ impl Workload {
                 if freezing {
                     if let Some(thread) = self.threads.get_mut(&tid) {
                         thread.running = Running::Stopped;
+                        thread.stopped_at = Some(now);
                     }
                     return Ok(());
                 }
@@ -574,6 +579,7 @@ impl Workload {
         if let Some(thread) = self.threads.get_mut(&tid) {
             thread.running = Running::Yes;
             thread.looked_at = false;
+            thread.stopped_at = None;
         }
         ignore_gone(ptrace::resume(tid, signal)).attempt(|| format!("resume thread {tid}"))
     }

@@ -59,9 +59,9 @@ impl Descriptors {
             let known = entry.socket.as_ref();
             let taken = match (known, entry.holders.first()) {
                 (Some(_), _) | (_, None) => None,
-                (None, Some(holder)) => processes
-                    .get(&holder.process)
-                    .and_then(|process| task::take_descriptor(process.pidfd.as_fd(), holder.fd).ok()),
+                (None, Some(holder)) => self
+                    .pidfd_of(holder, processes)
+                    .and_then(|pidfd| task::take_descriptor(pidfd, holder.fd).ok()),
             };
             let fd = known.map(|socket| socket.fd.as_fd()).or(taken.as_ref().map(AsFd::as_fd));
             let Some(fd) = fd else { continue };

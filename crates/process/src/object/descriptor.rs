@@ -175,6 +175,9 @@ pub struct Holder {
     pub fd: i32,
     /// A process whose root is the workload's: the holder may have another (`chroot`), and links are told from this one.
     pub root: Tid,
+    /// In no table of the workload's: in flight in the queue of a socket that `process` holds. What is told of is a duplicate of
+    /// the supervisor's, with the thread `tid` and the number `fd`.
+    pub in_flight: bool,
 }
 
 /// Where a description can be looked at. All processes that hold it are stopped.
@@ -219,7 +222,10 @@ impl At<'_> {
     }
 
     pub fn refuse(&self, what: impl Into<String>, advice: &'static str) -> Error {
-        let what = format!("{} (descriptor {})", what.into(), self.holder.fd);
+        let what = match self.holder.in_flight {
+            true => format!("{} (in flight in a unix socket)", what.into()),
+            false => format!("{} (descriptor {})", what.into(), self.holder.fd),
+        };
         Error::Unsupported { pid: self.holder.process, what, advice }
     }
 
@@ -357,7 +363,7 @@ impl Kind {
     fn identify_device(link: &str, at: &At<'_>, stat: &FileStat) -> Result<Self> {
         let device = (major(stat.st_rdev), minor(stat.st_rdev));
         let own = || {
-            let node = nix::sys::stat::stat(&proc::path(at.holder.tid, "root/dev/pts"));
+            let node = nix::sys::stat::stat(&proc::path(at.holder.root, "root/dev/pts"));
             node.is_ok_and(|node| node.st_dev == stat.st_dev)
         };
         let side = match device {
@@ -459,6 +465,10 @@ pub(super) fn is_below(directories: &[String], path: &str) -> bool {
     })
 }
 
+/// Unix sockets in flight in each other's queues, that many. (The kernel allowed 4 before Linux 6.10, `MAX_RECURSION_LEVEL` in
+/// net/unix.)
+pub const MAX_DEPTH: usize = 16;
+
 /// Captures descriptions. Holds what makes looking again cheap.
 pub struct Capturer {
     pub surroundings: Surroundings,
@@ -525,6 +535,17 @@ impl Capturer {
             }
         }
         Ok(Some(xxh3_64(seen.as_bytes())))
+    }
+
+    /// Duplicates of what is in flight in the queue of a unix socket, for each message that carries something. To be dropped
+    /// before the workload runs again.
+    pub fn in_flight(&mut self, inode: u64, at: &At<'_>) -> Result<Vec<Vec<OwnedFd>>> {
+        unix::in_flight(inode, at, &self.surroundings, &mut self.sockets)
+    }
+
+    /// What objects these duplicates are, by the socket's inode. Before the sockets are captured.
+    pub fn set_carried(&mut self, carried: HashMap<u64, Vec<Vec<ObjectId>>>) {
+        self.sockets.set_carried(carried);
     }
 
     /// `objects` names the object that stands for a pipe's or a socket's inode.
@@ -636,6 +657,8 @@ pub struct BuildContext<'a> {
     pub(super) deleted: HashMap<file::FileKey, OwnedFd>,
     /// Processes that do what the kernel remembers its doer for; without them the supervisor does it.
     pub(crate) actors: Option<&'a dyn Actors>,
+    /// Objects that are being built for one another.
+    depth: usize,
 }
 
 impl<'a> BuildContext<'a> {
@@ -647,7 +670,7 @@ impl<'a> BuildContext<'a> {
         hashes: &'a mut FileHashes,
     ) -> Self {
         let (built, pipes, deleted) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { root, surroundings, outputs, objects, hashes, built, pipes, deleted, actors: None }
+        Self { root, surroundings, outputs, objects, hashes, built, pipes, deleted, actors: None, depth: 0 }
     }
 
     /// A file without a name that was built elsewhere, with its content.
@@ -700,8 +723,16 @@ impl<'a> BuildContext<'a> {
                 Object::File(object) => file::build(object, self)?,
                 Object::Directory(object) => file::build_directory(object, &self.root)?,
                 Object::Device(object) => device::build(object, &self.root)?,
-                // Builds its peer along with it where the two can only be made together.
-                Object::Unix(object) => unix::build(id, object, self)?,
+                // Builds its peer along with it where the two can only be made together, and before them what is in their queues.
+                Object::Unix(object) => {
+                    self.depth += 1;
+                    if self.depth > MAX_DEPTH {
+                        return Err(Error::Mismatch(format!("unix socket {} is in flight in itself", id.0)));
+                    }
+                    let built = unix::build(id, object, self);
+                    self.depth -= 1;
+                    built?
+                }
                 Object::Output(object) => self.build_output(object)?,
                 Object::Datagram(object) => datagram::build(object)?,
                 Object::Netlink(object) => netlink::build(object)?,

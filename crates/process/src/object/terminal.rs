@@ -172,7 +172,7 @@ pub(crate) fn capture(at: &At<'_>, slave: u64) -> Result<Terminal> {
         std::thread::sleep(SETTLE_REST);
     }
     let pair = reader.read(slave).attempt(what)?;
-    let node = nix::sys::stat::stat(&proc::path(at.holder.tid, &format!("root/dev/pts/{}", pair.index)));
+    let node = nix::sys::stat::stat(&proc::path(at.holder.root, &format!("root/dev/pts/{}", pair.index)));
     // A pair without a master has no node.
     let (mode, owner) =
         node.map_or((0o620, (0, 0)), |node| (node.st_mode & 0o7777, (node.st_uid, node.st_gid)));

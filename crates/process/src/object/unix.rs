@@ -21,23 +21,28 @@ use super::unix_actor::Credentials;
 pub(super) use super::unix_build::build;
 use crate::checkpoint::{ObjectId, Pid};
 use crate::error::{Attempt, Error, Result};
+use crate::sys::bpf::unix::{Reader, Said};
 use crate::sys::descriptor as sys;
-use crate::sys::proc;
+use crate::sys::proc::{self, info_field};
 use crate::sys::unix_diag::{STATE_ESTABLISHED, STATE_LISTEN, UnixDiag, UnixEntry};
 
 /// `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET`.
 const KINDS: [i32; 3] = [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET];
 /// Options that are numbers and are kept. The order is that of restoring.
-pub(super) const OPTIONS: [i32; 6] = [
+pub(super) const OPTIONS: [i32; 7] = [
     libc::SO_SNDBUF,
     libc::SO_RCVBUF,
     libc::SO_RCVLOWAT,
     libc::SO_PASSCRED,
     libc::SO_OOBINLINE,
     libc::SO_PEEK_OFF,
+    SO_PASSPIDFD,
 ];
+/// `include/uapi/asm-generic/socket.h`, since Linux 6.5.
+pub(super) const SO_PASSPIDFD: i32 = 76;
 /// Of [`OPTIONS`].
-const PASSES_CREDENTIALS: usize = 3;
+pub(super) const PASSES_CREDENTIALS: usize = 3;
+pub(super) const PASSES_PIDFD: usize = 6;
 /// Room for one look into a queue: more than a message can have with the largest send buffer that kernels allow by
 /// default (`net.core.wmem_max`, 4 MiB since Linux 6.17, is asked for by almost nobody; what is longer is refused).
 const ROOM: usize = 1 << 20;
@@ -106,6 +111,8 @@ pub enum Role {
     Waiting {
         listener: ObjectId,
         caller: Credentials,
+        /// What it has said already.
+        said: Vec<Message>,
     },
     /// Each is the other's peer.
     Connected {
@@ -126,6 +133,8 @@ pub struct Message {
     pub sender: Sender,
     /// Of whoever sent it, of a socket that asks for them (`SO_PASSCRED`).
     pub credentials: Option<Credentials>,
+    /// In flight with it (`SCM_RIGHTS`); of a stream with its first byte.
+    pub descriptors: Vec<ObjectId>,
     #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
 }
@@ -150,15 +159,29 @@ pub(super) struct Survey {
     unseen: HashSet<u64>,
     /// By socket, and by process and user as the supervisor sees them: whom it tells. A process may end and is told all the same.
     told: HashMap<u64, (u64, Option<Credentials>)>,
+    /// By socket: what is in flight in its queue, for each message that carries something.
+    carried: HashMap<u64, Vec<Vec<ObjectId>>>,
 }
 
 impl Survey {
     pub(super) fn new() -> Self {
-        Self { diag: None, entries: None, unseen: HashSet::new(), told: HashMap::new() }
+        Self {
+            diag: None,
+            entries: None,
+            unseen: HashSet::new(),
+            told: HashMap::new(),
+            carried: HashMap::new(),
+        }
     }
 
     pub(super) fn forget(&mut self) {
         self.entries = None;
+        self.carried.clear();
+    }
+
+    /// What [`in_flight`] has found, as objects.
+    pub(super) fn set_carried(&mut self, carried: HashMap<u64, Vec<Vec<ObjectId>>>) {
+        self.carried = carried;
     }
 
     fn entries(&mut self, surroundings: &Surroundings) -> io::Result<&HashMap<u64, UnixEntry>> {
@@ -225,6 +248,11 @@ pub(super) fn capture(
         let asks = options[PASSES_CREDENTIALS] != 0;
         queue = capture_queue(&socket, &entry, (peer_name, open, asks), ready, at, surroundings, survey)?;
     }
+    if options[PASSES_PIDFD] != 0 && options[PASSES_CREDENTIALS] == 0 && !queue.is_empty() {
+        let what =
+            "messages waiting in a unix socket that asks for pidfds (SO_PASSPIDFD) and not for credentials";
+        return Err(at.refuse(what, "it is kept as soon as they are read"));
+    }
     let shutdown = entry.shutdown;
     let credentials = capture_credentials(inode, &socket, at, survey)?;
     Ok(UnixSocket { kind, flags, name, from, node, role, credentials, queue, shutdown, options, timeouts })
@@ -252,9 +280,9 @@ fn capture_credentials(
 
 /// A process as the workload sees it; 0 if it has ended, or is none of the workload's.
 fn inner_pid(pid: i32, at: &At<'_>) -> Result<Pid> {
-    // A process of the workload's has as many numbers as its holder.
-    let depth = proc::status(at.holder.tid)
-        .attempt(|| format!("read the numbers of process {}", at.holder.process))?
+    // A process of the workload's has as many numbers as any other.
+    let depth = proc::status(at.holder.root)
+        .attempt(|| format!("read the numbers of process {}", at.holder.root))?
         .namespaced
         .len();
     let numbers = proc::status(pid).ok().filter(|_| pid > 0).map(|status| status.namespaced);
@@ -369,10 +397,10 @@ fn capture_role(
         let (waiting, backlog) = entry.queues;
         let known: Option<Vec<ObjectId>> =
             entry.waiting.iter().map(|inode| objects(Inode::Socket(*inode))).collect();
-        // A connection that is built is accepted from a listener by an abstract name, if there is one.
         let known = known.filter(|known| known.len() == waiting as usize);
-        let by_path = waiting == 0 || entry.name.first().is_some_and(|first| *first != 0);
-        return match known.filter(|_| by_path) {
+        // Such a listener is built last (`Shell::build`), which one in flight is not.
+        let can_be_built = waiting == 0 || !at.holder.in_flight;
+        return match known.filter(|_| can_be_built) {
             Some(waiting) => Ok(Role::Listening { backlog, waiting }),
             None => {
                 let what = format!("a listening unix socket with {waiting} connections not accepted");
@@ -409,7 +437,7 @@ fn capture_role(
     }
 }
 
-/// One that a listener has not accepted. What it has said already is in a queue that nobody can look into.
+/// One that a listener has not accepted.
 fn capture_waiting(
     entry: &UnixEntry,
     listener: &UnixEntry,
@@ -417,17 +445,47 @@ fn capture_waiting(
     objects: &dyn Fn(Inode) -> Option<ObjectId>,
 ) -> Result<Role> {
     let advice = "it is kept as soon as it is accepted";
-    if entry.queues.1 > 0 {
-        return Err(at.refuse("a unix socket not accepted yet that has said something", advice));
-    }
     let Some(id) = objects(Inode::Socket(listener.inode)) else {
         return Err(at.refuse("a unix socket not accepted yet, by a listener outside", advice));
     };
+    if at.holder.in_flight {
+        return Err(at.refuse("a unix socket not accepted yet", advice));
+    }
     // Who has connected is told to whoever accepts, and to nobody before. It is taken for who has the socket.
     let status =
         proc::status(at.holder.tid).attempt(|| format!("read whose process {} is", at.holder.process))?;
     let (pid, uid, gid) = (at.holder.process, status.uids[1], status.gids[1]);
-    Ok(Role::Waiting { listener: id, caller: Credentials { pid, uid, gid, groups: status.groups } })
+    let caller = Credentials { pid, uid, gid, groups: status.groups };
+    let said = if entry.queues.1 > 0 { capture_said(at)? } else { Vec::new() };
+    Ok(Role::Waiting { listener: id, caller, said })
+}
+
+/// What waits in the socket that is not accepted yet, which has no descriptor.
+fn capture_said(at: &At<'_>) -> Result<Vec<Message>> {
+    let refuse = |what: &str| {
+        let what = format!("a unix socket not accepted yet that has said {what}");
+        at.refuse(what, "it is kept as soon as it is accepted")
+    };
+    let reader = Reader::shared().ok().zip(at.file);
+    let (reader, file) =
+        reader.ok_or_else(|| refuse("something, on a kernel without BPF and its type information"))?;
+    let said = reader.said(file).attempt(|| "read what a unix socket has said".to_owned())?;
+    let said = said.ok_or_else(|| refuse("something urgent"))?;
+    let mut messages = Vec::new();
+    for message in said {
+        if message.carries {
+            return Err(refuse("something with descriptors"));
+        }
+        let bytes = message.bytes.ok_or_else(|| refuse("much at once"))?;
+        let credentials = match message.sender {
+            Some((pid, uid, gid)) => {
+                Some(Credentials { pid: inner_pid(pid, at)?, uid, gid, groups: Vec::new() })
+            }
+            None => None,
+        };
+        messages.push(Message { sender: Sender::Unnamed, credentials, descriptors: Vec::new(), bytes });
+    }
+    Ok(messages)
 }
 
 /// That addresses can be brought about again.
@@ -492,30 +550,36 @@ fn capture_queue(
     if stream && sys::has_urgent_byte(socket.as_fd()) {
         return Err(at.refuse("a unix socket with an urgent byte", "it is kept as soon as the byte is read"));
     }
-    let offset = sys::socket_option(socket.as_fd(), libc::SO_PEEK_OFF);
-    let offset = offset.attempt(|| "ask how far a unix socket was looked at".to_owned())?;
-    let looked = sys::set_socket_option(socket.as_fd(), libc::SO_PEEK_OFF, 0)
-        .and_then(|()| look(socket.as_fd(), stream, waiting, entry.shutdown));
-    // Whatever came of it, the offset is the program's.
-    sys::set_socket_option(socket.as_fd(), libc::SO_PEEK_OFF, offset)
-        .attempt(|| "leave a unix socket as it was".to_owned())?;
-    let seen = looked.attempt(|| "look at what waits in a unix socket".to_owned())?;
+    let seen = look_from_start(socket, stream, waiting, entry)?;
+    // One without bytes is shown to one look only, be it the program's or ours.
+    let reader = at.file.zip(Reader::shared().ok()).filter(|_| !stream);
+    let what = || "count what waits in a unix socket".to_owned();
+    if let Some((file, reader)) = reader
+        && reader.count(file).attempt(what)? != seen.len()
+    {
+        let listed = reader.waiting(file).attempt(what)?;
+        return queue_as_listed(listed, (!peer_name.is_empty(), asks), at);
+    }
     let hidden = seen.is_empty() && ready.contains(PollFlags::POLLIN) && entry.shutdown & 1 == 0;
     if seen.iter().any(|message| message.bytes.is_empty()) || hidden {
         survey.unseen.insert(entry.inode);
     } else if !ready.contains(PollFlags::POLLIN) {
         survey.unseen.remove(&entry.inode);
     }
-    if survey.unseen.contains(&entry.inode) {
+    if reader.is_none() && survey.unseen.contains(&entry.inode) {
         return Err(
             at.refuse("an empty message waiting in a unix socket", "it is kept as soon as that is read")
         );
     }
-    if seen.iter().any(|message| message.descriptors) {
+    let carried = survey.carried.remove(&entry.inode).unwrap_or_default();
+    let flights = seen.iter().map(|message| message.descriptors.len()).filter(|count| *count > 0);
+    let lost = seen.iter().any(|message| message.more_descriptors);
+    if lost || !flights.eq(carried.iter().map(Vec::len)) {
         return Err(
             at.refuse("descriptors in flight in a unix socket", "it is kept as soon as they are received")
         );
     }
+    let mut carried = carried.into_iter();
     if seen.iter().any(|message| message.truncated)
         || seen.iter().map(|m| m.bytes.len()).sum::<usize>() > MAX_QUEUE
     {
@@ -546,11 +610,50 @@ fn capture_queue(
             }),
             None => None,
         };
+        let descriptors = match message.descriptors.as_slice() {
+            [] => Vec::new(),
+            _ => carried.next().unwrap_or_default(),
+        };
         match queue.last_mut() {
-            // Of a stream only who has sent what keeps pieces apart.
-            Some(last) if stream && last.credentials == credentials => last.bytes.extend(message.bytes),
-            _ => queue.push(Message { sender, credentials, bytes: message.bytes }),
+            // Of a stream only who has sent what, and what is in flight with it, keeps pieces apart.
+            Some(last)
+                if stream
+                    && last.credentials == credentials
+                    && last.descriptors.is_empty()
+                    && descriptors.is_empty() =>
+            {
+                last.bytes.extend(message.bytes);
+            }
+            _ => queue.push(Message { sender, credentials, descriptors, bytes: message.bytes }),
         }
+    }
+    Ok(queue)
+}
+
+/// Messages, some of them without bytes, as the kernel has them.
+fn queue_as_listed(listed: Vec<Said>, (peer_named, asks): (bool, bool), at: &At<'_>) -> Result<Vec<Message>> {
+    let refuse = |beside: &str| {
+        let what = format!("an empty message waiting in a unix socket, with {beside}");
+        at.refuse(what, "it is kept as soon as that is read")
+    };
+    let mut queue = Vec::new();
+    for message in listed {
+        if message.carries {
+            return Err(refuse("descriptors in flight"));
+        }
+        let bytes = message.bytes.ok_or_else(|| refuse("one of more than some 3,700 bytes"))?;
+        let sender = match (message.from_peer, message.from_named) {
+            (true, _) if peer_named => Sender::Peer,
+            (_, false) => Sender::Unnamed,
+            _ => return Err(refuse("one from a named socket that is not the peer")),
+        };
+        let credentials = match message.sender.filter(|(pid, ..)| asks && *pid > 0) {
+            Some((pid, uid, gid)) => {
+                Some(Credentials { pid: inner_pid(pid, at)?, uid, gid, groups: Vec::new() })
+            }
+            None => None,
+        };
+        queue.push(Message { sender, credentials, descriptors: Vec::new(), bytes });
     }
     Ok(queue)
 }
@@ -584,12 +687,92 @@ fn look(socket: BorrowedFd<'_>, stream: bool, waiting: usize, shutdown: u8) -> i
         if message.bytes.is_empty() && (stream || shutdown & 1 != 0) {
             break;
         }
+        let (begun, empty) = (total, message.bytes.is_empty());
         total += message.bytes.len();
-        let empty = message.bytes.is_empty();
-        seen.push(message);
+        if stream && !message.descriptors.is_empty() {
+            seen.extend(take_apart(socket, message, begun)?);
+        } else {
+            seen.push(message);
+        }
         if empty {
             break;
         }
     }
     Ok(seen)
+}
+
+/// A look into a stream goes up to the end of a piece with descriptors, and shows them. A reader gets them with the first byte of
+/// that piece.
+fn take_apart(socket: BorrowedFd<'_>, mut whole: sys::Peeked, begun: usize) -> io::Result<Vec<sys::Peeked>> {
+    let seek = |at: usize| {
+        let at = i32::try_from(at).map_err(io::Error::other)?;
+        sys::set_socket_option(socket, libc::SO_PEEK_OFF, at)
+    };
+    seek(begun)?;
+    let without = sys::before_last_piece(socket, whole.bytes.len())?;
+    seek(begun + whole.bytes.len())?;
+    let rest = whole.bytes.split_off(without);
+    let mut pieces = Vec::new();
+    if without > 0 {
+        pieces.push(sys::Peeked {
+            bytes: std::mem::take(&mut whole.bytes),
+            sender: whole.sender.clone(),
+            descriptors: Vec::new(),
+            more_descriptors: false,
+            credentials: whole.credentials,
+            truncated: false,
+        });
+    }
+    pieces.push(sys::Peeked { bytes: rest, ..whole });
+    Ok(pieces)
+}
+
+/// Duplicates of what is in flight in a socket's queue, for each message that carries something. Whatever else is to be said of
+/// the queue is for [`capture`] to say.
+pub(super) fn in_flight(
+    inode: u64,
+    at: &At<'_>,
+    surroundings: &Surroundings,
+    survey: &mut Survey,
+) -> Result<Vec<Vec<OwnedFd>>> {
+    let info = at.info()?;
+    // Linux says so since 5.6.
+    let count = info_field(&info, "scm_fds").ok_or_else(|| at.unreadable("scm_fds"))?;
+    if count == "0" {
+        return Ok(Vec::new());
+    }
+    let entries = survey.entries(surroundings).attempt(|| "list the workload's unix sockets".to_owned())?;
+    let Some(entry) = entries.get(&inode).filter(|entry| entry.state != STATE_LISTEN).cloned() else {
+        return Ok(Vec::new());
+    };
+    let what = || "look at what is in flight in a unix socket".to_owned();
+    let socket = at.duplicate()?;
+    let stream = i32::from(entry.kind) == libc::SOCK_STREAM;
+    let waiting = sys::readable_bytes(socket.as_fd()).attempt(what)?;
+    let failed = !stream && readiness(&socket).attempt(what)?.contains(PollFlags::POLLERR);
+    if failed || stream && waiting == 0 {
+        return Ok(Vec::new());
+    }
+    let seen = look_from_start(&socket, stream, waiting, &entry)?;
+    if seen.iter().any(|message| message.bytes.is_empty()) {
+        survey.unseen.insert(inode);
+    }
+    Ok(seen.into_iter().map(|message| message.descriptors).filter(|carried| !carried.is_empty()).collect())
+}
+
+/// [`look`] at everything.
+fn look_from_start(
+    socket: &OwnedFd,
+    stream: bool,
+    waiting: usize,
+    entry: &UnixEntry,
+) -> Result<Vec<sys::Peeked>> {
+    let offset = sys::socket_option(socket.as_fd(), libc::SO_PEEK_OFF);
+    let offset = offset.attempt(|| "ask how far a unix socket was looked at".to_owned())?;
+    let looked = sys::set_socket_option(socket.as_fd(), libc::SO_PEEK_OFF, 0)
+        .and_then(|()| look(socket.as_fd(), stream, waiting, entry.shutdown));
+    // Whatever came of it, the offset is the program's.
+    sys::set_socket_option(socket.as_fd(), libc::SO_PEEK_OFF, offset)
+        .attempt(|| "leave a unix socket as it was".to_owned())?;
+    looked.attempt(|| "look at what waits in a unix socket".to_owned())
 }

@@ -12,7 +12,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Pid;
+use crate::checkpoint::{ObjectId, Pid};
 use crate::sys::descriptor as sys;
 use crate::sys::ptrace::Tid;
 
@@ -96,7 +96,11 @@ pub(crate) struct Stage {
     empty: bool,
     /// The numbers that the workload's processes have here.
     numbers: HashMap<Pid, Tid>,
+    carried: Carried,
 }
+
+/// What is in flight in the queues of sockets that are to be built.
+pub(crate) type Carried = HashMap<ObjectId, OwnedFd>;
 
 /// For the thread that traces: has it done, until the other has gone.
 pub(crate) struct Prompter<'a> {
@@ -104,13 +108,19 @@ pub(crate) struct Prompter<'a> {
     actors: Option<&'a dyn Actors>,
 }
 
-pub(crate) fn stage(actors: Option<&dyn Actors>) -> (Stage, Prompter<'_>) {
+pub(crate) fn stage(actors: Option<&dyn Actors>, carried: Carried) -> (Stage, Prompter<'_>) {
     let (orders, inbox) = channel();
     let numbers = actors.map(Actors::numbers).unwrap_or_default();
-    (Stage { orders, empty: actors.is_none(), numbers }, Prompter { inbox, actors })
+    (Stage { orders, empty: actors.is_none(), numbers, carried }, Prompter { inbox, actors })
 }
 
 impl Stage {
+    pub fn carried(&self, ids: &[ObjectId]) -> io::Result<Vec<BorrowedFd<'_>>> {
+        let built = |id| self.carried.get(id).map(AsFd::as_fd);
+        let missing = || io::Error::other("what is in flight in a unix socket was not built");
+        ids.iter().map(|id| built(id).ok_or_else(missing)).collect()
+    }
+
     /// For a message of this process's. One that has ended leaves its user to another.
     pub fn as_seen_here(&self, who: &Credentials) -> libc::ucred {
         let number = self.numbers.get(&who.pid).or_else(|| self.numbers.values().next()).copied();

@@ -1,6 +1,7 @@
 //! Unix sockets made again, by a thread that sees the file system and the network as the workload does: an address is
 //! kept by the kernel exactly as it was given to `bind`.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,8 +13,11 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
 
 use super::descriptor::{BuildContext, Object};
-use super::unix::{Message, Name, OPTIONS, Role, Sender, UnixSocket, directory_of, has_parent_steps};
-use super::unix_actor::{self, Stage};
+use super::unix::{
+    Message, Name, OPTIONS, PASSES_CREDENTIALS, PASSES_PIDFD, Role, Sender, UnixSocket, directory_of,
+    has_parent_steps,
+};
+use super::unix_actor::{self, Carried, Stage};
 use crate::checkpoint::ObjectId;
 use crate::error::{Attempt, Error, Result};
 use crate::sys::descriptor as sys;
@@ -24,8 +28,9 @@ const MESSAGE_OVERHEAD: usize = 4096;
 
 pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContext<'_>) -> Result<OwnedFd> {
     check_place(object, context)?;
+    let carries = carried(object, context)?;
     match object.role {
-        Role::Connected { peer } => build_connected(id, object, peer, context)?,
+        Role::Connected { peer } => build_connected(id, object, peer, context, carries)?,
         // Its listener makes all that wait, in their order.
         Role::Waiting { listener, .. } => {
             if !matches!(unix_object(context, listener)?.role, Role::Listening { .. }) {
@@ -44,7 +49,7 @@ pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContex
             context.build(peer)?;
             let server = context.get(peer);
             let senders = built_datagrams(context);
-            in_workload(context, |stage| {
+            in_workload(context, carries, |stage| {
                 let fd = sys::unix_socket(object.kind)?;
                 with_name(object, &fd, || fill_by_name(stage, object, server, &senders))?;
                 told_from(server_object, || sys::unix_connect(fd.as_fd(), &name.address()))?;
@@ -53,13 +58,13 @@ pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContex
         }
         Role::Unconnected => {
             let senders = built_datagrams(context);
-            in_workload(context, |stage| {
+            in_workload(context, carries, |stage| {
                 let fd = sys::unix_socket(object.kind)?;
                 with_name(object, &fd, || fill_by_name(stage, object, None, &senders))?;
                 finish(object, fd)
             })
         }
-        Role::Orphan { reset } => in_workload(context, |stage| {
+        Role::Orphan { reset } => in_workload(context, carries, |stage| {
             let (fd, gone) = match (&object.name, object.kind) {
                 (Some(name), libc::SOCK_STREAM | libc::SOCK_SEQPACKET) => {
                     let (accepted, client) = connect_by_name(stage, object, name, None, None)?;
@@ -72,7 +77,7 @@ pub(super) fn build(id: ObjectId, object: &UnixSocket, context: &mut BuildContex
             }
             fill(stage, object, gone.as_fd())?;
             if reset {
-                sys::send(fd.as_fd(), b"!", None, None)?;
+                sys::send(fd.as_fd(), b"!", None, &sys::Attached::default())?;
             }
             drop(gone);
             finish(object, fd)
@@ -108,15 +113,15 @@ fn build_listener(
     for id in waiting {
         let client = unix_object(context, *id)?;
         check_place(client, context)?;
-        let Role::Waiting { caller, .. } = &client.role else {
+        let Role::Waiting { caller, said, .. } = &client.role else {
             return Err(Error::Mismatch(format!("unix socket {} waits for nobody to accept it", id.0)));
         };
         if client.kind != object.kind || context.is_built(*id) || object.name.is_none() {
             return Err(Error::Mismatch(format!("unix socket {} cannot wait to be accepted", id.0)));
         }
-        clients.push((*id, client, caller));
+        clients.push((*id, client, caller, said));
     }
-    let made = in_workload(context, |stage| {
+    let made = in_workload(context, Carried::new(), |stage| {
         let fd = sys::unix_socket(object.kind)?;
         let address = object.name.as_ref().map(Name::address).unwrap_or_default();
         let mut connected = Vec::new();
@@ -124,9 +129,17 @@ fn build_listener(
             let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
             stage.listen(object.credentials.as_ref(), fd.as_fd(), backlog)
         })?;
-        for (id, client, caller) in &clients {
+        // Those who connect have it from their listener (`unix_stream_connect`, net/unix/af_unix.c).
+        for passes in [PASSES_CREDENTIALS, PASSES_PIDFD] {
+            if object.options[passes] != 0 {
+                sys::set_socket_option(fd.as_fd(), OPTIONS[passes], 1)?;
+            }
+        }
+        for (id, client, caller, said) in &clients {
             let connecting = named_client(object.kind, Some(client))?;
             told_from(object, || stage.connect(Some(caller), connecting.as_fd(), &address))?;
+            widen(said, connecting.as_fd())?;
+            said.iter().try_for_each(|message| put(stage, connecting.as_fd(), message, None, object.kind))?;
             connected.push((*id, finish(client, connecting)?));
         }
         Ok((finish(object, fd)?, connected))
@@ -158,9 +171,11 @@ fn build_connected(
     object: &UnixSocket,
     peer_id: ObjectId,
     context: &mut BuildContext<'_>,
+    mut carries: Carried,
 ) -> Result<io::Result<OwnedFd>> {
     let peer = unix_object(context, peer_id)?;
     check_place(peer, context)?;
+    carries.extend(carried(peer, context)?);
     let mutual = peer.role == Role::Connected { peer: id } && peer.kind == object.kind && id != peer_id;
     if !mutual || context.is_built(peer_id) {
         return Err(Error::Mismatch(format!("unix sockets {} and {} are no pair", id.0, peer_id.0)));
@@ -177,7 +192,7 @@ fn build_connected(
         context.built_ids().find(is_listener).and_then(|id| context.get(id))
     };
     let (own_listener, other_listener) = (listener(&object.name), listener(&peer.name));
-    let made = in_workload(context, |stage| {
+    let made = in_workload(context, carries, |stage| {
         let (own, other) = match (&object.name, &peer.name) {
             (None, None) => stage.pair(object.credentials.as_ref(), object.kind)?,
             (Some(_), Some(name)) if object.kind == libc::SOCK_DGRAM => {
@@ -238,12 +253,23 @@ fn told_from<T>(object: &UnixSocket, work: impl FnOnce() -> io::Result<T>) -> io
     }
 }
 
+/// What is in flight in the queue of a socket, built.
+fn carried(object: &UnixSocket, context: &mut BuildContext<'_>) -> Result<Carried> {
+    let mut built = HashMap::new();
+    for id in object.queue.iter().flat_map(|message| &message.descriptors) {
+        let fd = context.build(*id)?.try_clone_to_owned();
+        built.insert(*id, fd.attempt(|| "duplicate a descriptor".to_owned())?);
+    }
+    Ok(built)
+}
+
 /// Runs something in a thread whose root and network are the workload's.
 fn in_workload<T: Send>(
     context: &BuildContext<'_>,
+    carried: Carried,
     work: impl FnOnce(&Stage) -> io::Result<T> + Send,
 ) -> io::Result<T> {
-    let (stage, prompter) = unix_actor::stage(context.actors);
+    let (stage, prompter) = unix_actor::stage(context.actors, carried);
     let root: &Path = &context.root;
     let network = context.surroundings.network.as_ref().map(AsFd::as_fd);
     std::thread::scope(|scope| {
@@ -410,9 +436,11 @@ fn put(
     kind: i32,
 ) -> io::Result<()> {
     let credentials = message.credentials.as_ref().map(|who| stage.as_seen_here(who));
+    let mut attached = sys::Attached { credentials, descriptors: stage.carried(&message.descriptors)? };
     let mut rest = message.bytes.as_slice();
     loop {
-        let sent = sys::send(through, rest, to, credentials)?;
+        let sent = sys::send(through, rest, to, &attached)?;
+        attached.descriptors.clear();
         rest = &rest[sent.min(rest.len())..];
         if rest.is_empty() {
             return Ok(());

@@ -289,13 +289,15 @@ pub fn peer_credentials(fd: BorrowedFd<'_>) -> io::Result<Option<(libc::ucred, V
 }
 
 /// What one `recvmsg` with `MSG_PEEK` shows.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Peeked {
     pub bytes: Vec<u8>,
     /// The sender's address, without the family; empty for a sender without a name.
     pub sender: Vec<u8>,
-    /// Descriptors travel with it.
-    pub descriptors: bool,
+    /// Duplicates of the descriptors that travel with it.
+    pub descriptors: Vec<OwnedFd>,
+    /// There are more of them than could be duplicated.
+    pub more_descriptors: bool,
     /// Told if the socket asks for them (`SO_PASSCRED`).
     pub credentials: Option<libc::ucred>,
     /// There was more than room.
@@ -330,7 +332,7 @@ pub fn peek(fd: BorrowedFd<'_>, room: usize) -> io::Result<Option<Peeked>> {
         };
     }
     bytes.truncate(got.unsigned_abs());
-    let mut descriptors = message.msg_flags & libc::MSG_CTRUNC != 0;
+    let mut descriptors = Vec::new();
     let mut credentials = None;
     // SAFETY: `message` was filled in by the kernel; the macros walk the control buffer within `msg_controllen`.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
@@ -338,19 +340,25 @@ pub fn peek(fd: BorrowedFd<'_>, room: usize) -> io::Result<Option<Peeked>> {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give a complete header inside the control buffer or null.
         let (level, kind, len) = unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len) };
         if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
-            descriptors = true;
             // SAFETY: a pure computation.
             let head = unsafe { libc::CMSG_LEN(0) } as usize;
             for index in 0..(len.saturating_sub(head)) / size_of::<libc::c_int>() {
                 // SAFETY: `index` is within the data that the header says it has, written by the kernel.
                 let fd = unsafe { libc::CMSG_DATA(header).cast::<libc::c_int>().add(index).read_unaligned() };
-                // Peeking made it ours; we only wanted to know that it is there.
-                drop(adopt(fd));
+                // Peeking made it ours.
+                descriptors.push(adopt(fd)?);
             }
         }
         if level == libc::SOL_SOCKET && kind == libc::SCM_CREDENTIALS {
             // SAFETY: a header of this kind carries one `ucred` (`scm_recv_unix`, net/core/scm.c).
             credentials = Some(unsafe { libc::CMSG_DATA(header).cast::<libc::ucred>().read_unaligned() });
+        }
+        // Of whoever sent it, if the socket asks for that (`SO_PASSPIDFD`; include/linux/socket.h). It is not kept.
+        const SCM_PIDFD: libc::c_int = 4;
+        if level == libc::SOL_SOCKET && kind == SCM_PIDFD {
+            // SAFETY: a header of this kind carries one descriptor, or an error (`scm_pidfd_recv`, include/net/scm.h).
+            let fd = unsafe { libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned() };
+            drop((fd >= 0).then(|| adopt(fd)));
         }
         // SAFETY: `header` is one of this message's headers.
         header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
@@ -361,9 +369,38 @@ pub fn peek(fd: BorrowedFd<'_>, room: usize) -> io::Result<Option<Peeked>> {
         bytes,
         sender: name.sun_path[..len].iter().map(|byte| *byte as u8).collect(),
         descriptors,
+        more_descriptors: message.msg_flags & libc::MSG_CTRUNC != 0,
         credentials,
         truncated: message.msg_flags & libc::MSG_TRUNC != 0,
     }))
+}
+
+/// Of the first `length` bytes in a unix stream, how many come before the piece that the last of them is of.
+///
+/// The kernel copies piece by piece, and one that it cannot copy whole ends what it gives (`unix_stream_read_generic`,
+/// net/unix/af_unix.c): there is no room here for the last byte. (A look with less room is no answer: it shows the descriptors of
+/// a later piece all the same.)
+pub fn before_last_piece(fd: BorrowedFd<'_>, length: usize) -> io::Result<usize> {
+    let mut bytes = vec![0u8; length.saturating_sub(1)];
+    // In the first page, where nothing can be mapped (`vm.mmap_min_addr`).
+    let nowhere = std::ptr::without_provenance_mut(1);
+    let mut parts = [
+        libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() },
+        libc::iovec { iov_base: nowhere, iov_len: 1 },
+    ];
+    // SAFETY: all-zero bytes are a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = parts.as_mut_ptr();
+    message.msg_iovlen = parts.len();
+    // SAFETY: the buffer is live, exclusively borrowed and as long as is said; what is behind it the kernel cannot write to, and
+    // says so.
+    let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    if got >= 0 {
+        return Ok(got.unsigned_abs());
+    }
+    let error = io::Error::last_os_error();
+    // The first piece is the last.
+    if error.raw_os_error() == Some(libc::EFAULT) { Ok(0) } else { Err(error) }
 }
 
 /// Whether an urgent byte waits in a unix stream (`MSG_OOB`).
@@ -374,18 +411,31 @@ pub fn has_urgent_byte(fd: BorrowedFd<'_>) -> bool {
     unsafe { libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, flags) == 1 }
 }
 
-/// Sends without waiting, to a name or to the peer. With `credentials` (`SCM_CREDENTIALS`, unix(7); others than one's own need
-/// privileges) the receiver can be told of these.
+/// What travels with a message beside its bytes (`SCM_CREDENTIALS`, `SCM_RIGHTS`, unix(7)).
+#[derive(Debug, Default)]
+pub struct Attached<'a> {
+    /// Others than one's own need privileges.
+    pub credentials: Option<libc::ucred>,
+    pub descriptors: Vec<BorrowedFd<'a>>,
+}
+
+/// Most descriptors that one message carries (`SCM_MAX_FD`, include/net/scm.h).
+pub const MAX_DESCRIPTORS: usize = 253;
+
+/// Sends without waiting, to a name or to the peer.
 pub fn send(
     fd: BorrowedFd<'_>,
     bytes: &[u8],
     to: Option<&[u8]>,
-    credentials: Option<libc::ucred>,
+    attached: &Attached<'_>,
 ) -> io::Result<usize> {
+    if attached.descriptors.len() > MAX_DESCRIPTORS {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
     let (mut name, len) = unix_address(to.unwrap_or_default())?;
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // A header and what it carries, aligned as `struct cmsghdr` has to be.
-    let mut control = [0u64; 8];
+    // Aligned as `struct cmsghdr` has to be, with room for a header with credentials and one with the most descriptors.
+    let mut control = [0u64; 160];
     // SAFETY: all-zero bytes are a valid `msghdr`.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     if to.is_some() {
@@ -394,20 +444,33 @@ pub fn send(
     }
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
-    if let Some(credentials) = credentials {
-        let size = size_of::<libc::ucred>() as libc::c_uint;
-        message.msg_control = control.as_mut_ptr().cast();
-        // SAFETY: a pure computation.
-        message.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as usize;
-        // SAFETY: the control buffer has room for one header with its `ucred`, so that the first header is within, and so is
-        // what it carries.
+    let credentials = attached.credentials.map(|who| {
+        [who.pid as u32, who.uid, who.gid].into_iter().flat_map(u32::to_ne_bytes).collect::<Vec<u8>>()
+    });
+    let numbers: Vec<u8> = attached.descriptors.iter().flat_map(|fd| fd.as_raw_fd().to_ne_bytes()).collect();
+    let parts = [
+        credentials.map(|bytes| (libc::SCM_CREDENTIALS, bytes)),
+        Some((libc::SCM_RIGHTS, numbers)).filter(|(_, numbers)| !numbers.is_empty()),
+    ];
+    let mut used = 0;
+    for (kind, carried) in parts.iter().flatten() {
+        let size = carried.len() as libc::c_uint;
+        // SAFETY: pure computations.
+        let (len, space) = unsafe { (libc::CMSG_LEN(size) as usize, libc::CMSG_SPACE(size) as usize) };
+        // SAFETY: `used` and `space` are multiples of the alignment of a header, and 12 bytes of credentials and those of
+        // `MAX_DESCRIPTORS` with their headers are less than the buffer: all that is written is within.
         unsafe {
-            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            let header = control.as_mut_ptr().cast::<u8>().add(used).cast::<libc::cmsghdr>();
             (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_CREDENTIALS;
-            (*header).cmsg_len = libc::CMSG_LEN(size) as usize;
-            libc::CMSG_DATA(header).cast::<libc::ucred>().write_unaligned(credentials);
+            (*header).cmsg_type = *kind;
+            (*header).cmsg_len = len;
+            libc::CMSG_DATA(header).copy_from_nonoverlapping(carried.as_ptr(), carried.len());
         }
+        used += space;
+    }
+    if used > 0 {
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = used;
     }
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: name, bytes, which are only read, and control buffer are live for the duration of the call and as long as is said.
@@ -495,9 +558,30 @@ mod tests {
         let inode = |fd: &str| std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
         let before = inode(&a.as_raw_fd().to_string());
         let peeked = peek(b.as_fd(), 10).unwrap().unwrap();
-        assert!(peeked.descriptors);
+        assert_eq!(peeked.descriptors.len(), 1);
+        drop(peeked.descriptors);
         assert_eq!(peeked.bytes, b"x");
         assert_eq!(inode(&a.as_raw_fd().to_string()), before);
+    }
+
+    #[test]
+    fn where_a_piece_of_a_stream_begins_is_seen() {
+        let (a, b) = unix_pair(libc::SOCK_STREAM).unwrap();
+        let put = |bytes: &[u8], descriptors: Vec<BorrowedFd<'_>>| {
+            let attached = Attached { credentials: None, descriptors };
+            assert_eq!(send(a.as_fd(), bytes, None, &attached).unwrap(), bytes.len());
+        };
+        put(b"before", Vec::new());
+        put(b"more", Vec::new());
+        put(b"with", vec![a.as_fd()]);
+        put(b"after", Vec::new());
+        set_socket_option(b.as_fd(), libc::SO_PEEK_OFF, 0).unwrap();
+        let peeked = peek(b.as_fd(), 100).unwrap().unwrap();
+        assert_eq!((peeked.bytes.as_slice(), peeked.descriptors.len()), (&b"beforemorewith"[..], 1));
+        set_socket_option(b.as_fd(), libc::SO_PEEK_OFF, 0).unwrap();
+        assert_eq!(before_last_piece(b.as_fd(), 14).unwrap(), 10);
+        set_socket_option(b.as_fd(), libc::SO_PEEK_OFF, 0).unwrap();
+        assert_eq!(before_last_piece(b.as_fd(), 6).unwrap(), 0);
     }
 
     #[test]

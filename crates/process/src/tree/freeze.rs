@@ -37,13 +37,14 @@ impl Workload {
 
     /// Lets every thread go on, with the signals it was about to receive.
     pub fn thaw(&mut self) -> Result<()> {
+        self.descriptors.let_go_of_flights();
         self.freezing = false;
         let unseen: Vec<(Tid, Option<i32>)> = self
             .threads
             .iter()
-            .filter(|(_, thread)| !thread.looked_at)
             .filter_map(|(tid, thread)| match thread.running {
-                Running::Stopped | Running::Held(_) => Some((*tid, None)),
+                Running::Stopped | Running::Held(_) if !thread.looked_at => Some((*tid, None)),
+                // Only now does the signal interrupt its call, which may say what is left of it.
                 Running::Signalled(signal) => Some((*tid, Some(signal))),
                 _ => None,
             })
@@ -53,6 +54,7 @@ impl Workload {
         }
         for (tid, thread) in &mut self.threads {
             thread.looked_at = false;
+            thread.stopped_at = None;
             let resumed = match thread.running {
                 // Never a leader: the process is asked about itself through it.
                 Running::Stopped

@@ -10,6 +10,8 @@ use crate::checkpoint::Pid;
 use crate::error::{Attempt, Result};
 use crate::object::posix_timer;
 use crate::object::signal::PendingSignal;
+use crate::sys::bpf::BpfError;
+use crate::sys::bpf::threads::Lister;
 use crate::sys::ptrace::{self, Registers, Tid};
 use crate::sys::{proc, task};
 use crate::tree::{Process, Running, Thread};
@@ -60,8 +62,12 @@ impl Workload {
     pub(super) fn look_at_call(&mut self, tid: Tid, signal: Option<i32>) -> Result<()> {
         let (now, ahead) = (self.now(), self.clock_offsets.monotonic);
         let Some(thread) = self.threads.get_mut(&tid) else { return Ok(()) };
-        let Some(process) = self.processes.get(&thread.process) else { return Ok(()) };
-        let looked = look(tid, thread, process, signal.is_some(), Clock { now, ahead }, None);
+        let Some(process) = self.processes.get_mut(&thread.process) else { return Ok(()) };
+        let looked = ptrace::registers(tid).and_then(|regs| {
+            let news = calls::is_news(&regs, thread.waiting);
+            let kept = if news { kept_by_kernel(process, thread.tid)? } else { None };
+            look(tid, &regs, thread, process, signal.is_some(), Clock { now, ahead }, kept)
+        });
         match looked {
             // Killed.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
@@ -79,6 +85,20 @@ pub(crate) struct Clock {
     pub ahead: i64,
 }
 
+/// What the kernel keeps of a thread's call, if it lists threads.
+fn kept_by_kernel(process: &mut Process, inside: Pid) -> io::Result<Option<calls::RestartBlock>> {
+    let Ok(lister) = Lister::shared() else { return Ok(None) };
+    let threads = match &process.threads {
+        Some(threads) => threads,
+        None => process.threads.insert(lister.threads(process.host).map_err(|error| match error {
+            BpfError::Iterate { source, .. } => source,
+            other => io::Error::other(other),
+        })?),
+    };
+    let mut seen = threads.read()?.into_iter();
+    Ok(seen.find(|seen| seen.inside == inside).map(|seen| seen.restart))
+}
+
 /// Keeps the list of limits as the threads are.
 pub(crate) fn note(limits: &mut std::collections::HashMap<Tid, i64>, tid: Tid, thread: &Thread) {
     match thread.waiting.filter(|waiting| waiting.ours).and_then(|waiting| waiting.deadline) {
@@ -90,13 +110,13 @@ pub(crate) fn note(limits: &mut std::collections::HashMap<Tid, i64>, tid: Tid, t
 /// Gives the registers for the backup.
 pub(crate) fn look(
     tid: Tid,
+    regs: &Registers,
     thread: &mut Thread,
     process: &Process,
     signalled: bool,
     clock: Clock,
     kept: Option<calls::RestartBlock>,
 ) -> io::Result<Registers> {
-    let regs = ptrace::registers(tid)?;
     let signal = if signalled { Some(ptrace::signal_info(tid)?) } else { None };
     // Until it is protected again nothing of a restored process's memory is open.
     let opened = match &process.space {
@@ -113,11 +133,12 @@ pub(crate) fn look(
         memory: process.space.as_ref().map(|space| &space.memory).or(opened.as_ref()),
         process: process.pidfd.as_fd(),
         now: clock.now,
+        interrupted: thread.stopped_at.unwrap_or(clock.now),
         ahead: clock.ahead,
         kept,
         filtered,
     };
-    let seen = calls::look(&regs, thread.waiting, signal.as_ref(), &caller)?;
+    let seen = calls::look(regs, thread.waiting, signal.as_ref(), &caller)?;
     if seen.changed {
         ptrace::set_registers(tid, &seen.registers)?;
     }

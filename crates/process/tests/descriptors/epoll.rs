@@ -56,7 +56,7 @@ fn watching() -> Vec<OwnedFd> {
     let epoll = &held[0];
     add(epoll, FIRST + 4, IN | ONE_SHOT, 44);
     add(epoll, FIRST + 5, IN | ONE_SHOT, 55);
-    sys::send(held[3].as_fd(), b"x", None, None).unwrap();
+    sys::send(held[3].as_fd(), b"x", None, &sys::Attached::default()).unwrap();
     write(&held[6], b"x").unwrap();
     assert_eq!(sys::epoll_take(epoll.as_fd(), 10).unwrap().len(), 2);
     nix::unistd::read(&held[5], &mut [0]).unwrap();

@@ -92,7 +92,7 @@ fn references_that_lead_nowhere_or_in_a_circle_are_refused() {
     assert!(matches!(try_build(with(Role::Connected { peer: ObjectId(0) }, None), root), Error::Mismatch(_)));
     assert!(matches!(try_build(with(Role::Sending { peer: ObjectId(0) }, None), root), Error::Mismatch(_)));
     let caller = Credentials { pid: 1, uid: 0, gid: 0, groups: Vec::new() };
-    let waiting = Role::Waiting { listener: ObjectId(0), caller };
+    let waiting = Role::Waiting { listener: ObjectId(0), caller, said: Vec::new() };
     assert!(matches!(try_build(with(waiting, None), root), Error::Mismatch(_)));
     let listening = |id| Role::Listening { backlog: 1, waiting: vec![ObjectId(id)] };
     assert!(matches!(try_build(with(listening(0), None), root), Error::Mismatch(_)));

@@ -79,7 +79,13 @@ impl Workload {
     }
 
     pub fn holder(&self, index: usize) -> Holder {
-        Holder { tid: self.pid.as_raw(), process: NAME, fd: FIRST + index as i32, root: self.pid.as_raw() }
+        Holder {
+            tid: self.pid.as_raw(),
+            process: NAME,
+            fd: FIRST + index as i32,
+            root: self.pid.as_raw(),
+            in_flight: false,
+        }
     }
 
     pub fn at(&self, index: usize) -> At<'_> {

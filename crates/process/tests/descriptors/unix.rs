@@ -23,7 +23,7 @@ fn pair(kind: i32) -> (OwnedFd, OwnedFd) {
 }
 
 fn put(fd: &OwnedFd, bytes: &[u8]) {
-    assert_eq!(sys::send(fd.as_fd(), bytes, None, None).unwrap(), bytes.len());
+    assert_eq!(sys::send(fd.as_fd(), bytes, None, &sys::Attached::default()).unwrap(), bytes.len());
 }
 
 /// A name that nobody else has.
@@ -85,7 +85,7 @@ fn after_the_peer_is_gone_what_it_said_is_followed_by_the_end() {
         assert_eq!(read_now(&built[0]).unwrap(), b"bye");
         assert_eq!(read_now(&built[0]).unwrap(), b"");
         assert_eq!(
-            sys::send(built[0].as_fd(), b"x", None, None).unwrap_err().raw_os_error(),
+            sys::send(built[0].as_fd(), b"x", None, &sys::Attached::default()).unwrap_err().raw_os_error(),
             Some(libc::EPIPE)
         );
     }

@@ -25,6 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MOMENT: Duration = Duration::from_secs(2);
 
 fn main() {
+    // In all threads: where one lets it through it is lost, and a stop is waited for in vain.
+    let mut children = nix::sys::signal::SigSet::empty();
+    children.add(nix::sys::signal::Signal::SIGCHLD);
+    children.thread_block().expect("SIGCHLD can be blocked");
     let mut arguments = Arguments::from_args();
     // They mostly wait.
     arguments.test_threads.get_or_insert(4);

@@ -13,6 +13,7 @@ pub mod memory;
 pub mod terminal;
 pub mod threads;
 pub mod undos;
+pub mod unix;
 
 use std::io;
 use std::mem::{offset_of, size_of};

@@ -1,6 +1,5 @@
 // object: unix listener by path, clients that come and go
 // status: captured
-// note: a checkpoint waits until connections have been accepted
 #include "object.h"
 #include <sys/socket.h>
 #include <sys/stat.h>

@@ -1,6 +1,5 @@
 // object: unix connections that stay unaccepted, by a path, of several clients and types
 // status: captured
-// note: refused: one that has said something already (nobody can look into that queue), or whose listener has an abstract name
 #include "object.h"
 #include <poll.h>
 #include <sys/socket.h>

@@ -1,6 +1,5 @@
 // object: descriptors passed between processes (SCM_RIGHTS), received at once
 // status: captured
-// note: a checkpoint waits while descriptors are on their way
 #include "object.h"
 #include <sys/socket.h>
 
