@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use outlive_cluster::{Outcome, Transition};
 use outlive_fault::{Point, point};
 use outlive_net::probe::{Answer, ProbeTarget, Timestamps, run_probes};
-use outlive_net::{Announcer, Moment, Neighbours, NetworkConfig, Pump, PumpConfig, Voice};
+use outlive_net::{Announcer, Moment, Neighbours, NetworkConfig, Overheard, Pump, PumpConfig, Voice};
 use outlive_process::checkpoint::ObjectId;
 use outlive_process::object::tcp::PeerAck;
 use outlive_process::shell::Shell;
@@ -46,7 +46,7 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
         log,
         restorer,
         retained,
-        overheard,
+        overheard: ear,
         requests,
         register,
         failover,
@@ -67,7 +67,7 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     }
     point(Point::TakeoverAnnounced);
     // Until now clients have spoken into the dark. Taken before the first question: what a peer said earlier is no answer to it.
-    let overheard = overheard.take();
+    let overheard = ear.take();
     let mut neighbours = Neighbours::new(network.clone());
     retained.show(|frame| neighbours.learn(frame));
     overheard.iter().for_each(|frame| neighbours.learn(frame));
@@ -125,6 +125,7 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     }
     workload.thaw()?;
     point(Point::TakeoverThawed);
+    close_aside(ear);
     drop(closed);
     point(Point::TakeoverDone);
     if let Some(old) = old {
@@ -141,6 +142,13 @@ pub fn run(engine: &Engine, prepared: Prepared) -> Result<Running> {
     );
     engine.status.lock().last_failover = Some(done);
     Ok(Running { workload, pump, copies, requests, pipes, log, generation, epoch })
+}
+
+/// The tracer is needed by a workload that runs, and would wait for this.
+fn close_aside(ear: Arc<Overheard>) {
+    if let Err(error) = thread::Builder::new().name("ear".into()).spawn(move || drop(ear)) {
+        warn!(%error, "the socket of what was overheard is closed by the tracer");
+    }
 }
 
 /// The workload's network with what the workload has made of it.

@@ -22,8 +22,8 @@ use crate::{Mac, Moment, Uplink};
 const MAX_FRAMES: usize = 16_384;
 const MAX_BYTES: usize = 32 << 20;
 
-/// What a backup overhears, until its workload is to run.
-pub struct Overheard(Mutex<Option<Heard>>);
+/// What a backup overhears, until this is dropped.
+pub struct Overheard(Mutex<Heard>);
 
 struct Heard {
     ear: PacketSocket,
@@ -42,40 +42,40 @@ impl Overheard {
         };
         let ear = PacketSocket::open(mac, told)?;
         let kept = Kept { keep, frames: VecDeque::new(), bytes: 0 };
-        Ok(Overheard(Mutex::new(Some(Heard { ear, kept, buffer: vec![0; MAX_FRAME].into() }))))
+        Ok(Overheard(Mutex::new(Heard { ear, kept, buffer: vec![0; MAX_FRAME].into() })))
     }
 
     /// The primary lives at this moment.
     pub fn alive(&self, now: Moment) {
-        if let Some(heard) = &mut *self.lock() {
-            heard.listen(now);
-            heard.kept.forget(now);
-        }
+        let mut heard = self.lock();
+        heard.listen(now);
+        heard.kept.forget(now);
     }
 
     /// Everything that came since shortly before the last sign of life, in order, each frame once: interfaces that lie one
-    /// upon the other hear it several times. Listening ends.
+    /// upon the other hear it several times. The socket is left open, for closing it waits until no processor looks at it any more
+    /// (`packet_release` in net/packet/af_packet.c), 10 ms and more, and those who take this are in haste: drop it when they are not.
     pub fn take(&self) -> Vec<Frame> {
-        let Some(mut heard) = self.lock().take() else { return Vec::new() };
+        let mut heard = self.lock();
         heard.listen(Moment::now());
+        heard.kept.bytes = 0;
         let mut seen = HashSet::new();
-        heard.kept.frames.retain(|(_, frame)| seen.insert(frame.clone()));
-        heard.kept.frames.into_iter().map(|(_, frame)| frame).collect()
+        let frames = std::mem::take(&mut heard.kept.frames).into_iter();
+        frames.map(|(_, frame)| frame).filter(|frame| seen.insert(frame.clone())).collect()
     }
 
     /// How many frames are kept.
     pub fn len(&self) -> usize {
-        self.lock().as_mut().map_or(0, |heard| {
-            heard.listen(Moment::now());
-            heard.kept.frames.len()
-        })
+        let mut heard = self.lock();
+        heard.listen(Moment::now());
+        heard.kept.frames.len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Heard>> {
+    fn lock(&self) -> MutexGuard<'_, Heard> {
         // Whatever was kept is as good as before.
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
