@@ -50,3 +50,27 @@ pub fn call(
     let answer = client.call(&bytes, std::time::Instant::now() + limit).map_err(|error| error.to_string())?;
     postcard::from_bytes(&answer).map_err(|error| format!("the answer is not understood: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use outlive_cluster::{Answer, Ask, Attempt, ClusterId, Declined};
+
+    use super::*;
+
+    /// Programs with replicated state (`replicated/src/arbitration.rs`) know these two by their numbers and nothing else of this.
+    #[test]
+    fn arbitration_is_the_first_of_what_is_asked_and_answered() {
+        let ask = Ask::Prepare { workload: "bank".parse().unwrap(), counter: 7 };
+        let asked =
+            outlive_cluster::Request { cluster: ClusterId(1), seeds_version: 1, attempt: Attempt(2), ask };
+        let mut expected = vec![0];
+        expected.extend(postcard::to_stdvec(&asked).unwrap());
+        assert_eq!(postcard::to_stdvec(&Request::Arbitrate(asked)).unwrap(), expected);
+
+        let answer = Answer::Declined(Declined::Blank);
+        let answered = outlive_cluster::Response { cluster: ClusterId(1), attempt: Attempt(2), answer };
+        let mut expected = vec![0];
+        expected.extend(postcard::to_stdvec(&answered).unwrap());
+        assert_eq!(postcard::to_stdvec(&Response::Arbitrated(Box::new(answered))).unwrap(), expected);
+    }
+}
