@@ -74,6 +74,37 @@ fn dial(from: &NetNs, to: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// A connection whose calls go on after an interruption: with a limit of time they end with EINTR also where no handler ran, such as
+/// when the machine was suspended (`signal(7)`), and that is no word of the service's.
+struct Patient(TcpStream);
+
+impl Patient {
+    fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        loop {
+            match call() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Self::again(|| self.0.read(buffer))
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        Self::again(|| self.0.write(buffer))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 fn nonsense(what: &str, answer: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{what}: `{}`", answer.trim_end()))
 }

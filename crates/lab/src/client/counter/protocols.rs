@@ -1,7 +1,7 @@
 //! Ways to ask that speak a protocol by a crate, or by a program that Debian has for it.
 
 use std::io::{self, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, ChildStdin, ChildStdout};
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,16 @@ use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, TYPE};
 use tungstenite::Message;
 
-use super::{REPLY_LIMIT, Wire, dial, line, nonsense};
+use super::{Patient, REPLY_LIMIT, Wire, dial, line, nonsense};
 use crate::client::redis::resp::{self, Reply};
 use crate::netns::NetNs;
 
 /// A websocket: to `+` the service answers with the connection's number.
-pub struct WebSocket(tungstenite::WebSocket<TcpStream>);
+pub struct WebSocket(tungstenite::WebSocket<Patient>);
 
 impl WebSocket {
     pub fn open(from: &NetNs, to: SocketAddr) -> io::Result<WebSocket> {
-        let stream = dial(from, to)?;
+        let stream = Patient(dial(from, to)?);
         let (socket, _) = tungstenite::client(format!("ws://{to}/"), stream).map_err(io::Error::other)?;
         Ok(WebSocket(socket))
     }
@@ -42,14 +42,14 @@ impl Wire for WebSocket {
 
 /// Redis, and that its replica follows: `WAIT` answers only once that has the change.
 pub struct Redis {
-    stream: TcpStream,
+    stream: Patient,
     name: String,
     received: Vec<u8>,
 }
 
 impl Redis {
     pub fn open(from: &NetNs, to: SocketAddr, name: &str) -> io::Result<Redis> {
-        Ok(Redis { stream: dial(from, to)?, name: name.to_owned(), received: Vec::new() })
+        Ok(Redis { stream: Patient(dial(from, to)?), name: name.to_owned(), received: Vec::new() })
     }
 
     fn number(&mut self) -> io::Result<u64> {
