@@ -135,7 +135,7 @@ impl Wire for Dns {
         self.socket.send(&question)?;
         let mut answer = [0; Dns::LARGEST];
         loop {
-            match self.socket.recv(&mut answer) {
+            match Patient::again(|| self.socket.recv(&mut answer)) {
                 Ok(length) if self.check(&answer[..length], id)? => return Ok(self.asked),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && begun.elapsed() < REPLY_LIMIT => {
