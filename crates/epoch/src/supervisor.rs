@@ -130,10 +130,16 @@ fn start(setup: Setup) -> Result<()> {
     let result = tracer
         .attempt(|| "start the tracer".into())?
         .join()
-        .unwrap_or_else(|_| Err(Error::Stream("the tracer panicked".into())));
+        .unwrap_or_else(|panic| Err(Error::Stream(format!("the tracer panicked: {}", said_by(&*panic)))));
     // Whoever finds the socket gone knows that there is no supervisor.
     let _ = std::fs::remove_file(socket);
     result
+}
+
+/// What a panic said. The log has where; whoever is told of the supervisor's death is told its last line only.
+fn said_by(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
 }
 
 fn make_network(engine: &Engine) -> Result<(Namespace, InnerTap, Port)> {
