@@ -260,9 +260,8 @@ impl Workload {
         let seen = self.shared.look(&mut self.processes);
         self.descriptors.set_mapped(seen.keys(), seen.scratch());
         self.descriptors.capture(tables, &mut self.processes, &mut checkpoint, framed, &mut self.refusals)?;
-        let init = self.container.init;
         let (descriptors, refusals) = (&self.descriptors, &mut self.refusals);
-        self.shared.capture(seen, whole, init, descriptors, &mut checkpoint, pages, refusals)?;
+        self.shared.capture(seen, whole, descriptors, &mut checkpoint, pages, refusals)?;
         let ipc = self.ipc.capture(self.container.init);
         checkpoint.ipc = self.refusals.pass(ipc)?.flatten();
         checkpoint.tree = std::mem::take(&mut self.log);

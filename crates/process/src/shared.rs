@@ -194,17 +194,16 @@ impl SharedObjects {
     }
 
     /// Fills in the objects of a checkpoint, after its descriptors and files.
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn capture(
         &mut self,
         mut seen: Seen,
         whole: bool,
-        init: Tid,
         descriptors: &Descriptors,
         checkpoint: &mut Checkpoint,
         data: &mut PageData,
         refusals: &mut Refusals,
     ) -> Result<()> {
+        let init = descriptors.root;
         for (key, path, name, process) in descriptors.shared_files() {
             let source = Source::Memfd(name);
             seen.found.entry(key).or_insert(Found { source, place: Place::Path(path), process, code: false });

@@ -66,9 +66,11 @@ fn put(folder: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// What `CC` or `CXX` becomes, and which compiler the stand-in is told to call, by its name.
-#[allow(clippy::type_complexity)]
-pub(super) fn stand_in(folder: &Path, value: &str) -> Result<(String, Option<(String, PathBuf)>)> {
+/// A compiler that a stand-in is told to call: its name, and where it is.
+pub(super) type Called = (String, PathBuf);
+
+/// What `CC` or `CXX` becomes, and which compiler the stand-in is told to call, if one is named by a path.
+pub(super) fn stand_in(folder: &Path, value: &str) -> Result<(String, Option<Called>)> {
     let Some(word) = value
         .split_whitespace()
         .find(|word| Path::new(word).file_name().and_then(|name| name.to_str()).is_some_and(is_stand_in))

@@ -59,6 +59,13 @@ pub struct Patcher<'a> {
     tracer: Option<Box<dyn Caller + 'a>>,
 }
 
+/// What was found in the process before anything was changed.
+struct Found<'f> {
+    regions: &'f [Region],
+    scope: &'f Scope,
+    modules: &'f [Module],
+}
+
 /// A part of a patch and what it meets in the process.
 struct Meeting<'p> {
     part: &'p Part,
@@ -273,10 +280,10 @@ impl<'a> Patcher<'a> {
         let mut bytes = 0;
         let mut warnings = signed.patch.warnings.clone();
         let mut order = regions.iter().map(|region| region.order).max().unwrap_or(0);
+        let found = Found { regions: &regions, scope: &scope, modules: &modules };
         for meeting in &meetings {
             order += 1;
-            let (region, mapped) =
-                self.prepare(signed, meeting, &regions, &scope, &modules, order, caller, &mut warnings)?;
+            let (region, mapped) = self.prepare(signed, meeting, &found, order, caller, &mut warnings)?;
             bytes += mapped;
             prepared.push(region);
         }
@@ -314,14 +321,11 @@ impl<'a> Patcher<'a> {
     }
 
     /// Puts a part's code and notes in place, in state `prepared`. Returns how much was mapped for it.
-    #[allow(clippy::too_many_arguments)]
     fn prepare(
         &self,
         signed: &Signed,
         meeting: &Meeting<'_>,
-        regions: &[Region],
-        scope: &Scope,
-        modules: &[Module],
+        &Found { regions, scope, modules }: &Found<'_>,
         order: u64,
         caller: &mut dyn Caller,
         warnings: &mut Vec<String>,
