@@ -13,6 +13,7 @@
 //! of which only the kernel knows how much time is left, one with a shadow stack. If no other will do, such a one is *held* for all of
 //! the calls, and its registers are put back by `ptrace`.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -136,6 +137,11 @@ const CODE_SELECTOR: u64 = 0x33;
 /// How long a thread may take for an errand: it may have to wait for a processor, many times over.
 const ERRAND_LIMIT: Duration = Duration::from_secs(2);
 const ERRAND_LOOK: Duration = Duration::from_micros(50);
+/// How long a function may take that a held thread calls, with its own system calls.
+const FUNCTION_LIMIT: Duration = ERRAND_LIMIT;
+/// Between looks at a thread that is to stop. A stop takes microseconds: a longer sleep would be a longer hold, and none at all
+/// could keep the processor from the thread.
+const STOP_LOOK: Duration = Duration::from_micros(5);
 
 /// Calls that return EINTR when they are interrupted and have done nothing by then, so that they can be made again.
 const AGAIN: [libc::c_long; 12] = [
@@ -286,6 +292,8 @@ enum Outcome {
 enum No {
     /// Another may be.
     This(String),
+    /// Nor will it be later: it has ended, or would not stop. Such a one stays seized as long as the thread that traces lives.
+    Ever(String),
     All(Error),
 }
 
@@ -304,8 +312,12 @@ impl Session<'_> {
         // First whoever can be sent on an errand; then also who has to be held. One that was in the middle of something is
         // asked again.
         let is_errand = self.can_be_errand(calls);
+        let mut out = BTreeSet::new();
         for round in u32::from(!is_errand)..4 {
             for tid in candidates {
+                if out.contains(tid) {
+                    continue;
+                }
                 match self.try_thread(*tid, calls, is_errand.then_some(number), round > 0) {
                     Ok((Outcome::Results(results), held)) => return Ok((results, held)),
                     Ok((Outcome::Errand, held)) => {
@@ -313,6 +325,10 @@ impl Session<'_> {
                     }
                     Err(No::All(error)) => return Err(error),
                     Err(No::This(reason)) => why.push(format!("thread {tid} {reason}")),
+                    Err(No::Ever(reason)) => {
+                        out.insert(*tid);
+                        why.push(format!("thread {tid} {reason}"));
+                    }
                 }
             }
         }
@@ -345,10 +361,17 @@ impl Session<'_> {
                 return Ok(results);
             }
             if Instant::now() > deadline {
+                // A mapping that was refused and one that is still to come look the same from outside.
+                let refused = if calls.iter().any(|call| matches!(call, Call::Map { .. })) {
+                    ", or may the process map no more (RLIMIT_AS, vm.max_map_count)"
+                } else {
+                    ""
+                };
                 return Err(Error::unfit(format!(
-                    "thread {tid} of process {} did not come to its errand within {} s: is it stopped, or the machine overloaded?",
-                    self.memory.pid,
-                    ERRAND_LIMIT.as_secs()
+                    "nothing was seen within {} s of the errand that thread {tid} of process {} was sent on: is it stopped, the machine \
+                     overloaded{refused}?",
+                    ERRAND_LIMIT.as_secs(),
+                    self.memory.pid
                 )));
             }
             thread::sleep(ERRAND_LOOK);
@@ -404,7 +427,7 @@ impl Session<'_> {
         match ptrace::seize(tid) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                return Err(No::This("ended".to_owned()));
+                return Err(No::Ever("ended".to_owned()));
             }
             Err(error) => {
                 let tracer = self.memory.status(tid, "TracerPid").filter(|tracer| tracer != "0");
@@ -418,7 +441,12 @@ impl Session<'_> {
             }
         }
         (self.steps)("seized");
-        ptrace::interrupt(tid).or_target(|| format!("interrupt thread {tid}"))?;
+        match ptrace::interrupt(tid) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                return Err(No::Ever("ended".to_owned()));
+            }
+            outcome => outcome.or_target(|| format!("interrupt thread {tid}"))?,
+        }
         let begun = self.await_stop(tid)?;
         (self.steps)("stopped");
         let outcome = self.with_stopped(tid, needs_no_filter, calls, errand, may_be_held);
@@ -456,16 +484,14 @@ impl Session<'_> {
                         self.memory.pid
                     ))));
                 }
-                Some(Event::Ended) => return Err(No::This("ended".to_owned())),
+                Some(Event::Ended) => return Err(No::Ever("ended".to_owned())),
                 Some(_) => ptrace::resume(tid, 0).or_target(|| format!("resume thread {tid}"))?,
                 None if Instant::now() > deadline => {
-                    return Err(No::This("sleeps where nothing interrupts it".to_owned()));
+                    return Err(No::Ever("sleeps where nothing interrupts it".to_owned()));
                 }
-                // A stop takes microseconds: a longer sleep would be a longer hold, and none at all could keep the processor
-                // from the thread that is to stop.
                 None => {
                     seen = look;
-                    thread::sleep(Duration::from_micros(5));
+                    thread::sleep(STOP_LOOK);
                 }
             }
         }
@@ -543,7 +569,10 @@ impl Session<'_> {
                     ptrace::set_signal_mask(tid, !0).or_target(|| asked("set the signal mask"))?;
                 }
                 (self.steps)("call set up");
-                returned.push(self.make(tid, system.is_none())?);
+                returned.push(match system {
+                    Some(_) => self.make(tid)?,
+                    None => self.await_return(tid, frame.address)?,
+                });
                 (self.steps)("call made");
             }
             results.push(if let Call::Function(..) = call { returned[0] } else { first_failure(&returned) });
@@ -551,7 +580,13 @@ impl Session<'_> {
         // Only from a stop like the first does the kernel look at a call that is to be started again.
         ptrace::interrupt(tid).or_target(|| asked("interrupt"))?;
         ptrace::resume(tid, 0).or_target(|| asked("resume"))?;
-        self.await_stop(tid)?;
+        self.await_stop(tid).map_err(|no| match no {
+            // It has made the calls, and goes back by itself.
+            No::This(why) | No::Ever(why) => {
+                Error::unfit(format!("thread {tid} of process {} {why}, after its calls", self.memory.pid))
+            }
+            No::All(error) => error,
+        })?;
         ptrace::set_signal_mask(tid, mask).or_target(|| asked("set the signal mask"))?;
         (self.steps)("mask put back");
         let restored = if is_rewound(&original, &after) { after } else { original };
@@ -662,24 +697,54 @@ impl Session<'_> {
         Ok(regs)
     }
 
-    fn make(&self, tid: Tid, is_function: bool) -> Result<u64> {
-        // A function that returns comes to `rt_sigreturn`, which is let happen: left out, the thread would stand behind it, where
-        // there is no way back without us. What the function returned is not known.
-        self.to_call(tid)?;
+    fn make(&self, tid: Tid) -> Result<u64> {
+        self.to_call(tid, None)?;
         (self.steps)("call entered");
-        self.to_call(tid)?;
-        if is_function {
-            return Ok(0);
-        }
+        self.to_call(tid, None)?;
         Ok(ptrace::registers(tid).or_target(|| format!("read the registers of thread {tid}"))?.rax)
     }
 
-    fn to_call(&self, tid: Tid) -> Result<()> {
+    /// Lets a function run to its end. It returns to `rt_sigreturn`, which is let happen: left out, the thread would stand behind
+    /// it, where there is no way back without us. Every other call is the function's own, and made as it wants it. What the
+    /// function returned is not known.
+    fn await_return(&self, tid: Tid, frame: u64) -> Result<u64> {
+        let deadline = Instant::now() + FUNCTION_LIMIT;
+        loop {
+            self.to_call(tid, Some(deadline))?;
+            (self.steps)("call entered");
+            let entered =
+                ptrace::registers(tid).or_target(|| format!("read the registers of thread {tid}"))?;
+            self.to_call(tid, Some(deadline))?;
+            // A handler that the function has let come returns by the same call, but with another frame: `ret` has taken the
+            // first eight bytes of ours.
+            if entered.orig_rax == libc::SYS_rt_sigreturn as u64 && entered.rsp == frame + 8 {
+                return Ok(0);
+            }
+        }
+    }
+
+    /// To the entry of the next system call, or to the end of the one that was entered. After the deadline the thread is left to
+    /// itself, with its way back.
+    fn to_call(&self, tid: Tid, deadline: Option<Instant>) -> Result<()> {
         ptrace::resume_to_call(tid, 0).or_target(|| format!("resume thread {tid}"))?;
-        match ptrace::wait(tid, true).or_target(|| format!("wait for thread {tid}"))? {
-            Some(Event::Call) => Ok(()),
-            Some(Event::Ended) => Err(Error::unfit(format!("process {} ended", self.memory.pid))),
-            other => Err(Error::unfit(format!("thread {tid} came to an unexpected stop: {other:?}"))),
+        loop {
+            match ptrace::wait(tid, deadline.is_none()).or_target(|| format!("wait for thread {tid}"))? {
+                Some(Event::Call) => return Ok(()),
+                Some(Event::Ended) => {
+                    return Err(Error::unfit(format!("process {} ended", self.memory.pid)));
+                }
+                Some(other) => {
+                    return Err(Error::unfit(format!("thread {tid} came to an unexpected stop: {other:?}")));
+                }
+                None if deadline.is_some_and(|deadline| Instant::now() > deadline) => {
+                    return Err(Error::unfit(format!(
+                        "thread {tid} of process {} did not return within {} s from a function that it was to call: hooks must not wait",
+                        self.memory.pid,
+                        FUNCTION_LIMIT.as_secs()
+                    )));
+                }
+                None => thread::sleep(STOP_LOOK),
+            }
         }
     }
 }
