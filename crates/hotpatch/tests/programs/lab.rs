@@ -5,6 +5,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
 use outlive_hotpatch::build::{self, Options};
@@ -13,6 +15,9 @@ use outlive_hotpatch::record::Record;
 use outlive_hotpatch::refusal::Kind;
 use outlive_hotpatch::running::{Patcher, Region, Report, State};
 use tempfile::TempDir;
+
+/// How long a process may take to come to a state: a machine may be busy.
+const STATE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A recorded program in a folder of its own.
 pub struct Recorded {
@@ -127,8 +132,26 @@ impl Running {
     }
 
     pub fn ask(&mut self, line: &str) -> String {
+        self.tell(line);
+        self.answer()
+    }
+
+    pub fn tell(&mut self, line: &str) {
         // A program that has ended does not read.
         let _ = self.input.write_all(format!("{line}\n").as_bytes());
+    }
+
+    /// Waits until its first thread is in a state that `/proc/PID/status` names so.
+    pub fn await_state(&self, state: char) {
+        let path = format!("/proc/{}/status", self.pid());
+        let deadline = Instant::now() + STATE_LIMIT;
+        while !fs::read_to_string(&path).unwrap().contains(&format!("State:\t{state}")) {
+            assert!(Instant::now() < deadline, "process {} does not come to state {state}", self.pid());
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub fn answer(&mut self) -> String {
         let mut answer = String::new();
         self.output.read_line(&mut answer).unwrap();
         assert!(!answer.is_empty(), "the program ended: {:?}", self.child.wait());

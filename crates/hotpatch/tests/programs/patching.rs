@@ -29,6 +29,7 @@ pub fn trials() -> Vec<Trial> {
         trial("a_process_that_waits_does_not_notice", || sleeper("sleeper")),
         trial("a_process_that_waits_for_a_time_does_not_notice", || sleeper("poller")),
         trial("a_process_that_is_stopped_or_traced_is_refused", stopped),
+        trial("a_thread_that_nothing_interrupts_is_not_taken_for_one_that_is_traced", uninterrupted),
         trial("a_patcher_may_die_at_any_step", || die_at_every_step("threads", "0 1", "0 2", 15)),
         // It has an unwinder, which is told of the patch.
         trial("a_patcher_may_die_while_the_unwinder_is_told", || {
@@ -206,12 +207,38 @@ fn stopped() {
         assert!(Command::new("kill").args([name, &running.pid().to_string()]).status().unwrap().success());
     };
     send("-STOP");
-    while !std::fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap().contains("State:\tT") {
-    }
+    running.await_state('T');
     let error = running.patcher().apply(&signed).unwrap_err().to_string();
     assert!(error.contains("is stopped"), "{error}");
     send("-CONT");
     assert!(running.regions().is_empty());
+    // The tracer is a thread of this test: what it traces is let go when it ends.
+    let (pid, traced) = (running.pid(), signed.clone());
+    std::thread::spawn(move || {
+        // SAFETY: seizing changes nothing in this process, and takes numbers only.
+        assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) }, 0);
+        let patcher = || Patcher::open(pid).unwrap();
+        for error in [patcher().apply(&traced).unwrap_err(), patcher().check(&traced).unwrap_err()] {
+            assert!(error.to_string().contains("is traced by process"), "{error}");
+        }
+    })
+    .join()
+    .unwrap();
+    assert!(running.regions().is_empty());
+    running.apply(&signed);
+    assert_eq!(running.ask("?"), "2");
+}
+
+fn uninterrupted() {
+    let recorded = Recorded::simple("vforks");
+    let mut running = recorded.start();
+    let signed = recorded.patch();
+    assert_eq!(running.ask("?"), "1");
+    running.tell("v");
+    running.await_state('D');
+    let error = running.patcher().apply(&signed).unwrap_err().to_string();
+    assert!(error.contains("sleeps where nothing interrupts it") && !error.contains("traced"), "{error}");
+    assert_eq!(running.answer(), "1");
     running.apply(&signed);
     assert_eq!(running.ask("?"), "2");
 }
