@@ -18,19 +18,14 @@ const NAME: &str = "patched";
 
 /// A recorded program, its fix as a patch, and keys.
 struct Made {
-    folder: PathBuf,
+    folder: tempfile::TempDir,
 }
 
 impl Made {
-    /// Where a workload can read it: its `/tmp` and `/run` are its own.
-    fn new(name: &str) -> Made {
-        let folder =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("patch-{name}-{}", std::process::id()));
-        // Of a run before that had our number.
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
+    fn new() -> Made {
+        let folder = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/patched.c");
-        fs::copy(source, folder.join("patched.c")).unwrap();
+        fs::copy(source, folder.path().join("patched.c")).unwrap();
         let made = Made { folder };
         done(outlive(&["patch", "key", "--out", path(&made.file("keys"))]));
         done(outlive(&["patch", "key", "--out", path(&made.file("stranger"))]));
@@ -41,14 +36,14 @@ impl Made {
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.folder.path().join(name)
     }
 
     /// `outlive patch … -- gcc …`, in the folder.
     fn build(&self, words: &[&str], flags: &str) -> std::process::Output {
         let gcc = format!("echo compiling; gcc -O2 {flags} -o program patched.c");
         let mut command = Command::new(OUTLIVE);
-        command.arg("patch").args(words).args(["--", "sh", "-c", &gcc]).current_dir(&self.folder);
+        command.arg("patch").args(words).args(["--", "sh", "-c", &gcc]).current_dir(self.folder.path());
         command.output().unwrap()
     }
 
@@ -60,13 +55,6 @@ impl Made {
         assert_eq!(made["parts"][0]["switched"], serde_json::json!(["value"]), "{made}");
         assert!(made["times"]["rebuild_ms"].is_u64(), "{made}");
         out
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        // What stays is in the build's own folder.
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -92,7 +80,7 @@ impl Drop for Server {
 
 #[test]
 fn a_process_is_patched_listed_and_reverted() {
-    let made = Made::new("pid");
+    let made = Made::new();
     let fix = made.patch("keys", "fix.opatch");
     let (trust, other) = (made.file("keys/patch.pub"), made.file("stranger/patch.pub"));
     let mut command = Command::new(made.file("running"));
@@ -150,7 +138,7 @@ fn a_process_is_patched_listed_and_reverted() {
 
 #[test]
 fn a_change_that_cannot_be_patched_is_refused_with_its_reason() {
-    let made = Made::new("refused");
+    let made = Made::new();
     let source = made.file("patched.c");
     let changed =
         fs::read_to_string(&source).unwrap().replace("unsigned long asked;", "unsigned long asked = 100;");
@@ -167,7 +155,7 @@ fn a_change_that_cannot_be_patched_is_refused_with_its_reason() {
 /// The patch is memory, and so survives what memory survives.
 #[test]
 fn a_workload_keeps_its_patch_when_its_host_dies() {
-    let made = Made::new("workload");
+    let made = Made::new();
     let fix = made.patch("keys", "fix.opatch");
     let trust = made.file("keys/patch.pub");
     let cluster = Cluster::new("patch", &["a", "b", "c"]);
@@ -175,7 +163,8 @@ fn a_workload_keeps_its_patch_when_its_host_dies() {
     let agents = cluster.start_all();
     cluster.bootstrap();
     let address = cluster.lab.free_address().unwrap();
-    let (ip, running) = (format!("{address}/24"), made.file("running"));
+    // Where the workload can read it, whose `/tmp` is its own.
+    let (ip, running) = (format!("{address}/24"), cluster.lab.install(&made.file("running")).unwrap());
     done(cluster.cli("a", &["run", "--name", NAME, "--ip", &ip, "--", path(&running), &PORT.to_string()]));
     let from = client.netns().unwrap();
     let target = SocketAddr::from((address, PORT));
