@@ -26,8 +26,9 @@ const PRESENT_AT: usize = 512;
 const TILES: u64 = 0b11 << 17;
 
 impl Frame {
-    /// Below `stack`. Without extended state (an empty one) the thread gets the state of a new program.
-    pub fn new(stack: u64, regs: &Registers, mask: u64, mut xstate: Vec<u8>, sigreturn: u64) -> Self {
+    /// Below `stack`. Without extended state (an empty one) the thread gets the state of a new program. `None` if `stack`, which
+    /// can be any number, has not as much below it.
+    pub fn new(stack: u64, regs: &Registers, mask: u64, mut xstate: Vec<u8>, sigreturn: u64) -> Option<Self> {
         let quad = |bytes: &[u8], at: usize| {
             bytes.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(std::array::from_fn(|index| b[index])))
         };
@@ -51,7 +52,7 @@ impl Frame {
         if has_state {
             xstate.extend(XSTATE_END.to_le_bytes());
         }
-        let area = (stack - RED_ZONE - xstate.len() as u64) & !63;
+        let area = stack.checked_sub(RED_ZONE + xstate.len() as u64)? & !63;
         let mut bytes = Vec::with_capacity(xstate.len() + 512);
         let mut put = |value: u64| bytes.extend(value.to_le_bytes());
         put(sigreturn);
@@ -97,10 +98,10 @@ impl Frame {
         }
         // After the first eight bytes are popped the kernel looks at what follows; functions that are called here find their stack
         // aligned: at their entry, 8 below a multiple of 16.
-        let address = ((area - bytes.len() as u64 - 8) & !15) + 8;
+        let address = (area.checked_sub(bytes.len() as u64 + 8)? & !15) + 8;
         bytes.resize((area - address) as usize, 0);
         bytes.extend(xstate);
-        Self { address, bytes }
+        Some(Self { address, bytes })
     }
 }
 
@@ -116,7 +117,13 @@ mod tests {
         regs.rsp = 0x7000_0000_1008;
         let mut xstate = vec![0u8; 2696];
         xstate[SOFTWARE_AT] = 7;
-        let frame = Frame::new(regs.rsp, &regs, 0xabc, xstate, 0x9999);
+        let frame = Frame::new(regs.rsp, &regs, 0xabc, xstate.clone(), 0x9999).unwrap();
+        for nowhere in [0, RED_ZONE, 2000, 3000] {
+            assert!(
+                Frame::new(nowhere, &regs, 0xabc, xstate.clone(), 0x9999).is_none_or(|f| f.address < nowhere)
+            );
+        }
+        assert!(Frame::new(RED_ZONE, &regs, 0xabc, Vec::new(), 0x9999).is_none());
         let quad = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| frame.bytes[at + index]));
         assert_eq!(frame.address % 16, 8);
         assert_eq!(quad(0), 0x9999);

@@ -380,10 +380,10 @@ impl Session<'_> {
 
     /// How both calls went, once the errand of this number is done.
     fn said_at(&self, desk: Desk, number: u64) -> Result<Option<Vec<u64>>> {
-        if self.memory.word(desk.words + 16)? != number {
+        if self.memory.word(desk.words.wrapping_add(16))? != number {
             return Ok(None);
         }
-        let results = [self.memory.word(desk.words)?, self.memory.word(desk.words + 8)?];
+        let results = [self.memory.word(desk.words)?, self.memory.word(desk.words.wrapping_add(8))?];
         Ok(Some(vec![first_failure(&results)]))
     }
 
@@ -529,8 +529,13 @@ impl Session<'_> {
         let mask = ptrace::signal_mask(tid).or_target(|| asked("read the signal mask"))?;
         let xstate = ptrace::xstate(tid).or_target(|| asked("read the extended state"))?;
         let after = self.after(tid, &original);
-        let frame = Frame::new(original.rsp, &after, mask, xstate, self.gadgets.sigreturn);
-        let errands = errand.map(|number| self.errands(&frame, &original, calls, number)).unwrap_or_default();
+        let no_room = || No::This("has no room on its stack".to_owned());
+        let frame =
+            Frame::new(original.rsp, &after, mask, xstate, self.gadgets.sigreturn).ok_or_else(no_room)?;
+        let errands = match errand {
+            Some(number) => self.errands(&frame, &original, calls, number).ok_or_else(no_room)?,
+            None => Vec::new(),
+        };
         let stack = self.mappings.iter().find(|m| m.is_writable && (m.start..m.end).contains(&original.rsp));
         let calls_function = calls.iter().any(|call| matches!(call, Call::Function(..)));
         let room = if calls_function { ROOM_FOR_FUNCTIONS } else { 64 };
@@ -538,7 +543,7 @@ impl Session<'_> {
             .last()
             .map_or(frame.address, |(_, below)| below.as_ref().map_or(frame.address, |f| f.address));
         if stack.is_none_or(|stack| lowest < stack.start + room) {
-            return Err(No::This("has no room on its stack".to_owned()));
+            return Err(no_room());
         }
         self.memory.write(frame.address, &frame.bytes)?;
         (self.steps)("frame written");
@@ -598,19 +603,19 @@ impl Session<'_> {
     }
 
     /// For each call of an errand, the last first: the registers to make it with, and the frame that brings them (none for
-    /// the call that is made first: its registers are set by us).
+    /// the call that is made first: its registers are set by us). `None` if the stack pointer leaves no room.
     fn errands(
         &self,
         back: &Frame,
         original: &Registers,
         calls: &[Call],
         number: u64,
-    ) -> Vec<(Registers, Option<Frame>)> {
+    ) -> Option<Vec<(Registers, Option<Frame>)>> {
         if let ([Call::Synchronise], Some(desk)) = (calls, self.desk) {
             let mut regs = *original;
             (regs.rip, regs.rsp, regs.rbx, regs.r12) = (desk.code, back.address, desk.words, number);
             regs.orig_rax = u64::MAX;
-            return vec![(regs, None)];
+            return Some(vec![(regs, None)]);
         }
         let mut errands: Vec<(Registers, Option<Frame>)> = Vec::new();
         let mut returns_to = back.address;
@@ -618,12 +623,14 @@ impl Session<'_> {
         for (index, system) in all.iter().enumerate().rev() {
             let regs = self.registers_of(original, returns_to, *system);
             // In between the thread has no extended state; the last frame brings it back.
-            let below =
-                (index > 0).then(|| Frame::new(returns_to, &regs, !0, Vec::new(), self.gadgets.sigreturn));
+            let below = match index {
+                0 => None,
+                _ => Some(Frame::new(returns_to, &regs, !0, Vec::new(), self.gadgets.sigreturn)?),
+            };
             returns_to = below.as_ref().map_or(returns_to, |frame| frame.address);
             errands.push((regs, below));
         }
-        errands
+        Some(errands)
     }
 
     fn registers_of(&self, original: &Registers, stack: u64, (number, arguments): System) -> Registers {
@@ -641,7 +648,7 @@ impl Session<'_> {
     fn is_in_sequence(&self, tid: Tid) -> Result<bool> {
         match ptrace::rseq_address(tid) {
             Ok(0) | Err(_) => Ok(false),
-            Ok(address) => Ok(self.memory.word(address + 8)? != 0),
+            Ok(address) => Ok(self.memory.word(address.wrapping_add(8))? != 0),
         }
     }
 
@@ -656,7 +663,7 @@ impl Session<'_> {
                     && AGAIN.contains(&(original.orig_rax as i64))
                     && !self.has_signal(tid));
         if is_again {
-            after.rip -= 2;
+            after.rip = after.rip.wrapping_sub(2);
             after.rax = original.orig_rax;
         }
         after.orig_rax = u64::MAX;
@@ -717,7 +724,7 @@ impl Session<'_> {
             self.to_call(tid, Some(deadline))?;
             // A handler that the function has let come returns by the same call, but with another frame: `ret` has taken the
             // first eight bytes of ours.
-            if entered.orig_rax == libc::SYS_rt_sigreturn as u64 && entered.rsp == frame + 8 {
+            if entered.orig_rax == libc::SYS_rt_sigreturn as u64 && entered.rsp == frame.wrapping_add(8) {
                 return Ok(0);
             }
         }

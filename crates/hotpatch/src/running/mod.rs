@@ -3,7 +3,8 @@
 //! The order of what is written decides what a patcher that is killed leaves behind. Code and notes first, in state
 //! `prepared`; then the distances into the pads, which nobody reads yet; then `applying`, and one byte for each entry; then
 //! `applied`. At every point each entry leads to the old function or to the new one, whole; the state says which entries may
-//! be switched, and [`Patcher::settle`] switches them back.
+//! be switched, and [`Patcher::settle`] switches them back. The parts of a patch (a program and its libraries) are one: all are
+//! `applying` before an entry of any is switched, and none is `applied` before all entries of all are.
 
 mod frame;
 mod inject;
@@ -166,21 +167,30 @@ impl<'a> Patcher<'a> {
         regions: &[Region],
     ) -> Result<Vec<Meeting<'p>>> {
         let mut met = Vec::new();
+        let mut active: Option<&Region> = None;
         for part in &patch.parts {
             for module in modules.iter().filter(|module| module.build_id == *part.build_id) {
-                let same =
-                    |region: &&Region| region.notes.patch == id && region.notes.build_id == *part.build_id;
-                if let Some(active) = regions.iter().filter(|region| region.is_active()).find(same) {
-                    return Err(Error::unfit(format!(
-                        "process {} has the patch {} already ({})",
-                        self.memory.pid,
-                        active.notes.name,
-                        active.state.word()
-                    )));
+                // One file may be mapped several times, or again at another place: by its entries a region says in which it is.
+                let same = |region: &&Region| region.notes.patch == id && is_in(region, part, module);
+                if let Some(region) = regions.iter().filter(|region| region.is_active()).find(same) {
+                    active.get_or_insert(region);
+                    continue;
                 }
                 let before = regions.iter().find(same).cloned();
                 met.push(Meeting { part, module: module.clone(), before });
             }
+        }
+        if let Some(active) = active {
+            let others = match met.first() {
+                Some(other) => format!(", and has mapped {} since: revert it first", other.module.path),
+                None => String::new(),
+            };
+            return Err(Error::unfit(format!(
+                "process {} has the patch {} already ({}){others}",
+                self.memory.pid,
+                active.notes.name,
+                active.state.word()
+            )));
         }
         if met.is_empty() {
             let wanted: Vec<String> = patch
@@ -255,7 +265,7 @@ impl<'a> Patcher<'a> {
         Ok(found)
     }
 
-    /// Applies a patch. On an error nothing is switched.
+    /// Applies a patch. On an error nothing is switched; only an error of the hook that runs after the switch leaves it in place.
     pub fn apply(&mut self, signed: &Signed) -> Result<Report> {
         self.check_fit()?;
         self.with_caller(|this, caller| this.apply_by(signed, caller))
@@ -264,10 +274,10 @@ impl<'a> Patcher<'a> {
     fn apply_by(&self, signed: &Signed, caller: &mut dyn Caller) -> Result<Report> {
         let begun = Instant::now();
         self.memory.lock()?;
-        let settled = self.settle()?;
-        let regions = self.list()?;
         let mappings = self.memory.mappings()?;
         let modules = modules::find(&self.memory, &mappings);
+        let settled = self.settle(&modules)?;
+        let regions = self.list()?;
         let scope = Scope::of(&self.memory, &modules, &signed.patch);
         let meetings = self.meet(&signed.patch, signed.id, &modules, &regions)?;
         if signed.patch.parts.iter().any(|part| !part.hooks.is_empty()) && !caller.calls_functions() {
@@ -282,7 +292,12 @@ impl<'a> Patcher<'a> {
         let mut order = regions.iter().map(|region| region.order).max().unwrap_or(0);
         let found = Found { regions: &regions, scope: &scope, modules: &modules };
         for meeting in &meetings {
-            order += 1;
+            order = order.checked_add(1).ok_or_else(|| {
+                Error::unfit(format!(
+                    "the patches in process {} have no order that makes sense",
+                    self.memory.pid
+                ))
+            })?;
             let (region, mapped) = self.prepare(signed, meeting, &found, order, caller, &mut warnings)?;
             bytes += mapped;
             prepared.push(region);
@@ -300,13 +315,7 @@ impl<'a> Patcher<'a> {
             call_hooks(caller, region, When::Before)?;
         }
         steps("hooks before");
-        for region in &mut prepared {
-            region.set_state(&self.memory, State::Applying)?;
-            steps("applying");
-            self.switch(region, true)?;
-            region.set_state(&self.memory, State::Applied)?;
-            steps("applied");
-        }
+        self.switch_unit(&mut prepared, true)?;
         for region in &prepared {
             call_hooks(caller, region, When::After)?;
         }
@@ -335,10 +344,13 @@ impl<'a> Patcher<'a> {
         let mut notes = notes(signed, meeting);
         notes.switched = self.switches(meeting, &plan, 0, 0, regions)?;
         if signed.patch.is_cumulative {
-            notes.off = offs(&notes, regions);
+            notes.off = offs(&notes, &meeting.module, regions);
         }
         let draft = Region::header(0, 0, order, State::Prepared, &notes)?;
-        if let Some(before) = &meeting.before {
+        // What its notes say is the process's own memory: without sense it is no place to use again.
+        let before =
+            meeting.before.as_ref().filter(|before| before.has_room_for(plan.code_length, plan.data_length));
+        if let Some(before) = before {
             // The code lies there as it did; threads may even be in it.
             let code = before.notes.code;
             let data = before.notes.data.0;
@@ -431,34 +443,65 @@ impl<'a> Patcher<'a> {
         if let Some(leads_to) = region::pad(&self.memory, pad)? {
             return Err(Error::unfit(format!("the entry at {pad:#x} was led to {leads_to:#x} meanwhile")));
         }
-        let distance = target.wrapping_sub(pad + 5) as i64;
+        let distance = target.wrapping_sub(pad.wrapping_add(5)) as i64;
         let distance = i32::try_from(distance)
             .map_err(|_| Error::unfit(format!("the new function at {target:#x} is out of reach of the old")))?
             .to_le_bytes();
-        let old: [u8; 4] = self.memory.array(pad + 1)?;
+        let old: [u8; 4] = self.memory.array(pad.wrapping_add(1))?;
         if old == distance {
             return Ok(false);
         }
-        self.memory.write(pad + 1, &distance)?;
+        self.memory.write(pad.wrapping_add(1), &distance)?;
         Ok(true)
     }
 
-    /// Switches all entries of a patch, or all back: one store of one byte for each.
-    fn switch(&self, region: &Region, on: bool) -> Result<()> {
-        let (here, off) = if on { (PAD_TAKEN, PAD_OPEN) } else { (PAD_OPEN, PAD_TAKEN) };
-        for switched in &region.notes.switched {
-            self.store(switched.pad, switched.target, here)?;
+    /// Switches all parts of one patch, or all back. The states say what may be switched: all parts are being switched before an
+    /// entry of any is, and until all entries of all are.
+    fn switch_unit(&self, unit: &mut [Region], on: bool) -> Result<()> {
+        let (meanwhile, then) =
+            if on { (State::Applying, State::Applied) } else { (State::Reverting, State::Reverted) };
+        for region in unit.iter_mut() {
+            region.set_state(&self.memory, meanwhile)?;
+            (self.steps)(if on { "applying" } else { "reverting" });
         }
-        for other in &region.notes.off {
-            self.store(other.pad, other.target, off)?;
+        if let Err(error) = unit.iter().try_for_each(|region| self.switch(region, on)) {
+            let modules = modules::find(&self.memory, &self.memory.mappings()?);
+            return Err(match self.settle(&modules) {
+                Ok(_) => error,
+                Err(further) => {
+                    Error::unfit(format!("{error}; and what was begun could not be undone: {further}"))
+                }
+            });
+        }
+        for region in unit {
+            region.set_state(&self.memory, then)?;
+            (self.steps)(if on { "applied" } else { "reverted" });
         }
         Ok(())
+    }
+
+    /// Switches all entries of a part, or all back: one store of one byte for each. Back goes every entry that can, whatever
+    /// another has become meanwhile.
+    fn switch(&self, region: &Region, on: bool) -> Result<()> {
+        let (here, off) = if on { (PAD_TAKEN, PAD_OPEN) } else { (PAD_OPEN, PAD_TAKEN) };
+        let own = region.notes.switched.iter().map(|switched| (switched.pad, switched.target, here));
+        let others = region.notes.off.iter().map(|other| (other.pad, other.target, off));
+        let mut outcome = Ok(());
+        for (pad, target, first) in own.chain(others) {
+            let stored = self.store(pad, target, first);
+            if on {
+                stored?;
+            } else {
+                outcome = outcome.and(stored);
+            }
+        }
+        outcome
     }
 
     fn store(&self, pad: u64, target: u64, first: u8) -> Result<()> {
         let bytes: [u8; 5] = self.memory.array(pad)?;
         let distance = i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
-        let leads_to = (pad + 5).wrapping_add_signed(i64::from(distance));
+        let leads_to = pad.wrapping_add(5).wrapping_add_signed(i64::from(distance));
         if ![PAD_OPEN, PAD_TAKEN].contains(&bytes[0]) || leads_to != target {
             // Undoing a patch that was never switched on, over which another was.
             if first == PAD_OPEN && bytes[0] != PAD_TAKEN {
@@ -473,25 +516,54 @@ impl<'a> Patcher<'a> {
         Ok(())
     }
 
-    /// Undoes what a patcher that was killed had begun, and says what.
-    fn settle(&self) -> Result<Vec<String>> {
+    /// Undoes what a patcher that was killed had begun, and says what. The parts of a patch are one: if one of them was being
+    /// switched, all go back.
+    fn settle(&self, modules: &[Module]) -> Result<Vec<String>> {
         let mut settled = Vec::new();
+        let mut units: Vec<Vec<Region>> = Vec::new();
+        // The last first: they lie over the others.
         for mut region in self.list()?.into_iter().rev() {
-            match region.state {
-                State::Applying | State::Reverting => {
-                    self.switch(&region, false)?;
-                    settled.push(format!(
-                        "{} was {}, and is reverted",
-                        region.notes.name,
-                        region.state.word()
-                    ));
-                }
-                State::Prepared => {
-                    settled.push(format!("{} was prepared and not applied", region.notes.name))
-                }
-                State::Applied | State::Reverted => continue,
+            if region.state != State::Reverted && !has_module(&region, modules) {
+                // A library that was closed has taken its entries along: there is nothing to switch.
+                settled.push(format!(
+                    "{} was {} in {}, which the process has closed",
+                    region.notes.name,
+                    region.state.word(),
+                    region.notes.program
+                ));
+                region.set_state(&self.memory, State::Reverted)?;
+                continue;
             }
-            region.set_state(&self.memory, State::Reverted)?;
+            match units.iter_mut().find(|unit| unit[0].notes.patch == region.notes.patch) {
+                Some(unit) => unit.push(region),
+                None => units.push(vec![region]),
+            }
+        }
+        for mut unit in units {
+            let interrupted = unit.iter().map(|region| region.state).find(|state| state.is_underway());
+            let is_undone = |region: &Region| match region.state {
+                State::Reverted => true,
+                State::Applied => interrupted.is_none(),
+                State::Prepared | State::Applying | State::Reverting => false,
+            };
+            unit.retain(|region| !is_undone(region));
+            let Some(name) = unit.first().map(|region| region.notes.name.clone()) else { continue };
+            // The states first, so that this may be interrupted as well.
+            for region in unit.iter_mut().filter(|region| region.state == State::Applied) {
+                region.set_state(&self.memory, State::Reverting)?;
+                (self.steps)("settling");
+            }
+            unit.iter()
+                .filter(|region| region.state.is_underway())
+                .try_for_each(|region| self.switch(region, false))?;
+            for region in &mut unit {
+                region.set_state(&self.memory, State::Reverted)?;
+                (self.steps)("settled");
+            }
+            settled.push(match interrupted {
+                Some(state) => format!("{name} was {}, and is reverted", state.word()),
+                None => format!("{name} was prepared and not applied"),
+            });
         }
         Ok(settled)
     }
@@ -504,7 +576,8 @@ impl<'a> Patcher<'a> {
     fn revert_by(&self, all: bool, caller: &mut dyn Caller) -> Result<Report> {
         let begun = Instant::now();
         self.memory.lock()?;
-        let settled = self.settle()?;
+        let modules = modules::find(&self.memory, &self.memory.mappings()?);
+        let settled = self.settle(&modules)?;
         let regions: Vec<Region> =
             self.list()?.into_iter().filter(|region| region.state == State::Applied).collect();
         let Some(last) = regions.last() else {
@@ -522,7 +595,7 @@ impl<'a> Patcher<'a> {
         };
         let id = last.notes.patch;
         let mut functions = 0;
-        let regions: Vec<Region> =
+        let mut regions: Vec<Region> =
             regions.into_iter().rev().take_while(|region| all || region.notes.patch == id).collect();
         let mut is_new = false;
         // What a cumulative patch switched off is switched on again; another patch may have used the pad since.
@@ -538,13 +611,9 @@ impl<'a> Patcher<'a> {
         for region in &regions {
             call_hooks(caller, region, When::Revert)?;
         }
-        for mut region in regions {
-            region.set_state(&self.memory, State::Reverting)?;
-            (self.steps)("reverting");
-            self.switch(&region, false)?;
-            functions += region.notes.switched.len();
-            region.set_state(&self.memory, State::Reverted)?;
-            (self.steps)("reverted");
+        for unit in regions.chunk_by_mut(|one, other| one.notes.patch == other.notes.patch) {
+            self.switch_unit(unit, false)?;
+            functions += unit.iter().map(|region| region.notes.switched.len()).sum::<usize>();
         }
         Ok(Report {
             functions,
@@ -555,6 +624,22 @@ impl<'a> Patcher<'a> {
             warnings: Vec::new(),
         })
     }
+}
+
+/// Whether a region of a part's patch is in this module: its entries are at the module's.
+fn is_in(region: &Region, part: &Part, module: &Module) -> bool {
+    let entries = part.switches.iter().map(|switch| module.bias.wrapping_add(switch.pad));
+    region.notes.build_id == *part.build_id
+        && entries.eq(region.notes.switched.iter().map(|switched| switched.origin))
+}
+
+/// Whether the program or library that a region is in is mapped, at the place where it was.
+fn has_module(region: &Region, modules: &[Module]) -> bool {
+    let is_it = |module: &Module| {
+        module.build_id == region.notes.build_id
+            && region.notes.switched.iter().all(|switched| module.holds(switched.origin))
+    };
+    modules.iter().any(is_it)
 }
 
 /// Has every processor that runs the process forget what it has fetched.
@@ -595,7 +680,7 @@ fn notes(signed: &Signed, meeting: &Meeting<'_>) -> Notes {
 }
 
 /// What a cumulative patch switches off: entries of older patches for functions that it leaves as the program had them.
-fn offs(notes: &Notes, regions: &[Region]) -> Vec<Off> {
+fn offs(notes: &Notes, module: &Module, regions: &[Region]) -> Vec<Off> {
     let own: BTreeSet<u64> = notes.switched.iter().map(|switched| switched.origin).collect();
     let older = regions
         .iter()
@@ -608,6 +693,7 @@ fn offs(notes: &Notes, regions: &[Region]) -> Vec<Off> {
         .collect();
     older
         .flat_map(|region| &region.notes.switched)
+        .filter(|switched| module.holds(switched.origin))
         .filter(|switched| !own.contains(&switched.origin) && !gone.contains(&switched.pad))
         .map(|switched| Off { pad: switched.pad, target: switched.target })
         .collect()

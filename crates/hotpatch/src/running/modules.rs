@@ -11,6 +11,8 @@ use crate::patch::Patch;
 
 /// Largest table of any kind that is read from a process: it could say anything.
 const MOST: u64 = 1 << 24;
+/// Largest table of program headers: a linker makes a dozen of 56 bytes each.
+const MOST_HEADERS: u64 = 1 << 16;
 
 #[derive(Debug, Clone)]
 pub struct Module {
@@ -49,22 +51,24 @@ pub fn find(memory: &Memory, mappings: &[Mapping]) -> Vec<Module> {
     let beginnings =
         mappings.iter().filter(|mapping| mapping.inode != 0 && mapping.offset == 0 && mapping.is_readable);
     // What cannot be read as a module is none: a font, a database.
-    beginnings.filter_map(|mapping| Module::read(memory, mapping)).collect()
+    beginnings.filter_map(|mapping| Module::read(memory, mapping, mappings)).collect()
 }
 
 impl Module {
-    fn read(memory: &Memory, mapping: &Mapping) -> Option<Self> {
+    fn read(memory: &Memory, mapping: &Mapping, mappings: &[Mapping]) -> Option<Self> {
         let header: [u8; 64] = memory.array(mapping.start).ok()?;
         // ELF-64, little-endian, x86-64 (System V ABI).
         if !header.starts_with(b"\x7fELF\x02\x01") || half(&header, 18) != u64::from(elf::EM_X86_64.0) {
             return None;
         }
         let (table, size, count) = (quad(&header, 32), half(&header, 54), half(&header, 56));
-        if size < 56 || table > MOST {
+        // The header's sizes are 16 bits wide: their product is below 2^32.
+        if size < 56 || table > MOST || size * count > MOST_HEADERS {
             return None;
         }
-        let headers = memory.read(mapping.start + table, (size * count) as usize).ok()?;
+        let headers = memory.read(mapping.start.checked_add(table)?, (size * count) as usize).ok()?;
         let mut low = None;
+        let mut executable = Vec::new();
         let mut high = 0;
         let mut notes = Vec::new();
         let mut dynamic = None;
@@ -74,6 +78,9 @@ impl Module {
                 elf::PT_LOAD => {
                     low.get_or_insert(address / PAGE * PAGE);
                     high = high.max(address.saturating_add(memory_size));
+                    if long(header, 4) & u64::from(elf::PF_X.0) != 0 {
+                        executable.push((address, quad(header, 8)));
+                    }
                 }
                 elf::PT_NOTE => notes.push((address, file_size)),
                 elf::PT_DYNAMIC => dynamic = Some(address),
@@ -81,6 +88,19 @@ impl Module {
             }
         }
         let bias = mapping.start.wrapping_sub(low?);
+        // A file that is mapped to be read (by a debugger's library, say) is no program: it has no code where its header says.
+        let is_code = |&(address, offset): &(u64, u64)| {
+            let address = address.wrapping_add(bias);
+            mappings.iter().any(|m| {
+                let is_there = m.is_executable && m.inode == mapping.inode && m.path == mapping.path;
+                is_there
+                    && (m.start..m.end).contains(&address)
+                    && (address - m.start).checked_add(m.offset) == Some(offset)
+            })
+        };
+        if !executable.iter().any(is_code) {
+            return None;
+        }
         let build_id = notes.iter().find_map(|(address, size)| {
             let bytes = memory.read(address.wrapping_add(bias), (*size).min(PAGE) as usize).ok()?;
             build_id(&bytes)
@@ -90,7 +110,7 @@ impl Module {
             bias,
             build_id: build_id.unwrap_or_default(),
             start: mapping.start,
-            end: high.wrapping_add(bias).next_multiple_of(PAGE),
+            end: high.wrapping_add(bias).checked_next_multiple_of(PAGE)?,
             dynamic: dynamic.map(|address| address.wrapping_add(bias)),
         })
     }
@@ -107,7 +127,7 @@ impl Module {
                 return Some(entries);
             }
             entries.insert(tag, value);
-            at += 16;
+            at = at.checked_add(16)?;
         }
         None
     }
@@ -172,15 +192,16 @@ impl Module {
         if buckets > MOST / 4 || bloom > MOST / 8 {
             return None;
         }
-        let bucket_table = table + 16 + bloom * 8;
+        let bucket_table = table.checked_add(16 + bloom * 8)?;
         let all = memory.read(bucket_table, (buckets * 4) as usize).ok()?;
         let last = all.chunks_exact(4).map(|bucket| long(bucket, 0)).max().unwrap_or(0);
         if last < first {
             return Some(first);
         }
-        let chains = bucket_table + buckets * 4;
+        let chains = bucket_table.checked_add(buckets * 4)?;
         for symbol in last..last.saturating_add(MOST / 24) {
-            if long(&memory.array::<4>(chains + (symbol - first) * 4).ok()?, 0) & 1 == 1 {
+            let entry = chains.checked_add((symbol - first) * 4)?;
+            if long(&memory.array::<4>(entry).ok()?, 0) & 1 == 1 {
                 return Some(symbol + 1);
             }
         }

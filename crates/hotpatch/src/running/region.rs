@@ -53,6 +53,11 @@ impl State {
             .find(|state| *state as u8 == byte)
     }
 
+    /// Whether some entries may be switched and others not.
+    pub fn is_underway(self) -> bool {
+        matches!(self, Self::Applying | Self::Reverting)
+    }
+
     pub fn word(self) -> &'static str {
         match self {
             Self::Prepared => "prepared",
@@ -160,7 +165,8 @@ impl Region {
         if &head[..16] != MAGIC || version != VERSION || own != address {
             return None;
         }
-        if length > end - address || notes_length > MOST_NOTES || HEAD + notes_length > length {
+        // Both are below what their neighbours in this line allow: the sums cannot overflow.
+        if length > end.checked_sub(address)? || notes_length > MOST_NOTES || HEAD + notes_length > length {
             return None;
         }
         let body = memory.read(address + HEAD, notes_length as usize).ok()?;
@@ -194,6 +200,14 @@ impl Region {
         found
     }
 
+    /// Whether code and data of these lengths can be where the notes say: the code in the region, the data anywhere.
+    pub fn has_room_for(&self, code: u64, data: u64) -> bool {
+        let (at, end) = (self.notes.code, self.address.saturating_add(self.length));
+        let has_code =
+            at >= self.address.saturating_add(HEAD) && at.checked_add(code).is_some_and(|to| to <= end);
+        has_code && self.notes.data.1 >= data && self.notes.data.0.checked_add(self.notes.data.1).is_some()
+    }
+
     /// Whether the patch takes part in what the process does.
     pub fn is_active(&self) -> bool {
         matches!(self.state, State::Applying | State::Applied | State::Reverting)
@@ -205,7 +219,7 @@ pub fn pad(memory: &Memory, at: u64) -> Result<Option<u64>> {
     let bytes: [u8; 5] = memory.array(at)?;
     let distance = i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
     match bytes[0] {
-        PAD_TAKEN => Ok(Some((at + 5).wrapping_add_signed(i64::from(distance)))),
+        PAD_TAKEN => Ok(Some(at.wrapping_add(5).wrapping_add_signed(i64::from(distance)))),
         PAD_OPEN => Ok(None),
         other => Err(Error::unfit(format!(
             "the entry at {at:#x} of process {} begins with {other:#04x}: something else has changed it (a debugger, a tracer)",

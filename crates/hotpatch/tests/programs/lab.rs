@@ -63,6 +63,12 @@ impl Recorded {
         Self { folder, command, base }
     }
 
+    /// A program that says itself how it is built (`constructs.rs`).
+    pub fn of_header(name: &str) -> Self {
+        let text = fs::read_to_string(sources().join(format!("{name}.c"))).unwrap();
+        Self::new(text.lines().find_map(|line| line.strip_prefix("// build: ")).unwrap())
+    }
+
     pub fn simple(name: &str) -> Self {
         Self::new(&format!("gcc -O2 -pthread $FLAGS -o program {name}.c"))
     }

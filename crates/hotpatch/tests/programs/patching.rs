@@ -1,5 +1,7 @@
 //! Patches over patches, patches that do not fit, processes that are not like others, and patchers that die.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -30,7 +32,12 @@ pub fn trials() -> Vec<Trial> {
         trial("a_process_that_waits_for_a_time_does_not_notice", || sleeper("poller")),
         trial("a_process_that_is_stopped_or_traced_is_refused", stopped),
         trial("a_thread_that_nothing_interrupts_is_not_taken_for_one_that_is_traced", uninterrupted),
+        trial("a_library_that_is_closed_and_opened_elsewhere_is_another", opened_again),
         trial("a_patcher_may_die_at_any_step", || die_at_every_step("threads", "0 1", "0 2", 15)),
+        trial("a_patch_of_which_one_part_cannot_be_switched_leaves_none", switched_by_half),
+        trial("a_patch_of_two_parts_is_one_wherever_its_patcher_dies", || {
+            die_at_every_step("parts", "11 1", "12 3", 25)
+        }),
         // It has an unwinder, which is told of the patch.
         trial("a_patcher_may_die_while_the_unwinder_is_told", || {
             die_at_every_step("cpp_exception", "5 ", "-1 ", 20)
@@ -243,6 +250,61 @@ fn uninterrupted() {
     assert_eq!(running.ask("?"), "2");
 }
 
+fn opened_again() {
+    let recorded = Recorded::of_header("opened");
+    let mut running = recorded.start();
+    let signed = recorded.patch();
+    assert_eq!(running.ask("?"), "1 1");
+    running.apply(&signed);
+    assert_eq!(running.ask("?"), "3 3");
+    assert_eq!(running.ask("1"), "3 1", "what is opened anew is as its file has it");
+    let error = running.patcher().apply(&signed).unwrap_err().to_string();
+    assert!(error.contains("already") && error.contains("has mapped"), "{error}");
+    // That was looked at first: what was closed is nobody's any more.
+    let count = |running: &Running, wanted| running.states().iter().filter(|state| **state == wanted).count();
+    assert_eq!((count(&running, State::Applied), count(&running, State::Reverted)), (1, 1));
+    running.revert();
+    assert_eq!(running.ask("?"), "1 1");
+    running.apply(&signed);
+    assert_eq!(running.ask("?"), "3 3");
+    running.ask("0");
+    assert_eq!(running.ask("1"), "1 1");
+    let report = running.apply(&signed);
+    assert_eq!(report.settled.len(), 2, "{:?}", report.settled);
+    assert_eq!(running.ask("?"), "3 3");
+    running.revert();
+    assert_eq!(running.ask("?"), "1 1");
+}
+
+fn switched_by_half() {
+    let recorded = Recorded::of_header("parts");
+    let mut running = recorded.start();
+    let signed = recorded.patch();
+    assert_eq!(running.ask("?"), "11 1");
+    let pid = running.pid();
+    let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).unwrap();
+    // As a debugger would, just before the second part is switched.
+    let was = Mutex::new(None);
+    let steps = |step: &'static str| {
+        let mut was = was.lock().unwrap();
+        if step == "switched" && was.is_none() {
+            let pad = Patcher::open(pid).unwrap().list().unwrap()[1].notes.switched[0].pad;
+            let mut byte = [0];
+            memory.read_exact_at(&mut byte, pad).unwrap();
+            memory.write_all_at(&[0xcc], pad).unwrap();
+            *was = Some((pad, byte));
+        }
+    };
+    let error = Patcher::open_with_steps(pid, &steps).unwrap().apply(&signed).unwrap_err().to_string();
+    assert!(error.contains("changed by something else"), "{error}");
+    let (pad, byte) = was.into_inner().unwrap().unwrap();
+    memory.write_all_at(&byte, pad).unwrap();
+    assert_eq!(running.states(), [State::Reverted, State::Reverted]);
+    assert_eq!(running.ask("?"), "11 1");
+    running.apply(&signed);
+    assert_eq!(running.ask("?"), "12 3");
+}
+
 fn two_patchers() {
     let recorded = Recorded::simple("exported");
     let running = recorded.start();
@@ -291,9 +353,19 @@ pub fn apply_and_die(what: &str) -> ExitCode {
 
 /// A program, what it answers without the patch and with it, and how many steps an apply has at least.
 fn die_at_every_step(program: &str, old: &str, new: &str, least: usize) {
-    let recorded = match program.starts_with("cpp_") {
-        true => Recorded::new(&format!("g++ -O2 $FLAGS -o program {program}.cpp")),
-        false => Recorded::simple(program),
+    let recorded = match program {
+        "parts" => Recorded::of_header(program),
+        program if program.starts_with("cpp_") => {
+            Recorded::new(&format!("g++ -O2 $FLAGS -o program {program}.cpp"))
+        }
+        program => Recorded::simple(program),
+    };
+    // Functions are switched one after the other, and so are the words that say which.
+    let is_either = |answer: &str| {
+        let mut words = answer.split_whitespace();
+        old.split_whitespace()
+            .zip(new.split_whitespace())
+            .all(|(old, new)| words.next().is_some_and(|word| word == old || word == new))
     };
     let signed = recorded.patch();
     let file = recorded.folder().join("fix.opatch");
@@ -317,18 +389,21 @@ fn die_at_every_step(program: &str, old: &str, new: &str, least: usize) {
                 .unwrap();
             // The process runs, each call is the old or the new function, whole.
             let answer = running.ask("?");
-            assert!(
-                answer.starts_with(old) || answer.starts_with(new),
-                "{answer} after step {nth} of {what}"
-            );
+            assert!(is_either(&answer), "{answer} after step {nth} of {what}");
             if status.success() {
                 deaths.push(nth);
                 break;
             }
             assert!(status.code().is_none(), "the patcher was to die, and ended with {status}");
             // The next patcher finds out what there is.
-            if running.states() == [State::Applied] {
+            let states = running.states();
+            if !states.is_empty() && states.iter().all(|state| *state == State::Applied) {
+                assert!(running.ask("?").starts_with(new), "after step {nth} of {what}");
                 running.revert();
+            } else if nth % 2 == 1 && states.iter().any(|state| *state != State::Reverted) {
+                // Nothing is left to revert once what was begun is undone.
+                let report = running.revert();
+                assert!(!report.settled.is_empty(), "after step {nth} of {what}");
             } else {
                 running.apply(&signed);
                 assert!(running.ask("?").starts_with(new), "after step {nth} of {what}");
