@@ -206,7 +206,7 @@ fn take(redis: &Redis, (point, scenario, nth): (Point, Scenario, u64), act: Act)
             None => {}
         }
     }
-    panic!("{} is never reached", point.name());
+    panic!("{} is never reached:\n{}", point.name(), redis.account());
 }
 
 /// Dies there, loses its power or only the process, and all is as before.

@@ -1,5 +1,6 @@
 //! A Redis in a cluster, with clients that verify every reply and others that connect again and again.
 
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -151,6 +152,33 @@ impl Redis {
         all.filter(|status| status.role == Side::Primary).max_by_key(|status| status.generation)
     }
 
+    /// For a test that waited in vain: what every supervisor says, what its threads wait in, and the end of its log.
+    pub fn account(&self) -> String {
+        let mut text = String::new();
+        for node in NODES {
+            let Some(status) = self.status(node) else {
+                writeln!(text, "{node}: no supervisor answers").unwrap();
+                continue;
+            };
+            writeln!(text, "{node}: {status:?}").unwrap();
+            let tasks = format!("/proc/{}/task", status.supervisor_pid);
+            for task in std::fs::read_dir(tasks).into_iter().flatten().flatten() {
+                let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+                let (name, call, stack) = (read("comm"), read("syscall"), read("stack"));
+                let stack: Vec<&str> =
+                    stack.lines().filter_map(|line| line.split_whitespace().last()).take(8).collect();
+                writeln!(text, "  {:<16} {} {}", name.trim(), call.trim(), stack.join(" ")).unwrap();
+            }
+            let log = self.host(node).disk().join("state/workloads").join(NAME).join("supervisor.log");
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            lines[lines.len().saturating_sub(12)..]
+                .iter()
+                .for_each(|line| writeln!(text, "  {line}").unwrap());
+        }
+        text
+    }
+
     /// Waits until it is protected.
     #[track_caller]
     pub fn protected(&self) -> Pair {
@@ -164,7 +192,7 @@ impl Redis {
                 let (primary, backup) = (primary.clone(), backup.clone());
                 return Pair { primary, backup, generation: seen.generation };
             }
-            assert!(Instant::now() < deadline, "not protected in time; it is {seen:?}");
+            assert!(Instant::now() < deadline, "not protected in time:\n{}", self.account());
             std::thread::sleep(LOOK);
         }
     }
@@ -176,7 +204,7 @@ impl Redis {
         let (now, opened) = (Instant::now(), openers.answered());
         let deadline = now + PATIENCE;
         while clients.stats().answered_since(now) < CONNECTIONS || openers.answered() < opened + 2 {
-            assert!(Instant::now() < deadline, "the workload does not go on: {:?}", self.seen());
+            assert!(Instant::now() < deadline, "the workload does not go on:\n{}", self.account());
             std::thread::sleep(Duration::from_millis(5));
         }
         let report = clients.stats().report();
