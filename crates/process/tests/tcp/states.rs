@@ -490,6 +490,37 @@ fn syn_sent() {
     }
 }
 
+/// A reply that fits one segment does not wait for a timer when the peer cannot be asked, whether it has it or not.
+#[test]
+fn one_segment_that_a_silent_peer_may_lack_goes_out_at_once() {
+    for frames in [Frames::Lost, Frames::Received] {
+        let mut world = World::new();
+        let mut pair = connected(&world, false);
+        pair.exchange();
+        world.set(Side::A, Mode::Hold);
+        world.set(Side::B, Mode::Hold);
+        pair.to_b.write(&pair.a, 700);
+        until("the segment", || world.count(Side::A) > 0);
+        let checkpoint = capture(&world.a, &pair.a);
+        let released = world.take(Side::A);
+        if frames == Frames::Received {
+            released.iter().for_each(|packet| world.inject(Side::A, packet));
+            until("what was released", || sys::unread(&pair.b).unwrap() == 700);
+        }
+        world.replace_a();
+        pair.a = revive(&world, &checkpoint, PeerAck::Unknown);
+        let packets = world.take(Side::A);
+        // Unless this test was not run for a second.
+        if retransmissions(&pair.a) == 0 {
+            assert_eq!(bytes_of(&packets), 700, "{frames:?}");
+        }
+        packets.iter().for_each(|packet| world.inject(Side::A, packet));
+        world.release(Side::A);
+        world.release(Side::B);
+        pair.finish();
+    }
+}
+
 /// An acknowledgement of what was never written: the peer has seen a later state than the checkpoint.
 #[test]
 fn peer_ahead_of_the_checkpoint_is_an_error() {

@@ -35,6 +35,9 @@ pub enum PeerAck {
     /// section 3.10.7.4, and the connection would hang.) What the peer has not received goes out once it
     /// acknowledges something later selectively, or, of a lost tail, when the retransmission timer runs out, a second
     /// after going live.
+    ///
+    /// What fits one segment is sent anew all the same: it is out before the peer's next acknowledgement is looked at, and costs
+    /// at worst a segment that the peer has already.
     Unknown,
 }
 
@@ -304,7 +307,7 @@ fn fill(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
 }
 
 impl Cut {
-    fn new(connection: &Connection, peer: PeerAck) -> Result<Self> {
+    fn new(connection: &Connection, peer: PeerAck, is_corked: bool) -> Result<Self> {
         let fin_in_queue = connection.own_fin_unacknowledged();
         let end = connection.write_seq();
         let (una, sent_to, snd_wnd) = match peer {
@@ -316,6 +319,9 @@ impl Cut {
                 let una = if before(ack, connection.snd_una) { connection.snd_una } else { ack };
                 let scale = connection.window_scales.map_or(0, |(peer, _)| peer.min(14));
                 (una, una, u32::from(window) << scale)
+            }
+            PeerAck::Unknown if !is_corked && goes_out_at_once(connection) => {
+                (connection.snd_una, connection.snd_una, connection.window.snd_wnd)
             }
             PeerAck::Unknown => (connection.snd_una, connection.snd_nxt, connection.window.snd_wnd),
         };
@@ -332,6 +338,16 @@ impl Cut {
     }
 }
 
+/// Whether all that was sent and not acknowledged is one segment, which nothing holds back on a connection that has nothing else on its
+/// way: neither Nagle's algorithm nor the peer's window.
+fn goes_out_at_once(connection: &Connection) -> bool {
+    /// Most that a TCP header has beyond its fixed part (RFC 9293 section 3.1).
+    const MOST_OPTIONS: u32 = 40;
+    let sent = connection.snd_nxt.wrapping_sub(connection.snd_una);
+    let segment = connection.max_segment.saturating_sub(MOST_OPTIONS);
+    sent <= segment.min(connection.window.snd_wnd) && !connection.stage.own_fin()
+}
+
 fn connected(
     fd: BorrowedFd<'_>,
     checkpoint: &TcpSocket,
@@ -342,7 +358,8 @@ fn connected(
 ) -> Result<Resume> {
     let stage = connection.stage;
     let peer_fin = u32::from(stage.peer_fin());
-    let cut = Cut::new(connection, peer)?;
+    let is_corked = checkpoint.options.int(libc::SOL_TCP, libc::TCP_CORK).is_some_and(|cork| cork != 0);
+    let cut = Cut::new(connection, peer, is_corked)?;
     // Our FIN, if acknowledged, is queued again and acknowledged again: there is no other way past it.
     let snd = cut.una.wrapping_sub(u32::from(cut.fin_acknowledged));
     // The peer's FIN is left out here, and injected.
