@@ -4,7 +4,6 @@
 //! only.
 
 use std::net::SocketAddr;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +16,9 @@ use outlive_stream::rpc::Client;
 use outlive_stream::tls::Identity;
 use tracing::debug;
 
+use crate::link::carry_life;
 use crate::peer;
+use crate::queue::{Nothing, Receiver, Sender, queue};
 
 /// Within a data centre a connection and its handshakes take a few milliseconds; a seed node that needs longer than
 /// this is asked again by the proposer anyway.
@@ -28,7 +29,7 @@ const QUEUE: usize = 8;
 
 struct Seed {
     name: NodeName,
-    requests: SyncSender<Request>,
+    requests: Sender<Request>,
 }
 
 /// A supervisor's way to the seed nodes. One question at a time.
@@ -49,17 +50,17 @@ impl Arbiter {
         identity: &Arc<Identity>,
         address_of: impl Fn(&str) -> Option<SocketAddr>,
     ) -> Self {
-        let (answer, responses) = mpsc::channel();
+        let (answer, responses) = queue();
         let links = seeds
             .members()
             .iter()
             .filter_map(|name| {
                 let address = address_of(name.as_str())?;
-                let (requests, queue) = mpsc::sync_channel(QUEUE);
+                let (requests, waiting) = queue();
                 let (identity, answer, node) = (Arc::clone(identity), answer.clone(), name.clone());
                 thread::Builder::new()
                     .name(format!("seed {}", name.as_str()))
-                    .spawn(move || carry(&identity, &node, address, &queue, &answer))
+                    .spawn(move || carry(&identity, &node, address, &waiting, &answer))
                     .ok()?;
                 Some(Seed { name: name.clone(), requests })
             })
@@ -130,7 +131,7 @@ impl Arbiter {
         for outlive_cluster::Action::Send { to, request } in proposer.poll(self.begun.elapsed()) {
             if let Some(seed) = self.links.iter().find(|seed| seed.name == to) {
                 // A full queue is a seed node that does not answer.
-                let _ = seed.requests.try_send(request);
+                let _ = seed.requests.send_if_below(QUEUE, request);
             }
         }
         if proposer.outcome().is_some() {
@@ -139,11 +140,11 @@ impl Arbiter {
         point(Point::ArbiterAsked);
         let now = self.begun.elapsed();
         let until = proposer.wakeup().unwrap_or(now).saturating_sub(now);
-        match responses.recv_timeout(until) {
+        match responses.receive_within(until) {
             Ok((from, response)) => proposer.on_response(&from, &response, self.begun.elapsed()),
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(Nothing::Yet) => {}
             // No link could be made at all: nobody will ever answer.
-            Err(RecvTimeoutError::Disconnected) => thread::sleep(until.min(Duration::from_millis(50))),
+            Err(Nothing::Ever) => thread::sleep(until.min(Duration::from_millis(50))),
         }
     }
 }
@@ -152,11 +153,13 @@ fn carry(
     identity: &Identity,
     node: &NodeName,
     address: SocketAddr,
-    queue: &Receiver<Request>,
-    answer: &mpsc::Sender<(NodeName, Response)>,
+    requests: &Receiver<Request>,
+    answer: &Sender<(NodeName, Response)>,
 ) {
+    // A takeover waits for it, on a machine that may be busy.
+    carry_life();
     let mut client: Option<Client> = None;
-    while let Ok(request) = queue.recv() {
+    while let Some(request) = requests.receive() {
         match call(identity, node, address, &mut client, request) {
             Ok(response) => {
                 if answer.send((node.clone(), response)).is_err() {

@@ -8,7 +8,6 @@
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,6 +35,7 @@ use crate::message::{
 use crate::output::{Log, Pipes};
 use crate::protector;
 use crate::pulse::{self, Pulse, PulseWatch};
+use crate::queue::{self, Receiver, Sender};
 
 /// How long a backup waits for the primary that asked for it.
 const PRIMARY_COMES: Duration = Duration::from_secs(20);
@@ -193,7 +193,7 @@ pub fn run(
     listener: TcpListener,
     primary: &str,
 ) -> Result<Result<Prepared, String>> {
-    let (work, queue) = mpsc::channel();
+    let (work, queue) = queue::queue();
     let retained = Arc::new(Retained::new());
     let pressure = Arc::new(Backpressure {
         bytes: Mutex::new(0),
@@ -246,7 +246,7 @@ fn apply(
     loop {
         // A control request is answered from the board; only a stop needs this thread, and ends the process.
         engine.pulse.rests();
-        let Ok(work) = queue.recv() else { return Ok(Err("the listening thread ended".into())) };
+        let Some(work) = queue.receive() else { return Ok(Err("the listening thread ended".into())) };
         match work {
             Work::Epoch(epoch) => {
                 engine.pulse.works();

@@ -2,11 +2,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Attempt, Result};
+use crate::queue::{Receiver, Sender, queue};
 
 pub struct Events<T> {
     queue: Receiver<T>,
@@ -36,7 +36,7 @@ impl<T> Teller<T> {
 
 impl<T> Events<T> {
     pub fn new() -> Result<Self> {
-        let (sender, queue) = mpsc::channel();
+        let (sender, queue) = queue();
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .attempt(|| "make an event counter".into())?;
         Ok(Self { queue, sender, wake: Arc::new(wake) })
@@ -48,19 +48,11 @@ impl<T> Events<T> {
 
     /// The next event, if there is one.
     pub fn next(&self) -> Option<T> {
-        match self.queue.try_recv() {
-            Ok(event) => Some(event),
-            Err(_) => {
-                let _ = self.wake.read();
-                // What was told between the two is still found.
-                self.queue.try_recv().ok()
-            }
-        }
-    }
-
-    /// Waits for the next event.
-    pub fn wait(&self, limit: std::time::Duration) -> Option<T> {
-        self.queue.recv_timeout(limit).ok()
+        self.queue.try_receive().or_else(|| {
+            let _ = self.wake.read();
+            // What was told between the two is still found.
+            self.queue.try_receive()
+        })
     }
 }
 

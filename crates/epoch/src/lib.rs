@@ -17,6 +17,7 @@ pub mod peer;
 pub mod primary;
 pub mod protector;
 pub mod pulse;
+pub mod queue;
 pub mod requests;
 pub mod setup;
 pub mod supervisor;

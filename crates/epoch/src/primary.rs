@@ -47,6 +47,10 @@ const LIVE_ROUND_FROM: usize = 1000;
 const NOT_NOW: Duration = Duration::from_millis(1);
 /// After this many failures to stop, one after the other, the workload goes on exposed.
 const STOP_TRIES: u32 = 200;
+/// For how long a first capture is tried again in one go, and nothing else is attended to.
+const STOP_AT_ONCE: Duration = Duration::from_secs(1);
+/// A backup that lives acknowledges late while it applies what it holds already (`epoch_limit_mb`), which takes seconds.
+const ACKNOWLEDGES: Duration = Duration::from_secs(30);
 /// Pages of one piece of the first copy: 4 MiB, a few milliseconds of copying.
 const BACKLOG_PIECE: u64 = 1024;
 /// Looking for a backup again after there was none.
@@ -215,7 +219,9 @@ impl<'a> Primary<'a> {
         };
         // Silence first: nothing may leave that a successor does not include (R2).
         self.pump.silence();
+        self.engine.pulse.works();
         self.workload.kill();
+        self.engine.pulse.works();
         if matches!(end, End::Exited(_) | End::Stopped) {
             self.entomb();
         }
@@ -253,6 +259,12 @@ impl<'a> Primary<'a> {
         }
         self.requests.tick(&self.pump);
         self.requests.reconcile(&self.pump);
+        if self.outstanding.as_ref().is_some_and(|outstanding| outstanding.resumed.elapsed() > ACKNOWLEDGES) {
+            let seconds = ACKNOWLEDGES.as_secs();
+            self.lose_backup(&format!(
+                "it has not acknowledged an epoch for {seconds} s, though it gives signs of life"
+            ));
+        }
         self.collect_output()?;
         self.advance()?;
         Ok(None)
@@ -518,6 +530,8 @@ impl<'a> Primary<'a> {
                     other => self.phase = other,
                 }
             }
+            // Of a link that is over, and its successor may be protected by now.
+            (Asked::AddBackup { link }, _) if !self.joins(link) => {}
             (_, Outcome::Refused(refused)) => {
                 warn!(%refused, "the seed nodes refuse");
                 let current = refused.current;
@@ -534,14 +548,16 @@ impl<'a> Primary<'a> {
             // Not known: nothing leaves, and it is asked again.
             (Asked::Alone, _) if matches!(self.phase, Phase::Losing) => self.ask_alone(),
             (Asked::AddBackup { .. }, _) => {
-                if matches!(self.phase, Phase::Joining { .. }) {
-                    self.lose_backup("the seed nodes could not agree on it");
-                }
+                self.lose_backup("the seed nodes could not agree on it");
             }
             _ => {}
         }
         self.publish();
         Ok(None)
+    }
+
+    fn joins(&self, link: u64) -> bool {
+        matches!(&self.phase, Phase::Joining { link: joining, .. } if joining.number == link)
     }
 
     fn become_exposed(&mut self) {
@@ -617,7 +633,8 @@ impl<'a> Primary<'a> {
         info!(backup = link.backup.node.as_str(), "copying to a backup");
         self.phase = Phase::Syncing { link, begun: Instant::now() };
         let mut captured = self.stopped(|workload| workload.capture_whole());
-        for _ in 0..STOP_TRIES {
+        let begun = Instant::now();
+        while begun.elapsed() < STOP_AT_ONCE {
             let again = matches!(captured, Err(ProcessError::NotNow(_)) | Ok(None));
             if !again {
                 break;

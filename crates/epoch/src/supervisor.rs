@@ -39,6 +39,8 @@ use crate::takeover::{self, TRACER_PRIORITY};
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the watchdog of a supervisor that hangs asks whether another node has the workload.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Rest after a failed accept.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Longest line of a control request.
 const CONTROL_LINE: u64 = 64 * 1024;
 
@@ -291,7 +293,12 @@ fn serve_control(engine: &Engine) -> Result<()> {
     std::thread::Builder::new()
         .name("control".into())
         .spawn(move || {
-            for stream in listener.incoming().flatten() {
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else {
+                    // Out of descriptors: nothing but time helps.
+                    std::thread::sleep(ACCEPT_RETRY);
+                    continue;
+                };
                 let (teller, status, forced) = (teller.clone(), status.clone(), Arc::clone(&forced));
                 // One that cannot be started costs this request only.
                 let _ = std::thread::Builder::new().name("control request".into()).spawn(move || {

@@ -348,7 +348,7 @@ impl Caller<'_> {
             }
             _ => return None,
         };
-        Some(ends + self.ahead)
+        Some(ends.saturating_add(self.ahead))
     }
 }
 

@@ -93,7 +93,7 @@ impl Shell {
             .map(|(object, socket, connection)| {
                 let window = &connection.window;
                 let room = window.rcv_wup.wrapping_add(window.rcv_wnd).wrapping_sub(connection.rcv_nxt);
-                let scale = connection.window_scales.map_or(0, |(_, own)| own);
+                let scale = connection.window_scales.map_or(0, |(_, own)| own.min(14));
                 Asked {
                     object,
                     local: canonical(socket.local),

@@ -27,6 +27,7 @@ impl Primary<'_> {
         self.give_up_move("the workload has ended");
         // Whatever else was in its namespaces ends with it.
         self.workload.kill();
+        self.engine.pulse.works();
         let mut rest = std::mem::take(&mut self.drained);
         self.pipes.drain(&mut rest).attempt(|| "read the workload's last output".into())?;
         if let Phase::Joining { .. } = self.phase {
@@ -35,6 +36,7 @@ impl Primary<'_> {
         let mut rest = Some(rest);
         let deadline = Instant::now() + LAST_WORDS;
         loop {
+            self.engine.pulse.works();
             match &self.phase {
                 // Nobody needs to hold it first.
                 Phase::Exposed { .. } | Phase::Syncing { .. } => {

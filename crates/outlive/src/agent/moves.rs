@@ -17,6 +17,8 @@ use crate::error::{Failure, Result};
 
 /// A supervisor answers an order from memory.
 const ORDER: Duration = Duration::from_secs(5);
+/// Another node's agent has to be waited for a little longer than it waits for its supervisor: what it then says is known.
+const MARGIN: Duration = Duration::from_secs(1);
 /// How often it is looked at how far a move is.
 const LOOK: Duration = Duration::from_millis(10);
 /// Something is said at least this often, so that whoever waits knows that it goes on.
@@ -79,6 +81,7 @@ fn follow(
     let begun = Instant::now();
     let mut said = begun;
     let mut seen = begun;
+    let mut moving = begun;
     loop {
         let there = status_on(agent, to, name);
         if let Ok(Some(status)) = &there
@@ -95,8 +98,19 @@ fn follow(
         if let Some(Status { role: Side::Primary, moving: None, move_failed: Some(reason), .. }) = &here {
             return Err(Failure::failed(format!("{name} stays on {}: {reason}", from.node)));
         }
-        if here.is_some_and(|status| status.role == Side::Primary && status.state != State::Stopped) {
+        if let Some(status) = here
+            && status.role == Side::Primary
+            && status.state != State::Stopped
+        {
             seen = Instant::now();
+            if status.moving.is_some() {
+                moving = seen;
+            } else if moving.elapsed() > NOBODY {
+                return Err(Failure::failed(format!(
+                    "{name} stays on {}, and the move is over: order it again, or see `outlive inspect {name}`",
+                    from.node
+                )));
+            }
         }
         if seen.elapsed() > NOBODY {
             return Err(Failure::failed(format!(
@@ -162,7 +176,7 @@ fn order(agent: &Agent, node: &str, name: &WorkloadName, order: Request) -> Resu
         agent.supervisors.ask(name, &order, ORDER)?
     } else {
         let request = peer::Request::Order { version: peer::VERSION, name: name.to_string(), order };
-        match agent.peers.ask(node, &request)? {
+        match agent.peers.ask_within(node, &request, ORDER + MARGIN)? {
             peer::Response::Ordered(response) => response,
             peer::Response::Refused { reason } => {
                 return Err(Failure::refused(format!("node {node}: {reason}")));

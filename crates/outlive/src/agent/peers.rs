@@ -1,5 +1,6 @@
 //! The other nodes: asking them, and answering them. Mutual TLS, and only nodes that the configuration names (R6).
 
+use std::cell::Cell;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use outlive_epoch::control::Status;
-use outlive_epoch::peer;
+use outlive_epoch::{link, peer};
 use outlive_stream::connection::Connection;
 use outlive_stream::hello::{Stream, VERSIONS};
 use outlive_stream::rpc::{self, Client};
@@ -202,10 +203,13 @@ fn answer_question(agent: &Arc<Agent>, node: &str, request: &[u8]) -> Vec<u8> {
 fn decide(agent: &Arc<Agent>, node: &str, request: peer::Request) -> peer::Response {
     let refused = |failure: Failure| peer::Response::Refused { reason: failure.to_string() };
     match request {
-        peer::Request::Arbitrate(request) => match agent.seed.arbitrate(node, &request) {
-            Ok(response) => peer::Response::Arbitrated(Box::new(response)),
-            Err(failure) => refused(failure),
-        },
+        peer::Request::Arbitrate(request) => {
+            run_first();
+            match agent.seed.arbitrate(node, &request) {
+                Ok(response) => peer::Response::Arbitrated(Box::new(response)),
+                Err(failure) => refused(failure),
+            }
+        }
         peer::Request::HostBackup { version: peer::VERSION, workload } => {
             let name = workload.name.clone();
             match super::host::host_backup(agent, node, *workload) {
@@ -244,6 +248,15 @@ fn decide(agent: &Arc<Agent>, node: &str, request: peer::Request) -> peer::Respo
             Ok(status) => peer::Response::Status(status.map(Box::new)),
             Err(failure) => refused(failure),
         },
+    }
+}
+
+/// Clients wait for what seed nodes answer: the thread of a connection that asks them runs before normal ones from then on, as the
+/// threads of supervisors do that depend on it. A supervisor uses a connection for nothing else.
+fn run_first() {
+    thread_local!(static RUNS_FIRST: Cell<bool> = const { Cell::new(false) });
+    if !RUNS_FIRST.replace(true) {
+        link::carry_life();
     }
 }
 

@@ -276,14 +276,12 @@ impl Reading<'_> {
 
     fn neighbour(&self, mut entry: Entry) -> Result<Option<Entry>> {
         let state = half(&entry, NEIGHBOUR_STATE);
-        let station =
-            entry.get(NDA_LLADDR).is_some_and(|mac| mac.first().is_some_and(|first| first & 1 == 0));
         // The kernel makes entries without resolution by itself, for groups and for the loopback.
         let is_loopback = self
             .devices
             .iter()
             .any(|device| device.index == entry.word(NEIGHBOUR_INDEX) && device.name == "lo");
-        let by_hand = state & PERMANENT != 0 || state & NOARP != 0 && station && !is_loopback;
+        let by_hand = state & PERMANENT != 0 || state & NOARP != 0 && is_station(&entry) && !is_loopback;
         let proxy = entry.byte(NEIGHBOUR_FLAGS) & PROXY != 0;
         if !by_hand && !proxy {
             return Ok(None);
@@ -439,7 +437,14 @@ pub(crate) fn is_by_hand(message: &[u8]) -> bool {
     let state = message.get(NEIGHBOUR_STATE..NEIGHBOUR_STATE + 2);
     let state = state.map_or(0, |state| u16::from_ne_bytes([state[0], state[1]]));
     let flags = message.get(NEIGHBOUR_FLAGS).copied().unwrap_or(0);
-    state & (PERMANENT | NOARP) != 0 || flags & PROXY != 0
+    // Without resolution the kernel has entries for groups, which come and go by themselves.
+    let for_one = || Entry::parse(NEIGHBOUR.header, message).map_or(true, |entry| is_station(&entry));
+    state & PERMANENT != 0 || flags & PROXY != 0 || state & NOARP != 0 && for_one()
+}
+
+/// Whether a neighbour's address is that of one station, not of a group.
+fn is_station(neighbour: &Entry) -> bool {
+    neighbour.get(NDA_LLADDR).is_some_and(|mac| mac.first().is_some_and(|first| first & 1 == 0))
 }
 
 /// Addresses that the kernel takes as its own by now: those in its table of local ones.

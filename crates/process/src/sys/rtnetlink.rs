@@ -56,7 +56,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn parse(header: usize, bytes: &[u8]) -> io::Result<Self> {
+    /// A message's payload, whose fixed part is so long.
+    pub fn parse(header: usize, bytes: &[u8]) -> io::Result<Self> {
         let (fixed, rest) = bytes.split_at_checked(header).ok_or_else(damaged)?;
         let attribute = |found: Result<NlaBuffer<&[u8]>, _>| {
             let found = found.map_err(|_| damaged())?;

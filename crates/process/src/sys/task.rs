@@ -103,7 +103,15 @@ pub fn copy_memory(pid: Tid, ranges: &[Range], into: &mut Vec<u8>) -> io::Result
         let got = unsafe {
             libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), remote.len() as u64, 0)
         };
-        let got = check(got as libc::c_long)? as usize;
+        let got = match check(got as libc::c_long) {
+            Ok(got) => got as usize,
+            // Nothing of this part can be read. What came before is in `into`, and counts.
+            Err(error) if copied > 0 && error.raw_os_error() == Some(libc::EFAULT) => break,
+            Err(error) => {
+                into.truncate(into.len() - copied);
+                return Err(error);
+            }
+        };
         // SAFETY: the kernel has initialised exactly `got` bytes of the reserved capacity.
         unsafe { into.set_len(into.len() + got) };
         copied += got;
@@ -130,4 +138,42 @@ pub fn clock(clock: libc::clockid_t) -> i64 {
     // SAFETY: `now` is live and exclusively borrowed; the clocks used here always exist.
     unsafe { libc::clock_gettime(clock, &raw mut now) };
     now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of many ranges of this process, one of which it may not read itself.
+    #[test]
+    fn what_is_copied_ends_where_a_range_cannot_be_read() {
+        let page = 4096usize;
+        let pages = 3 * MAX_SEGMENTS;
+        let anonymous = nix::sys::mman::MapFlags::MAP_PRIVATE | nix::sys::mman::MapFlags::MAP_ANONYMOUS;
+        let all = nix::sys::mman::ProtFlags::PROT_READ | nix::sys::mman::ProtFlags::PROT_WRITE;
+        let length = std::num::NonZeroUsize::new(pages * page).unwrap();
+        // SAFETY: new memory at an address of the kernel's choice.
+        let start = unsafe { nix::sys::mman::mmap_anonymous(None, length, all, anonymous) }.unwrap();
+        let address = start.as_ptr() as u64;
+        let ranges: Vec<Range> = (0..pages)
+            .map(|number| address + (number * page) as u64)
+            .map(|start| Range::new(start, start + page as u64))
+            .collect();
+        let this = std::process::id() as Tid;
+        for guarded in [0, 1, MAX_SEGMENTS - 1, MAX_SEGMENTS, 2 * MAX_SEGMENTS + 5] {
+            let place = ranges[guarded].start as *mut libc::c_void;
+            let protect = |protection| {
+                // SAFETY: one page of the mapping above, which nothing else uses.
+                assert_eq!(unsafe { libc::mprotect(place, page, protection) }, 0);
+            };
+            protect(libc::PROT_NONE);
+            let mut into = vec![7];
+            let copied = copy_memory(this, &ranges, &mut into);
+            assert_eq!(copied.unwrap_or(0), guarded * page, "page {guarded}");
+            assert_eq!(into.len(), 1 + guarded * page, "page {guarded}");
+            protect(libc::PROT_READ | libc::PROT_WRITE);
+        }
+        // SAFETY: nothing refers to it any more.
+        unsafe { nix::sys::mman::munmap(start, length.get()) }.unwrap();
+    }
 }

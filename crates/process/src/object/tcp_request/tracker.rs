@@ -134,7 +134,7 @@ impl RequestTracker {
         let mut tracker = Self::new(bounds);
         for connection in connections {
             if let Progress::Completed { order } = connection.progress {
-                tracker.completed = tracker.completed.max(order + 1);
+                tracker.completed = tracker.completed.max(order.saturating_add(1));
             }
             tracker.bytes += connection.data.len();
             tracker.entries.insert(connection.tuple, Entry::resumed(connection, now));
@@ -286,7 +286,7 @@ impl RequestTracker {
         entry.seen = now;
         if answered.connection.progress == Progress::SynReceived {
             answered.connection.progress = Progress::Completed { order: self.completed };
-            self.completed += 1;
+            self.completed = self.completed.saturating_add(1);
         }
         answered.connection.client_window = tcp.window_size();
         answered.connection.path = segment.path_inward();
