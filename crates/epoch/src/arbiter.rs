@@ -20,9 +20,10 @@ use crate::link::carry_life;
 use crate::peer;
 use crate::queue::{Nothing, Receiver, Sender, queue};
 
-/// Within a data centre a connection and its handshakes take a few milliseconds; a seed node that needs longer than
-/// this is asked again by the proposer anyway.
-const CONNECT: Duration = Duration::from_millis(500);
+/// Within a data centre a connection and its handshakes take a few milliseconds, on a machine with far too much to do seconds.
+/// One that is given up is begun anew from nothing: too short a limit would never be met.
+const CONNECT: Duration = Duration::from_secs(2);
+/// A seed node that needs longer than this is asked again by the proposer anyway.
 const ANSWER: Duration = Duration::from_millis(500);
 /// Messages waiting for one seed node. More is dropped: the proposer repeats what matters.
 const QUEUE: usize = 8;

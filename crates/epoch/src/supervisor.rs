@@ -224,6 +224,7 @@ fn be_backup(
     let restorer = requests::prepare();
     // Connections to the seed nodes are made now, so that a failover pays no handshake.
     let outcome = engine.arbiter.read();
+    may_follow(&outcome)?;
     info!(?outcome, "waiting for the primary");
     announce(&Started::Ready { listen: Some(listen) });
     let waiting = Waiting { shell, namespace, inner, port, overheard, pipes, log, restorer };
@@ -238,6 +239,19 @@ fn be_backup(
         Err(reason) => {
             info!(reason, "this backup is not needed");
             Ok(())
+        }
+    }
+}
+
+/// A backup that hears no majority of seed nodes would count as one and could not take over. The primary goes on looking.
+fn may_follow(read: &Outcome) -> Result<()> {
+    match read {
+        Outcome::Read(_) => Ok(()),
+        Outcome::NoMajority(why) | Outcome::Unknown(why) => {
+            Err(Error::Arbitration(format!("a backup here could not take over: {why}")))
+        }
+        Outcome::Granted(_) | Outcome::Refused(_) => {
+            Err(Error::Arbitration("the seed nodes answered another question".into()))
         }
     }
 }
@@ -355,4 +369,22 @@ fn force(status: &control::Status, forced: &AtomicBool) -> control::Response {
     }
     forced.store(true, Ordering::Release);
     control::Response::Done
+}
+
+#[cfg(test)]
+mod tests {
+    use outlive_cluster::{NoMajority, Silence};
+
+    use super::*;
+
+    #[test]
+    fn r5_a_backup_that_hears_no_majority_is_none() {
+        let silence = vec![("a".parse().unwrap(), Silence::Unheard)];
+        for deaf in [Outcome::NoMajority(NoMajority(silence.clone())), Outcome::Unknown(NoMajority(silence))]
+        {
+            let why = may_follow(&deaf).unwrap_err().to_string();
+            assert!(why.contains("a did not answer"), "{why}");
+        }
+        may_follow(&Outcome::Read(None)).unwrap();
+    }
 }

@@ -170,7 +170,8 @@ impl Workload {
         let mut checkpoint = Checkpoint { clocks, network, ..Checkpoint::default() };
         self.note_reaped();
         let proc = proc::path(self.container.init, "root/proc");
-        for (pid, process) in &mut self.processes {
+        // Of one without its first thread nothing can be asked. That is refused already, and only a survey comes here.
+        for (pid, process) in self.processes.iter_mut().filter(|(_, process)| !process.headless) {
             // Calls that are injected change no memory of the program's; the pages are looked at afterwards all the same.
             let (mut threads, mut same_threads) = (Vec::new(), Vec::new());
             let mut pending = Vec::new();

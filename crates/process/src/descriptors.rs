@@ -373,6 +373,17 @@ impl Descriptors {
         })
     }
 
+    /// Only a survey goes on then. To look into directories that are watched would add events of its own, which could not be
+    /// told from those that the program has not read.
+    fn has_unread_events(&self, processes: &BTreeMap<Pid, Process>) -> Result<bool> {
+        let mut unread = false;
+        self.each_inotify(processes, |at, _| {
+            unread |= inotify::is_waiting(at)?;
+            Ok(())
+        })?;
+        Ok(unread)
+    }
+
     fn discard_own_events(&self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
         self.each_inotify(processes, |at, entry| match &entry.last {
             Some(Object::Inotify(object)) => inotify::discard(at, object),
@@ -427,8 +438,12 @@ impl Descriptors {
             })
             .collect();
         let ids: Vec<ObjectId> = self.entries.keys().copied().collect();
+        let mut refused = HashSet::new();
         for id in ids {
-            refusals.pass(self.capture_entry(id, processes, &mut checkpoint.objects, framed))?;
+            let captured = self.capture_entry(id, processes, &mut checkpoint.objects, framed);
+            if refusals.pass(captured)?.is_none() {
+                refused.extend(self.file_of(id, processes));
+            }
         }
         refusals.pass(self.capture_pipes(processes, &mut checkpoint.objects))?;
         for (slave, content) in self.terminals_ahead.drain(..) {
@@ -446,11 +461,21 @@ impl Descriptors {
             .map(|(id, _)| *id)
             .collect();
         checkpoint.signal_owners = self.capture_owners(processes)?;
-        checkpoint.files = refusals.pass(self.scratch.scan())?.unwrap_or_default();
-        self.discard_own_events(processes)?;
+        if !refusals.are_listed() || !self.has_unread_events(processes)? {
+            self.scratch.leave_out(refused);
+            checkpoint.files = refusals.pass(self.scratch.scan())?.unwrap_or_default();
+            self.discard_own_events(processes)?;
+        }
         // The frames are held like all others, and belong to this epoch.
         self.send_unframed();
         Ok(())
+    }
+
+    /// Which file an object is, if it is one.
+    fn file_of(&self, id: ObjectId, processes: &BTreeMap<Pid, Process>) -> Option<FileKey> {
+        let entry = self.entries.get(&id).filter(|entry| entry.kind == Kind::File)?;
+        let stat = self.at(entry, processes)?.stat().ok()?;
+        Some(FileKey::of(&stat))
     }
 
     /// The table of one process, each row with the object it refers to.

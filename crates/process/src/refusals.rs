@@ -56,6 +56,11 @@ impl Refusals {
         }
     }
 
+    /// Whether this is a survey: nothing of it is used, and what runs must not notice it.
+    pub fn are_listed(&self) -> bool {
+        matches!(self, Refusals::Listed(_))
+    }
+
     /// Ends the list.
     pub fn take(&mut self) -> Vec<Refusal> {
         match std::mem::take(self) {

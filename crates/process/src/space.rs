@@ -202,6 +202,8 @@ impl Space {
     pub fn fork(&self, tracker: Tracker) -> Unborn {
         let mut extra = self.extra.clone();
         extra.extend(self.live.ranges.iter().map(|(range, _)| *range));
+        // Announced by another thread, and perhaps not emptied before the fork: what is there in the child is copied.
+        extra.extend(self.dropped.iter().copied());
         let mut fresh = self.fresh.clone();
         // Empty in the child, unless the advice has been taken back: what is there is copied.
         let wiped = self.layout.iter().filter(|mapping| mapping.advice.has(Advice::WIPED_ON_FORK));
@@ -427,7 +429,9 @@ impl Space {
         self.track_new(&lines, true).attempt(what)?;
         let written = self.take_written().attempt(what)?;
         let content = self.content_of(&written, &layout, false).attempt(what)?;
-        self.void.clear();
+        // What has been announced to be emptied need not be yet: the call is made after its notice, on a busy machine well after. A
+        // page copied before that is as void as one that was copied earlier.
+        self.void.clone_from(&self.dropped);
         let mut data = Vec::new();
         let mut ranges = Vec::new();
         for range in &content {

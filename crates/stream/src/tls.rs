@@ -44,6 +44,22 @@ const USER_TIMEOUT: Duration = Duration::from_secs(10);
 /// [`USER_TIMEOUT`] without an answer it is not (which overrides the count of probes, tcp(7)).
 const KEEP_ALIVE_SECONDS: u32 = 5;
 
+/// A connection that is not answered is begun anew after this long: the kernel itself asks again only after a second, and then
+/// later and later (`TCP_TIMEOUT_INIT` in include/net/tcp.h), long after a host has come back.
+const BEGUN_ANEW: Duration = Duration::from_millis(500);
+
+fn open(address: SocketAddr, deadline: Instant) -> io::Result<TcpStream> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // No time at all would be an argument that `connect_timeout` does not take.
+        let most = left.clamp(Duration::from_millis(1), BEGUN_ANEW);
+        match TcpStream::connect_timeout(&address, most) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && left > BEGUN_ANEW => {}
+            done => return done,
+        }
+    }
+}
+
 /// What this node is, and whom it trusts. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -120,7 +136,7 @@ impl Identity {
         let deadline = Instant::now() + timeout;
         let expected = name_of(expected_node)?;
         let mut attempt = Attempt { peer: address, expected: Some(expected_node), timeout, deadline };
-        let socket = TcpStream::connect_timeout(&address, timeout).map_err(|source| match source.kind() {
+        let socket = open(address, deadline).map_err(|source| match source.kind() {
             io::ErrorKind::TimedOut => attempt.timed_out(),
             _ => HandshakeError::Unreachable { peer: address, source },
         })?;

@@ -76,7 +76,7 @@ impl FileKey {
         Self { device: Self::SEGMENTS, inode: u64::from(id.unsigned_abs()) }
     }
 
-    pub(super) fn of(stat: &FileStat) -> Self {
+    pub(crate) fn of(stat: &FileStat) -> Self {
         Self { device: stat.st_dev, inode: stat.st_ino }
     }
 }

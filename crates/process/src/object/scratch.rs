@@ -61,6 +61,7 @@ pub struct Scratch {
     touched: HashMap<FileKey, Touched>,
     /// Where the scan found them.
     names: HashMap<FileKey, String>,
+    left_out: HashSet<FileKey>,
 }
 
 /// What was written to a file through mappings of it since the last scan.
@@ -152,8 +153,8 @@ impl Scratch {
         let mut directories: Vec<String> = directories.iter().filter(|path| !inner(path)).cloned().collect();
         directories.sort_unstable();
         directories.dedup();
-        let (touched, names) = (HashMap::new(), HashMap::new());
-        Self { root, directories, known: BTreeMap::new(), touched, names }
+        let (touched, names, left_out) = (HashMap::new(), HashMap::new(), HashSet::new());
+        Self { root, directories, known: BTreeMap::new(), touched, names, left_out }
     }
 
     /// The next scan reports everything: for a new backup, or because what a scan reported was not used.
@@ -164,6 +165,12 @@ impl Scratch {
     /// The files that are mapped, with what was written to them through that since the last scan.
     pub fn touch(&mut self, files: HashMap<FileKey, Touched>) {
         self.touched = files;
+    }
+
+    /// Files that the next scan does not open: to open one under a lease breaks the lease, also without waiting for that
+    /// (`O_NONBLOCK`), and its holder is sent a SIGIO that ends most programs (`__break_lease` in fs/locks.c).
+    pub fn leave_out(&mut self, files: HashSet<FileKey>) {
+        self.left_out = files;
     }
 
     /// A name of a file that is mapped, if the last scan found one.
@@ -177,6 +184,7 @@ impl Scratch {
         let mut walk = Walk {
             now: task::clock(libc::CLOCK_REALTIME),
             touched: std::mem::take(&mut self.touched),
+            left_out: std::mem::take(&mut self.left_out),
             names: HashMap::new(),
             linked: HashMap::new(),
             changes: Vec::new(),
@@ -196,6 +204,7 @@ impl Scratch {
 struct Walk {
     now: i64,
     touched: HashMap<FileKey, Touched>,
+    left_out: HashSet<FileKey>,
     names: HashMap<FileKey, String>,
     /// Of files with several names, the one met first.
     linked: HashMap<FileKey, String>,
@@ -306,6 +315,9 @@ impl Walk {
             Err(errno) => return Err(errno).attempt(|| format!("stat {path}")),
         };
         let stamp = Stamp::new(&stat);
+        if self.left_out.contains(&stamp.key) {
+            return Ok(None);
+        }
         let same_kind = before.as_ref().is_some_and(|before| before.stamp.kind() == stamp.kind());
         if before.is_some() && !same_kind {
             self.changes.push(FileChange::Removed { path: path.clone() });

@@ -36,6 +36,18 @@ static void ip(const char *format, ...) {
 // The way out of the workload, or the loopback where it has none.
 static const char *ip_device(void) { return if_nametoindex("eth0") ? "eth0" : "lo"; }
 
+// Waits until the kernel has made an IPv6 address that was added its own, which it does on a work queue: until then no socket
+// may have it, and what is sent to it is discarded.
+static void ip_own(const char *address) {
+    for (;;) {
+        char *local = ip_output("-6 route show table local");
+        int own = strstr(local, address) != 0;
+        free(local);
+        if (own) return;
+        usleep(1000);
+    }
+}
+
 // Checks that a list is as it was, and says the first line that differs.
 static void ip_same(const char *what, const char *before, const char *now) {
     while (*before && *before == *now) before++, now++;

@@ -65,7 +65,21 @@ fn try_out(object: &ObjectProgram, folder: &Path) -> Result<(), Failed> {
         if !refusal.contains(word) {
             return Err(format!("refused, but by another name: {refusal}").into());
         }
+        let refused = survey(&mut workload)?;
+        if !refused.iter().any(|refusal| refusal.contains(word)) {
+            return Err(format!("a survey finds {refused:?}").into());
+        }
     } else {
+        let begun = Instant::now();
+        loop {
+            let refused = survey(&mut workload)?;
+            if refused.is_empty() {
+                break;
+            }
+            if begun.elapsed() > MOMENT {
+                return Err(format!("a survey refuses {refused:?}").into());
+            }
+        }
         for _ in 0..2 {
             let (next_read, ends) = output();
             let there = network_of(object)?;
@@ -141,6 +155,17 @@ fn first_copy(workload: &mut Workload, shell: &mut Shell) -> Result<(), Failed> 
     }
     sync(workload, shell);
     Ok(())
+}
+
+/// As an exposed primary looks again and again at what its workload uses, and as `outlive check --program` does: the program
+/// must not notice. What is refused.
+fn survey(workload: &mut Workload) -> Result<Vec<String>, Failed> {
+    freeze(workload);
+    let survey = workload.survey();
+    workload.thaw()?;
+    run(workload, Duration::from_millis(20));
+    let refused = survey?.refused.into_iter();
+    Ok(refused.map(|refusal| format!("{}: {}", refusal.what, refusal.advice)).collect())
 }
 
 /// How a program is refused, for longer than a moment.

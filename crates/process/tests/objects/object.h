@@ -18,8 +18,10 @@
 
 static volatile sig_atomic_t object_asked;
 
-static void object_ask(int signal) {
-    (void)signal;
+// Asked again because its verdict takes a while, it must not be interrupted in what leads to it.
+static void object_ask(int signal_number) {
+    struct sigaction ignore = {.sa_handler = SIG_IGN};
+    sigaction(signal_number, &ignore, 0);
     object_asked = 1;
 }
 

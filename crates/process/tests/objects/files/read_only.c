@@ -15,7 +15,8 @@ int main(void) {
         again = open("/proc/self/exe", O_RDONLY);
         CHECK(again >= 0 && pread(again, &other, 1, at) == 1 && !close(again));
         CHECK_EQUAL(byte, other);
-        at++;
+        // Of some thousand bytes none may be left before it is asked.
+        if (++at == 1000) at = lseek(fd, 0, SEEK_SET);
     } while (go_on());
     CHECK_EQUAL(lseek(fd, 0, SEEK_CUR), at);
     PASS();

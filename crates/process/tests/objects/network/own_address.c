@@ -51,6 +51,8 @@ int main(void) {
     ip("addr add 127.7.7.7/8 dev lo");
     ip("-6 addr add 2001:db8:7::7/128 dev lo");
     ip("-6 addr add 2001:db8:7::8/64 dev lo nodad");
+    ip_own("local 2001:db8:7::7 ");
+    ip_own("local 2001:db8:7::8 ");
     const char *before = list();
     int bound = socket(AF_INET6, SOCK_DGRAM, 0);
     struct sockaddr_in6 own = {.sin6_family = AF_INET6};
