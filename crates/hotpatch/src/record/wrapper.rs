@@ -192,7 +192,7 @@ impl Recording {
     /// Whether the compiler knows an option; asked once a record.
     fn knows(&self, option: &str) -> Result<bool> {
         let note = self.record.folder().join("bin").join(format!(".{}{option}", self.name.replace('/', "_")));
-        if let Ok(text) = fs::read(&note) {
+        if let Some(text) = read_if_there(&note)? {
             return Ok(text == b"yes");
         }
         let output = Command::new(&self.real)
@@ -225,11 +225,9 @@ impl Recording {
 
     /// Prepares an object's pads in place, keeps it and notes how it was made.
     fn keep_object(&self, words: &[String], source: &Path, output: &Path) -> Result<()> {
-        let mut bytes = match fs::read(output) {
-            // `-o /dev/null` and the like make nothing.
-            Err(_) => return Ok(()),
-            Ok(bytes) if !bytes.starts_with(b"\x7fELF") => return Ok(()),
-            Ok(bytes) => bytes,
+        // `-o /dev/null` and the like make nothing.
+        let Some(mut bytes) = read_if_there(output)?.filter(|bytes| bytes.starts_with(b"\x7fELF")) else {
+            return Ok(());
         };
         if pads::prepare(&output.display().to_string(), &mut bytes)? > 0 {
             fs::write(output, &bytes).or_file("write", output)?;
@@ -310,7 +308,7 @@ impl Recording {
             return Ok(code);
         }
         let output = folder.join(line.output().unwrap_or("a.out"));
-        let Ok(bytes) = fs::read(&output) else { return Ok(ExitCode::SUCCESS) };
+        let Some(bytes) = read_if_there(&output)? else { return Ok(ExitCode::SUCCESS) };
         if bytes.starts_with(b"\x7fELF") {
             let program = self.record.keep("programs", &bytes)?;
             let command = self.whole(&words);
@@ -333,7 +331,8 @@ impl Recording {
 
     /// Notes an object, or every member of an archive.
     fn take_input(&self, path: &Path, inputs: &mut Vec<Input>) -> Result<()> {
-        let Ok(bytes) = fs::read(path) else { return Ok(()) };
+        // What the linker looks for elsewhere (`-Wl,` and the like) is not of this build.
+        let Some(bytes) = read_if_there(path)? else { return Ok(()) };
         let shown = self.record.shown(path);
         if bytes.starts_with(b"\x7fELF") {
             // `e_type` (ELF-64 Object File Format, 4): 1 is an object; a shared library is not taken in.
@@ -359,6 +358,14 @@ impl Recording {
             }
         }
         Ok(())
+    }
+}
+
+/// A file's content; `None` if there is no such file. One that cannot be read would be missing in the record.
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        outcome => outcome.or_file("read", path).map(Some),
     }
 }
 
