@@ -35,8 +35,6 @@ pub struct Program {
     pub is_library: bool,
     globals: HashMap<String, Defined>,
     groups: Vec<Group>,
-    /// Local symbols of any object; `None` where several have one of the name.
-    hidden: HashMap<String, Option<Defined>>,
     /// Where a call of an imported function goes: its entry in the procedure linkage table.
     stubs: HashMap<String, u64>,
     /// Size and alignment of the thread-local segment.
@@ -82,7 +80,6 @@ impl Program {
             is_library: !is_fixed && !has_interpreter,
             globals: HashMap::new(),
             groups: Vec::new(),
-            hidden: HashMap::new(),
             stubs: HashMap::new(),
             tls,
             segments,
@@ -107,8 +104,6 @@ impl Program {
                 kind: symbol.st_type().0,
             };
             if symbol.st_bind() == elf::STB_LOCAL {
-                let known = program.hidden.entry(symbol_name.clone());
-                known.and_modify(|known| *known = None).or_insert(Some(defined));
                 if let Some(group) = program.groups.last_mut() {
                     group.symbols.entry(symbol_name).or_default().push(defined);
                 }
@@ -230,13 +225,10 @@ impl Program {
         if is_local {
             return self.groups[placement.group?].symbols.get(name).and_then(only);
         }
-        // Hidden symbols became local; GNU's linker lists them behind the objects' own, LLVM's among them.
-        self.groups
-            .last()?
-            .symbols
-            .get(name)
-            .and_then(only)
-            .or_else(|| self.hidden.get(name).copied().flatten())
+        // Hidden symbols became local; GNU's linker lists them behind the objects' own, LLVM's with those of their object.
+        let of_object = placement.group.and_then(|group| self.groups[group].symbols.get(name));
+        let behind = || self.groups.last()?.symbols.get(name);
+        of_object.or_else(behind).and_then(only)
     }
 
     /// Whether all code of an object that the program has under this placement is that object's.
