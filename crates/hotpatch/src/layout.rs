@@ -18,9 +18,11 @@ const DEPTH: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Field {
     name: String,
-    /// From the beginning of the type.
+    /// From the beginning of the type; of a variant the number that says that a value is of it.
     bits: u64,
     size_bits: u64,
+    /// What a value is of such a type (Rust's enums), not a place in it.
+    is_variant: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +51,24 @@ struct Node {
     encoding: Option<u64>,
     count: Option<u64>,
     is_declaration: bool,
+    /// Of a variant: by which number it is known.
+    variant: Option<u64>,
+    parent: Option<usize>,
     children: Vec<usize>,
+}
+
+/// The name of a type with those of what it is declared in (namespaces, modules, other types): several may have one name.
+fn full_name(nodes: &[Node], index: usize) -> Option<String> {
+    let mut name = nodes[index].name.clone()?;
+    let mut at = nodes[index].parent;
+    for _ in 0..DEPTH {
+        let Some(outer) = at.map(|at| &nodes[at]) else { break };
+        if outer.tag == gimli::DW_TAG_namespace || is_compound(outer.tag) {
+            name = format!("{}::{name}", outer.name.as_deref().unwrap_or("(unnamed)"));
+        }
+        at = outer.parent;
+    }
+    Some(name)
 }
 
 impl Types {
@@ -79,21 +98,21 @@ impl Types {
     }
 
     fn take(&mut self, nodes: &[Node]) {
-        for node in nodes {
+        for (index, node) in nodes.iter().enumerate() {
             match node.tag {
                 gimli::DW_TAG_structure_type | gimli::DW_TAG_class_type | gimli::DW_TAG_union_type => {
-                    if let (Some(name), false) = (&node.name, node.is_declaration) {
+                    if let (Some(name), false) = (full_name(nodes, index), node.is_declaration) {
                         let word = if node.tag == gimli::DW_TAG_union_type { "union" } else { "struct" };
                         self.layouts.insert(format!("{word} {name}"), layout(nodes, node));
                     }
                 }
                 gimli::DW_TAG_typedef => {
                     // A type that has only this name.
-                    if let (Some(name), Some(kind)) = (&node.name, node.kind)
+                    if let (Some(name), Some(kind)) = (full_name(nodes, index), node.kind)
                         && is_compound(nodes[kind].tag)
                         && nodes[kind].name.is_none()
                     {
-                        self.layouts.insert(name.clone(), layout(nodes, &nodes[kind]));
+                        self.layouts.insert(name, layout(nodes, &nodes[kind]));
                     }
                 }
                 gimli::DW_TAG_subprogram => {
@@ -132,7 +151,14 @@ impl Layout {
             return None;
         }
         for old in &self.fields {
-            match new.fields.iter().find(|field| field.name == old.name) {
+            match new.fields.iter().find(|field| field.name == old.name && field.is_variant == old.is_variant)
+            {
+                Some(field) if field.is_variant && field.bits != old.bits => {
+                    return Some(format!(
+                        "its variant {} had the number {} and has {}",
+                        old.name, old.bits, field.bits
+                    ));
+                }
                 Some(field) if field.bits != old.bits => {
                     let (was, is) = (place(old.bits), place(field.bits));
                     return Some(format!("its field {} was at offset {was} and is at {is}", old.name));
@@ -142,11 +168,15 @@ impl Layout {
                     return Some(format!("its field {} had {was} bytes and has {is}", old.name));
                 }
                 Some(_) => {}
+                None if old.is_variant => return Some(format!("its variant {} is gone", old.name)),
                 None => return Some(format!("its field {} at offset {} is gone", old.name, place(old.bits))),
             }
         }
         for field in &new.fields {
-            if !self.fields.iter().any(|old| old.name == field.name) {
+            if !self.fields.iter().any(|old| old.name == field.name && old.is_variant == field.is_variant) {
+                if field.is_variant {
+                    return Some(format!("its variant {} is new", field.name));
+                }
                 return Some(format!("its field {} at offset {} is new", field.name, place(field.bits)));
             }
         }
@@ -176,6 +206,10 @@ fn take_fields(nodes: &[Node], node: &Node, base: u64, depth: usize, fields: &mu
     }
     for child in &node.children {
         let child = &nodes[*child];
+        if child.tag == gimli::DW_TAG_variant_part {
+            take_variants(nodes, child, base, depth + 1, fields);
+            continue;
+        }
         if child.tag != gimli::DW_TAG_member && child.tag != gimli::DW_TAG_inheritance {
             continue;
         }
@@ -191,7 +225,25 @@ fn take_fields(nodes: &[Node], node: &Node, base: u64, depth: usize, fields: &mu
         }
         let size_bits =
             child.bit_size.unwrap_or_else(|| child.kind.map_or(0, |kind| size_of_type(nodes, kind, 0) * 8));
-        fields.push(Field { name: child.name.clone().unwrap_or_default(), bits, size_bits });
+        fields.push(Field {
+            name: child.name.clone().unwrap_or_default(),
+            bits,
+            size_bits,
+            is_variant: false,
+        });
+    }
+}
+
+/// Where the number is by which a variant is known, and the number of each: the fields of a variant are a type of their own.
+fn take_variants(nodes: &[Node], part: &Node, base: u64, depth: usize, fields: &mut Vec<Field>) {
+    take_fields(nodes, part, base, depth, fields);
+    for variant in
+        part.children.iter().map(|child| &nodes[*child]).filter(|child| child.tag == gimli::DW_TAG_variant)
+    {
+        let member = variant.children.iter().find_map(|member| nodes[*member].name.clone());
+        // The one that all other numbers mean has none.
+        let bits = variant.variant.unwrap_or(u64::MAX);
+        fields.push(Field { name: member.unwrap_or_default(), bits, size_bits: 0, is_variant: true });
     }
 }
 
@@ -281,8 +333,9 @@ fn nodes(dwarf: &gimli::Dwarf<Slice<'_>>, unit: &gimli::Unit<Slice<'_>>) -> giml
         while parents.last().is_some_and(|(depth, _)| *depth >= entry.depth()) {
             parents.pop();
         }
-        if let Some((_, parent)) = parents.last() {
-            nodes[*parent].children.push(index);
+        let parent = parents.last().map(|(_, parent)| *parent);
+        if let Some(parent) = parent {
+            nodes[parent].children.push(index);
         }
         parents.push((entry.depth(), index));
         nodes.push(Node {
@@ -298,6 +351,8 @@ fn nodes(dwarf: &gimli::Dwarf<Slice<'_>>, unit: &gimli::Unit<Slice<'_>>) -> giml
             },
             count,
             is_declaration: entry.has_attr(gimli::DW_AT_declaration),
+            variant: number(gimli::DW_AT_discr_value),
+            parent,
             children: Vec::new(),
         });
     }

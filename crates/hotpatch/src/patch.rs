@@ -14,7 +14,7 @@ use crate::unit::{PAD_LEN, PAD_OPEN};
 
 const MAGIC: &[u8; 8] = b"OUTLIVEP";
 /// Raised when the body changes its form.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEAD: usize = 20;
 const TAIL: usize = 96;
 /// Largest patch that is read: far above any fix, far below what would hurt.
@@ -32,6 +32,8 @@ pub struct Patch {
     pub built: u64,
     /// Replaces what other patches did to the same programs, also where this one does nothing.
     pub is_cumulative: bool,
+    /// Its functions switch at one instant, in which no thread is in any of them.
+    pub is_together: bool,
     /// The change in the source, if it was given: for whoever inspects the patch.
     pub diff: Option<String>,
     /// What the user took responsibility for.
@@ -50,11 +52,16 @@ pub struct Part {
     pub is_fixed: bool,
     pub pieces: Vec<Piece>,
     pub switches: Vec<Switch>,
+    /// The program's code that is no longer executed when nobody is in it any more.
+    pub replaced: Vec<Replaced>,
     /// Names that the dynamic linker would look up.
     pub imports: Vec<Import>,
     /// Code of the patch that is called when it is applied or reverted.
     pub hooks: Vec<Hook>,
 }
+
+/// The table of fields beside objects (`include/outlive_shadow.h`): one for all patches of a program that know it by this name.
+pub const SHADOWS: &str = "outlive_patch_shadows_1";
 
 /// When a hook is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +187,15 @@ pub struct Switch {
     pub next_pad: Option<u32>,
 }
 
+/// Code of a function that the patch has a new one of, at the addresses at which it was linked. Its entry is part of it: who stands
+/// there may have been sent by another old function, by a jump that leaves no return address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    pub name: String,
+    pub start: u64,
+    pub end: u64,
+}
+
 /// A patch as it was read, and what it is known by.
 #[derive(Debug, Clone)]
 pub struct Signed {
@@ -300,6 +316,9 @@ impl Part {
             if piece.is_none_or(|piece| piece.kind != PieceKind::Code || piece.is_empty()) {
                 return Err("a hook does not lead to code".to_owned());
             }
+        }
+        if let Some(replaced) = self.replaced.iter().find(|replaced| replaced.start > replaced.end) {
+            return Err(format!("the code of {} ends before it begins", replaced.name));
         }
         let mut pads = std::collections::BTreeSet::new();
         for switch in &self.switches {

@@ -113,7 +113,6 @@ impl Program {
                 program.globals.insert(plain, defined);
             }
         }
-        // Hidden globals become local symbols of the program, behind all others.
         program.read_stubs(&file, raw).map_err(|e| malformed(&e))?;
         Ok(program)
     }
@@ -226,8 +225,10 @@ impl Program {
         if is_local {
             return self.groups[placement.group?].symbols.get(name).and_then(only);
         }
-        // Hidden symbols became local; the linker lists them behind the objects' own.
-        self.groups.last()?.symbols.get(name).and_then(only)
+        // Hidden symbols became local; GNU's linker lists them behind the objects' own, LLVM's with those of their object.
+        let of_object = placement.group.and_then(|group| self.groups[group].symbols.get(name));
+        let behind = || self.groups.last()?.symbols.get(name);
+        of_object.or_else(behind).and_then(only)
     }
 
     /// Whether all code of an object that the program has under this placement is that object's.

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use outlive_net::{Mac, Route};
 
-pub use patch::{AllOrLast, BuildPatch, InspectPatch, Patch, PatchAndProcess, Process, RecordBuild};
+pub use patch::{AllOrLast, BuildPatch, InspectPatch, Patch, PatchAndProcess, Process, RecordBuild, Whom};
 
 /// Exit codes, part of the help of every command.
 const EXIT_CODES: &str = "\

@@ -129,6 +129,12 @@ fn a_process_is_patched_listed_and_reverted() {
     assert!(refused(&patch(&["revert"]), 5).contains("has no patch"));
     done(patch(&["apply", file, trusting[0], trusting[1]]));
     assert_eq!(server.ask(), "2 5");
+    done(patch(&["revert"]));
+    done(patch(&["apply", file, "--together", trusting[0], trusting[1]]));
+    assert_eq!(server.ask(), "2 6");
+    assert!(done(patch(&["inspect"])).contains("its functions switch together"));
+    done(patch(&["revert"]));
+    assert_eq!(server.ask(), "1 7");
 
     assert!(refused(&outlive(&["patch", "ls", "--pid", "1999999999"]), 5).contains("there is no process"));
     // Nobody is named, or two are.
@@ -190,6 +196,11 @@ fn a_workload_keeps_its_patch_when_its_host_dies() {
     let said = refused(&patch("b", &["ls"]), 5);
     assert!(said.contains("ask on a"), "{said}");
     done(patch("a", &["check", path(&fix), "--trust", path(&trust)]));
+    // Its supervisor does not look where the threads are.
+    for command in ["check", "apply"] {
+        let said = refused(&patch("a", &[command, path(&fix), "--together", "--trust", path(&trust)]), 5);
+        assert!(said.contains("switch together"), "{said}");
+    }
     let said = done(patch("a", &["apply", path(&fix), "--json", "--trust", path(&trust)]));
     let report: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(report["processes"][0]["functions"], 1, "{report}");
@@ -217,6 +228,10 @@ fn a_workload_keeps_its_patch_when_its_host_dies() {
         "{listed}"
     );
     assert_eq!(ask(), "2 4");
+    let said = done(patch(&backup, &["inspect"]));
+    assert!(said.contains("fix applied") && said.contains("value: its code is another"), "{said}");
+    let inspected: Value = serde_json::from_str(&done(patch(&backup, &["inspect", "--json"]))).unwrap();
+    assert_eq!(inspected["processes"][0]["patches"][0]["name"], "fix", "{inspected}");
     done(patch(&backup, &["revert"]));
     assert_eq!(ask(), "1 5");
     // There, where its code lies already, and with a tracer that did not see it come.

@@ -213,6 +213,9 @@ pub struct Clocks {
     pub boottime: i64,
 }
 
+/// Blocks of a file by their offsets, in bytes.
+pub type Blocks = Vec<(u64, Vec<u8>)>;
+
 /// A change in a scratch directory. Paths are absolute, as the workload sees them. The order matters: a directory comes
 /// before what is in it, and a file before other links to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,7 +248,7 @@ pub enum FileChange {
         owner: (u32, u32),
         modified: (i64, i64),
         size: u64,
-        blocks: Vec<(u64, Vec<u8>)>,
+        blocks: Blocks,
     },
     Symlink {
         path: String,

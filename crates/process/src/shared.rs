@@ -235,7 +235,8 @@ impl SharedObjects {
                 Some(tracked) => tracked,
                 None => Tracked::open(found, name, &segments, init)?,
             };
-            let change = tracked.capture(*key, found, name, &segments, whole, suspect, parts, data);
+            let hints = Hints { whole, suspect, parts };
+            let change = tracked.capture(*key, found, name, &segments, hints, data);
             checkpoint.shared.extend(refusals.pass(change)?.flatten());
             self.objects.insert(*key, tracked);
         }
@@ -315,6 +316,16 @@ impl Seen {
     }
 }
 
+/// Where an object may have changed.
+struct Hints {
+    /// All of it is wanted, whatever has changed.
+    whole: bool,
+    /// It may have changed anywhere, without a trace.
+    suspect: bool,
+    /// What was written through mappings.
+    parts: Vec<Range>,
+}
+
 impl Tracked {
     fn open(found: &Found, name: Option<&str>, segments: &HashMap<i32, Segment>, init: Tid) -> Result<Self> {
         let attempt = || format!("open the shared memory {:?}", found.source);
@@ -340,16 +351,13 @@ impl Tracked {
     }
 
     /// How it has changed, if it has.
-    #[allow(clippy::too_many_arguments)]
     fn capture(
         &mut self,
         key: FileKey,
         found: &Found,
         name: Option<&str>,
         segments: &HashMap<i32, Segment>,
-        whole: bool,
-        suspect: bool,
-        parts: Vec<Range>,
+        Hints { whole, suspect, parts }: Hints,
         data: &mut PageData,
     ) -> Result<Option<SharedChange>> {
         let anew = !std::mem::replace(&mut self.announced, true);

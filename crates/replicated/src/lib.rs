@@ -113,7 +113,7 @@ pub use wire::WireError;
 
 /// For what the macros write.
 #[doc(hidden)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "it is for the macros alone, and documented where it comes from")]
 pub mod __private {
     pub use inventory;
 

@@ -72,6 +72,18 @@ pub struct Tree<'a> {
     keys: PathBuf,
 }
 
+/// How `outlive` ends when it refuses (`outlive help`): any other end is a failure of its own.
+const REFUSED: i32 = 5;
+
+/// What a run of `outlive patch` that failed means for the fix.
+fn refused_or_wrong(output: &Output, why: &str) -> Outcome {
+    let why = why.trim_start_matches("error: ");
+    match output.status.code() {
+        Some(REFUSED) => Outcome::Refused(why.to_owned()),
+        _ => Outcome::Wrong(format!("outlive patch: {}: {why}", output.status)),
+    }
+}
+
 fn checked(mut command: Command) -> Result<Output> {
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
@@ -305,7 +317,7 @@ impl<'a> Tree<'a> {
                 let tail: Vec<&str> = text.lines().rev().take(12).collect();
                 bail!("{}: {}", fix.patch, tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
             }
-            return Ok(Outcome::Refused(why.trim_start_matches("error: ").to_owned()));
+            return Ok(refused_or_wrong(&output, why));
         }
         // What the build itself prints comes first.
         let text = String::from_utf8_lossy(&output.stdout);
@@ -348,7 +360,7 @@ impl<'a> Tree<'a> {
             command.arg(&trust).arg(file);
             let output = command.output()?;
             if !output.status.success() {
-                return Ok(Outcome::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+                return Ok(refused_or_wrong(&output, String::from_utf8_lossy(&output.stderr).trim()));
             }
             let report: Value = serde_json::from_slice(&output.stdout).context("the patcher's JSON")?;
             fix.apply_us = fix.apply_us.max(report["took_us"].as_u64().unwrap_or(0));

@@ -38,6 +38,13 @@ pub struct Figures {
     apply_us_max: u64,
 }
 
+impl Figures {
+    /// Answers that were wrong or did not come, with the cycles and without.
+    pub fn errors(&self) -> usize {
+        self.errors
+    }
+}
+
 /// Redis, as the corpus left it: the program before its last fix, and that fix's patch.
 pub fn run(corpus: &Path, outlive: &Path, keys: &Path, fixes: &[&Fix]) -> Result<Figures> {
     let package = PACKAGES.iter().find(|package| package.name == "redis").context("no redis")?;

@@ -314,14 +314,35 @@ impl Client for Dns {
         let mut answer = [0; 512];
         let length = self.0.recv(&mut answer)?;
         let answer = &answer[..length];
-        let is_right = length > 12
-            && answer[..2] == id
-            && answer[3] & 0xf == 0
-            && answer[7] == 1
-            && answer.ends_with(&[192, 0, 2, 1])
-            || answer.windows(4).any(|bytes| bytes == [192, 0, 2, 1]) && answer[..2] == id;
-        if is_right { Ok(()) } else { Err(wrong("192.0.2.1", answer)) }
+        if is_address(answer, id, [192, 0, 2, 1]) { Ok(()) } else { Err(wrong("192.0.2.1", answer)) }
     }
+}
+
+/// Whether an answer is to the question of this id, without an error, and its one record holds this address (RFC 1035, 4.1: QR and
+/// RCODE in the header, ANCOUNT; the question; then a name, type A, class IN, time to live, length, address). What servers add
+/// behind it (an OPT record) is theirs.
+fn is_address(answer: &[u8], id: [u8; 2], address: [u8; 4]) -> bool {
+    const HEADER: usize = 12;
+    let half = |at: usize| answer.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+    // A name ends with an empty label, or with a reference to another.
+    let after_name = |mut at: usize| loop {
+        match *answer.get(at)? {
+            0 => return Some(at + 1),
+            label if label & 0xc0 == 0xc0 => return Some(at + 2),
+            label => at += 1 + usize::from(label),
+        }
+    };
+    if answer.len() < HEADER || answer[..2] != id || answer[2] & 0x80 == 0 || answer[3] & 0xf != 0 {
+        return false;
+    }
+    if half(4) != Some(1) || half(6) != Some(1) {
+        return false;
+    }
+    let Some(at) = after_name(HEADER).and_then(|end| after_name(end + 4)) else { return false };
+    half(at) == Some(1)
+        && half(at + 2) == Some(1)
+        && half(at + 8) == Some(4)
+        && answer.get(at + 10..at + 14) == Some(&address)
 }
 
 struct Sql {
@@ -388,4 +409,27 @@ pub fn probe(port: u16, send: &str, length: usize) -> io::Result<String> {
     let mut got = vec![0; length];
     wire.input.read_exact(&mut got)?;
     Ok(String::from_utf8_lossy(&got).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_right_only_with_its_id_and_the_one_address() {
+        let mut answer = vec![7, 9, 0x85, 0x80, 0, 1, 0, 1, 0, 0, 0, 0];
+        answer.extend(b"\x04host\x07example\x00\x00\x01\x00\x01");
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 14, 16, 0, 4, 192, 0, 2, 1]);
+        let is_right = |answer: &[u8]| is_address(answer, [7, 9], [192, 0, 2, 1]);
+        assert!(is_right(&answer));
+        // The id, QR, RCODE, ANCOUNT, the type, the length, the address.
+        for at in [0, 2, 3, 7, 33, 41, 45] {
+            let mut other = answer.clone();
+            other[at] ^= if at == 2 { 0x80 } else { 1 };
+            assert!(!is_right(&other), "byte {at}");
+        }
+        for length in 0..answer.len() {
+            assert!(!is_right(&answer[..length]), "{length} bytes");
+        }
+    }
 }

@@ -6,11 +6,11 @@ use object::elf;
 use serde_bytes::ByteBuf;
 
 use super::Both;
-use super::select::{At, Fate, Selected};
+use super::select::{At, Fate, Selected, is_clone};
 use super::unwind;
 use crate::compare::{constant, is_by_content, is_relative, string_start};
 use crate::error::{Error, Result};
-use crate::patch::{Fixup, FixupKind, Hook, Import, Part, Piece, PieceKind, Switch, Target};
+use crate::patch::{Fixup, FixupKind, Hook, Import, Part, Piece, PieceKind, Replaced, Switch, Target};
 use crate::refusal::{Kind as Why, Refusal};
 use crate::unit::{Kind, Place, Relocation, Symbol, Unit};
 
@@ -71,15 +71,56 @@ pub(super) fn assemble(
             next_pad: pair.new.items[at.1].pad.and_then(|pad| u32::try_from(pad).ok()),
         });
     }
+    let replaced = replaced(both, &assembler.selected);
     Ok(Some(Part {
         program: both.program.name.clone(),
         build_id: ByteBuf::from(both.program.build_id.clone()),
         is_fixed: both.program.is_fixed,
         pieces: assembler.pieces,
         switches,
+        replaced,
         imports: assembler.imports,
         hooks,
     }))
+}
+
+/// Length of an entry of the procedure linkage table (System V ABI, x86-64, 5.2).
+const STUB: u64 = 16;
+
+/// Where the program's functions are that the patch has new ones of, with the clones and parts that the compiler made of them.
+fn replaced(both: &Both<'_>, selected: &Selected<'_>) -> Vec<Replaced> {
+    let mut found = Vec::new();
+    for (number, pair) in selected.pairs.iter().enumerate() {
+        let changed = |item: &usize| {
+            matches!(selected.fates[number][*item], Fate::Changed(_))
+                && pair.new.items[*item].kind == Kind::Code
+        };
+        let items: BTreeSet<usize> =
+            (0..pair.new.items.len()).filter(changed).filter_map(|item| pair.partners[item]).collect();
+        let names: BTreeSet<&str> =
+            items.iter().filter_map(|item| pair.old.items[*item].name.as_deref()).collect();
+        for (index, old) in pair.old.items.iter().enumerate().filter(|(_, old)| old.kind == Kind::Code) {
+            let is_of_changed = is_clone(old)
+                && old
+                    .name
+                    .as_deref()
+                    .and_then(|name| name.split('.').next())
+                    .is_some_and(|n| names.contains(n));
+            if !items.contains(&index) && !is_of_changed {
+                continue;
+            }
+            let Some(address) = both.program.address(pair.old, selected.placements[number], index) else {
+                continue;
+            };
+            let name = pair.old.title(index).to_owned();
+            // The stub by which it is called, where a jump to it may come from a function that has left no other trace.
+            if let Some(stub) = both.program.stub(&name) {
+                found.push(Replaced { name: name.clone(), start: stub, end: stub + STUB });
+            }
+            found.push(Replaced { name, start: address, end: address + old.size });
+        }
+    }
+    found
 }
 
 impl<'a> Assembler<'a, '_> {
@@ -257,11 +298,28 @@ impl<'a> Assembler<'a, '_> {
                 Some((Target::Piece(piece), (place % size) as i64 - distance as i64))
             }
             _ => {
+                let item = self.one_of_all(at.0, item, symbol);
                 let logical = symbol.value.wrapping_add_signed(relocation.addend).wrapping_add(distance);
                 let is_entry = logical == 0 && !about_new_code && self.is_address_of(at, relocation);
-                let target = self.item(at, (at.0, item), is_entry)?;
+                let target = self.item(at, item, is_entry)?;
                 Some((target, (symbol.value as i64).wrapping_add(relocation.addend)))
             }
+        }
+    }
+
+    /// A new variable that several objects define alike (weak, C++'s inline) is one in the program, and so in the patch.
+    fn one_of_all(&self, unit: usize, item: usize, symbol: &Symbol) -> At {
+        let is_data = matches!(self.unit(unit).items[item].kind, Kind::Data | Kind::Zero);
+        match self.selected.globals.get(&symbol.name) {
+            Some((one, value))
+                if is_data
+                    && !symbol.is_local()
+                    && *value == symbol.value
+                    && self.selected.address(self.both, (unit, item)).is_none() =>
+            {
+                *one
+            }
+            _ => (unit, item),
         }
     }
 

@@ -21,6 +21,8 @@ pub struct Options {
     pub name: String,
     pub allow: BTreeSet<Kind>,
     pub is_cumulative: bool,
+    /// All functions are to switch at one instant.
+    pub is_together: bool,
     pub diff: Option<String>,
 }
 
@@ -78,6 +80,7 @@ pub fn build(base: &Record, new: &Record, options: Options) -> Result<Patch> {
         name: options.name,
         built,
         is_cumulative: options.is_cumulative,
+        is_together: options.is_together,
         diff: options.diff,
         allowed,
         warnings: warnings.into_iter().collect(),

@@ -240,7 +240,13 @@ fn check_types(
 ) -> Result<AllTypes> {
     let mut all = Vec::new();
     for (unit, pair) in selected.pairs.iter().enumerate() {
-        let changed = selected.fates[unit].iter().any(|fate| matches!(fate, Fate::Changed(_)));
+        // New functions use types as well: of a language that makes types part of a function's name they may be all there is.
+        let is_new = |(fate, item): (&Fate, &Item)| match fate {
+            Fate::Kept => false,
+            Fate::Added => item.kind == Kind::Code,
+            Fate::Changed(_) => true,
+        };
+        let changed = selected.fates[unit].iter().zip(&pair.new.items).any(is_new);
         if std::ptr::eq(pair.old, pair.new) || pair.old.raw.is_empty() || !changed {
             all.push(None);
             continue;

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::running::lay_out;
 
 fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
@@ -29,6 +30,7 @@ fn sample() -> Patch {
         is_fixed: false,
         pieces: vec![piece],
         switches: vec![switch],
+        replaced: vec![Replaced { name: "f".to_owned(), start: 0x2001, end: 0x2020 }],
         imports: Vec::new(),
         hooks: vec![Hook { when: When::Before, piece: 0 }],
     };
@@ -36,6 +38,7 @@ fn sample() -> Patch {
         name: "fix".to_owned(),
         built: 1,
         is_cumulative: false,
+        is_together: false,
         diff: Some("-a\n+b\n".to_owned()),
         allowed: Vec::new(),
         warnings: Vec::new(),
@@ -75,7 +78,7 @@ type Spoil = (&'static str, fn(&mut Part));
 
 #[test]
 fn a_patch_that_makes_no_sense_is_neither_written_nor_read() {
-    let spoilt: [Spoil; 11] = [
+    let spoilt: [Spoil; 12] = [
         ("outside", |part| part.pieces[0].fixups[0].offset = 8),
         ("outside", |part| part.pieces[0].fixups[0].offset = u64::MAX - 1),
         ("not in the patch", |part| part.pieces[0].fixups[0].target = Target::Piece(1)),
@@ -86,6 +89,7 @@ fn a_patch_that_makes_no_sense_is_neither_written_nor_read() {
         ("no pad", |part| part.switches[0].next_pad = Some(u32::MAX)),
         ("twice", |part| part.switches.push(part.switches[0].clone())),
         ("not lead to code", |part| part.pieces[0].kind = PieceKind::Data),
+        ("before it begins", |part| part.replaced[0].start = 0x2021),
         ("Build-ID", |part| part.build_id.clear()),
     ];
     for (word, spoil) in spoilt {
@@ -136,6 +140,80 @@ proptest! {
         }
         if let Ok(read_back) = read(&sign_unchecked(&body), &[key(1).verifying_key()]) {
             prop_assert!(read_back.patch.check().is_ok());
+            for part in &read_back.patch.parts {
+                lay_out(part);
+            }
         }
     }
+
+    #[test]
+    fn a_file_that_was_cut_up_and_put_together_again_is_refused_or_consistent(
+        cuts in proptest::collection::vec(cut(), 1..8),
+        is_signed in any::<bool>(),
+    ) {
+        let file = write(&rich(), &key(1)).unwrap();
+        let whole = HEAD..file.len() - TAIL;
+        let mut altered = if is_signed { file[whole].to_vec() } else { file.clone() };
+        for (from, to, length, bytes) in cuts {
+            let from = from.index(altered.len() + 1);
+            let end = from.saturating_add(length).min(altered.len());
+            let taken: Vec<u8> = altered.splice(from..end, bytes).collect();
+            let to = to.index(altered.len() + 1);
+            altered.splice(to..to, taken);
+        }
+        let is_same = altered == file;
+        let altered = if is_signed { sign_unchecked(&altered) } else { altered };
+        match read(&altered, &[key(1).verifying_key()]) {
+            Ok(read_back) => {
+                prop_assert!(is_signed || is_same, "an altered file was accepted");
+                prop_assert!(read_back.patch.check().is_ok());
+                for part in &read_back.patch.parts {
+                    lay_out(part);
+                }
+            }
+            Err(error) => prop_assert!(matches!(error, Error::NotTrusted(_)), "{error}"),
+        }
+    }
+}
+
+/// What is taken out and put in elsewhere, and what comes in its place.
+fn cut() -> impl Strategy<Value = (prop::sample::Index, prop::sample::Index, usize, Vec<u8>)> {
+    let bytes = proptest::collection::vec(prop_oneof![any::<u8>(), Just(0xff), Just(0x80), Just(0)], 0..12);
+    (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0usize..40, bytes)
+}
+
+/// A patch with some of everything.
+fn rich() -> Patch {
+    let mut patch = sample();
+    let part = &mut patch.parts[0];
+    part.imports = vec![Import { name: "puts".to_owned(), is_weak: true }];
+    let kinds = [
+        FixupKind::Absolute64,
+        FixupKind::Absolute32,
+        FixupKind::Signed32,
+        FixupKind::Relative32,
+        FixupKind::Relative64,
+        FixupKind::Slot32,
+    ];
+    let targets = [Target::Piece(0), Target::Program(0x4000), Target::Import(0), Target::Number(-8)];
+    for (kind, name) in
+        [(PieceKind::ReadOnly, ".rodata"), (PieceKind::Unwind, ".eh_frame"), (PieceKind::Data, "d")]
+    {
+        let fixups = kinds.iter().zip(targets.iter().cycle()).enumerate().map(|(index, (kind, target))| {
+            Fixup { offset: 8 * index as u64, kind: *kind, target: *target, addend: -4 }
+        });
+        part.pieces.push(Piece {
+            name: name.to_owned(),
+            unit: "a.o".to_owned(),
+            kind,
+            align: 32,
+            bytes: ByteBuf::from(vec![1; 64]),
+            zeros: 100,
+            fixups: fixups.collect(),
+            reason: "f refers to it".to_owned(),
+        });
+    }
+    patch.is_together = true;
+    patch.parts.push(patch.parts[0].clone());
+    patch
 }

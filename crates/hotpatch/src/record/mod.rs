@@ -5,6 +5,7 @@
 
 mod arguments;
 pub mod pads;
+mod rust;
 pub mod wrapper;
 
 use std::collections::BTreeMap;
@@ -135,6 +136,7 @@ impl Record {
     pub fn run(&self, base: &Self, command: &[String]) -> Result<()> {
         let (program, rest) =
             command.split_first().ok_or_else(|| Error::unfit("no command was given to build with"))?;
+        wrapper::put_headers(&self.folder)?;
         let path = std::env::var("PATH").unwrap_or_default();
         let bin = wrapper::install(&base.folder)?;
         let mut build = Command::new(program);
@@ -142,6 +144,9 @@ impl Record {
         build.env("PATH", format!("{}:{path}", bin.display()));
         build.env(wrapper::RECORD_VARIABLE, &self.folder);
         build.env("SOURCE_DATE_EPOCH", self.about.epoch.to_string());
+        build.env("RUSTC_WRAPPER", bin.join(rust::NAME));
+        // Part of a crate that was compiled before is not compared.
+        build.env("CARGO_INCREMENTAL", "0");
         for variable in ["CC", "CXX"] {
             if let Ok(value) = std::env::var(variable) {
                 let (value, real) = wrapper::stand_in(&bin, &value)?;

@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode};
 use object::read::archive::ArchiveFile;
 
 use super::arguments::{self, Argument, CommandLine, Mode};
-use super::{Compile, Input, Link, Record, Step, pads};
+use super::{Compile, Input, Link, Record, Step, pads, rust};
 use crate::error::{Error, FileContext, Result};
 
 /// Tells a stand-in where to record.
@@ -36,7 +36,7 @@ const INDEPENDENT: &str = "-flive-patching=inline-clone";
 pub fn is_stand_in(name: &str) -> bool {
     let plain = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.' || c == '-');
     let plain = plain.rsplit_once("-linux-gnu-").map_or(plain, |(_, name)| name);
-    NAMES.contains(&plain)
+    NAMES.contains(&plain) || name == rust::NAME
 }
 
 /// Puts the stand-ins beside a record, and returns their folder.
@@ -47,7 +47,27 @@ pub(super) fn install(record: &Path) -> Result<PathBuf> {
         put(&folder, name)?;
         put(&folder, &format!("x86_64-linux-gnu-{name}"))?;
     }
+    put(&folder, rust::NAME)?;
     Ok(folder)
+}
+
+/// What a fix can include that is not the program's, by the name it is included by.
+const HEADERS: [(&str, &str); 1] =
+    [("outlive_shadow.h", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/include/outlive_shadow.h")))];
+
+fn headers(record: &Path) -> PathBuf {
+    record.join("include")
+}
+
+/// Puts the headers beside a record.
+pub(super) fn put_headers(record: &Path) -> Result<()> {
+    let folder = headers(record);
+    fs::create_dir_all(&folder).or_file("create", &folder)?;
+    for (name, text) in HEADERS {
+        let path = folder.join(name);
+        fs::write(&path, text).or_file("write", &path)?;
+    }
+    Ok(())
 }
 
 fn put(folder: &Path, name: &str) -> Result<PathBuf> {
@@ -106,6 +126,9 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 fn run(name: &str, words: Vec<String>) -> Result<ExitCode> {
+    if name == rust::NAME {
+        return rust::run(&words, env::var_os(RECORD_VARIABLE).as_deref());
+    }
     let real = find_real(name)?;
     let Some(folder) = env::var_os(RECORD_VARIABLE) else {
         let error = Command::new(&real).args(&words).exec();
@@ -181,6 +204,8 @@ impl Recording {
             added.push("-g".to_owned());
         }
         added.push("-gz=none".to_owned());
+        // Behind all others: what the program has by the same name is the program's.
+        added.extend(["-idirafter".to_owned(), headers(self.record.folder()).display().to_string()]);
         for option in [ENTRY, INDEPENDENT] {
             if self.knows(option)? {
                 added.push(option.to_owned());
@@ -192,7 +217,7 @@ impl Recording {
     /// Whether the compiler knows an option; asked once a record.
     fn knows(&self, option: &str) -> Result<bool> {
         let note = self.record.folder().join("bin").join(format!(".{}{option}", self.name.replace('/', "_")));
-        if let Ok(text) = fs::read(&note) {
+        if let Some(text) = read_if_there(&note)? {
             return Ok(text == b"yes");
         }
         let output = Command::new(&self.real)
@@ -225,11 +250,9 @@ impl Recording {
 
     /// Prepares an object's pads in place, keeps it and notes how it was made.
     fn keep_object(&self, words: &[String], source: &Path, output: &Path) -> Result<()> {
-        let mut bytes = match fs::read(output) {
-            // `-o /dev/null` and the like make nothing.
-            Err(_) => return Ok(()),
-            Ok(bytes) if !bytes.starts_with(b"\x7fELF") => return Ok(()),
-            Ok(bytes) => bytes,
+        // `-o /dev/null` and the like make nothing.
+        let Some(mut bytes) = read_if_there(output)?.filter(|bytes| bytes.starts_with(b"\x7fELF")) else {
+            return Ok(());
         };
         if pads::prepare(&output.display().to_string(), &mut bytes)? > 0 {
             fs::write(output, &bytes).or_file("write", output)?;
@@ -282,6 +305,9 @@ impl Recording {
                 }
                 Argument::Input(path) => {
                     words.push(path.clone());
+                    if path.ends_with(RUST_OBJECT) {
+                        prepare_pads(&folder.join(path))?;
+                    }
                     self.take_input(&folder.join(path), &mut inputs)?;
                 }
                 Argument::Library(name) => {
@@ -310,7 +336,7 @@ impl Recording {
             return Ok(code);
         }
         let output = folder.join(line.output().unwrap_or("a.out"));
-        let Ok(bytes) = fs::read(&output) else { return Ok(ExitCode::SUCCESS) };
+        let Some(bytes) = read_if_there(&output)? else { return Ok(ExitCode::SUCCESS) };
         if bytes.starts_with(b"\x7fELF") {
             let program = self.record.keep("programs", &bytes)?;
             let command = self.whole(&words);
@@ -333,7 +359,8 @@ impl Recording {
 
     /// Notes an object, or every member of an archive.
     fn take_input(&self, path: &Path, inputs: &mut Vec<Input>) -> Result<()> {
-        let Ok(bytes) = fs::read(path) else { return Ok(()) };
+        // What the linker looks for elsewhere (`-Wl,` and the like) is not of this build.
+        let Some(bytes) = read_if_there(path)? else { return Ok(()) };
         let shown = self.record.shown(path);
         if bytes.starts_with(b"\x7fELF") {
             // `e_type` (ELF-64 Object File Format, 4): 1 is an object; a shared library is not taken in.
@@ -360,6 +387,25 @@ impl Recording {
         }
         Ok(())
     }
+}
+
+/// A file's content; `None` if there is no such file. One that cannot be read would be missing in the record.
+pub(super) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        outcome => outcome.or_file("read", path).map(Some),
+    }
+}
+
+/// An object that rustc hands to the linker: it has not been in our hands before.
+const RUST_OBJECT: &str = ".rcgu.o";
+
+fn prepare_pads(path: &Path) -> Result<()> {
+    let Some(mut bytes) = read_if_there(path)? else { return Ok(()) };
+    if bytes.starts_with(b"\x7fELF") && pads::prepare(&path.display().to_string(), &mut bytes)? > 0 {
+        fs::write(path, &bytes).or_file("write", path)?;
+    }
+    Ok(())
 }
 
 fn remove(drafts: &[PathBuf]) {

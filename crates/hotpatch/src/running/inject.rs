@@ -288,8 +288,11 @@ enum Outcome {
     Errand,
 }
 
+/// Why a thread that has ended is none to be asked.
+pub(super) const ENDED: &str = "ended";
+
 /// Why a thread is not the one.
-enum No {
+pub(super) enum No {
     /// Another may be.
     This(String),
     /// Nor will it be later: it has ended, or would not stop. Such a one stays seized as long as the thread that traces lives.
@@ -424,30 +427,9 @@ impl Session<'_> {
         if errand.is_none() && !may_be_held {
             return Err(No::This("cannot be left alone with it".to_owned()));
         }
-        match ptrace::seize(tid) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                return Err(No::Ever("ended".to_owned()));
-            }
-            Err(error) => {
-                let tracer = self.memory.status(tid, "TracerPid").filter(|tracer| tracer != "0");
-                let why = match tracer {
-                    Some(tracer) => {
-                        format!("process {} is traced by process {tracer} (a debugger?)", self.memory.pid)
-                    }
-                    None => format!("process {} may not be traced: {error}", self.memory.pid),
-                };
-                return Err(No::All(Error::unfit(why)));
-            }
-        }
+        seize(self.memory, tid)?;
         (self.steps)("seized");
-        match ptrace::interrupt(tid) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                return Err(No::Ever("ended".to_owned()));
-            }
-            outcome => outcome.or_target(|| format!("interrupt thread {tid}"))?,
-        }
-        let begun = self.await_stop(tid)?;
+        let begun = await_stop(self.memory, tid, STOP_LIMIT)?;
         (self.steps)("stopped");
         let outcome = self.with_stopped(tid, needs_no_filter, calls, errand, may_be_held);
         match outcome {
@@ -461,38 +443,6 @@ impl Session<'_> {
                 // It may have ended; if not, it is let go at the latest when this thread ends.
                 let _ = ptrace::detach(tid, 0);
                 Err(all)
-            }
-        }
-    }
-
-    /// Waits for the stop that was asked for; signals that come first are passed on. Returns when it was last seen not to have
-    /// stopped: until then it was not held, whatever it waited for.
-    fn await_stop(&self, tid: Tid) -> Result<Instant, No> {
-        let deadline = Instant::now() + STOP_LIMIT;
-        let mut seen = Instant::now();
-        loop {
-            let look = Instant::now();
-            match ptrace::wait(tid, false).or_target(|| format!("wait for thread {tid}"))? {
-                Some(Event::Interrupt) => return Ok(seen),
-                Some(Event::Signal(signal)) => {
-                    ptrace::resume(tid, signal).or_target(|| format!("resume thread {tid}"))?;
-                }
-                Some(Event::Group(_)) => {
-                    let _ = ptrace::detach(tid, 0);
-                    return Err(No::All(Error::unfit(format!(
-                        "process {} is stopped by job control: let it go on first",
-                        self.memory.pid
-                    ))));
-                }
-                Some(Event::Ended) => return Err(No::Ever("ended".to_owned())),
-                Some(_) => ptrace::resume(tid, 0).or_target(|| format!("resume thread {tid}"))?,
-                None if Instant::now() > deadline => {
-                    return Err(No::Ever("sleeps where nothing interrupts it".to_owned()));
-                }
-                None => {
-                    seen = look;
-                    thread::sleep(STOP_LOOK);
-                }
             }
         }
     }
@@ -528,7 +478,7 @@ impl Session<'_> {
         }
         let mask = ptrace::signal_mask(tid).or_target(|| asked("read the signal mask"))?;
         let xstate = ptrace::xstate(tid).or_target(|| asked("read the extended state"))?;
-        let after = self.after(tid, &original);
+        let after = after(self.memory, tid, &original);
         let no_room = || No::This("has no room on its stack".to_owned());
         let frame =
             Frame::new(original.rsp, &after, mask, xstate, self.gadgets.sigreturn).ok_or_else(no_room)?;
@@ -585,7 +535,7 @@ impl Session<'_> {
         // Only from a stop like the first does the kernel look at a call that is to be started again.
         ptrace::interrupt(tid).or_target(|| asked("interrupt"))?;
         ptrace::resume(tid, 0).or_target(|| asked("resume"))?;
-        self.await_stop(tid).map_err(|no| match no {
+        await_stop(self.memory, tid, STOP_LIMIT).map_err(|no| match no {
             // It has made the calls, and goes back by itself.
             No::This(why) | No::Ever(why) => {
                 Error::unfit(format!("thread {tid} of process {} {why}, after its calls", self.memory.pid))
@@ -650,34 +600,6 @@ impl Session<'_> {
             Ok(0) | Err(_) => Ok(false),
             Ok(address) => Ok(self.memory.word(address.wrapping_add(8))? != 0),
         }
-    }
-
-    /// The registers with which it goes on if nobody puts them back: a call that was interrupted is made again, as the kernel
-    /// would.
-    fn after(&self, tid: Tid, original: &Registers) -> Registers {
-        let mut after = *original;
-        let code = original.rax as i64;
-        let is_again = original.orig_rax as i64 >= 0
-            && (RESTART.contains(&code)
-                || code == -i64::from(libc::EINTR)
-                    && AGAIN.contains(&(original.orig_rax as i64))
-                    && !self.has_signal(tid));
-        if is_again {
-            after.rip = after.rip.wrapping_sub(2);
-            after.rax = original.orig_rax;
-        }
-        after.orig_rax = u64::MAX;
-        after
-    }
-
-    /// Whether a signal waits that the thread will take: then its call was rightly interrupted.
-    fn has_signal(&self, tid: Tid) -> bool {
-        // Read once: the thread is held meanwhile.
-        let text = self.memory.status_text(tid).unwrap_or_default();
-        let set = |field| {
-            Memory::field(&text, field).and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(0)
-        };
-        (set("SigPnd") | set("ShdPnd")) & !set("SigBlk") != 0
     }
 
     fn registers_for(
@@ -756,8 +678,91 @@ impl Session<'_> {
     }
 }
 
+/// Becomes the tracer of a thread, and asks it to stop.
+pub(super) fn seize(memory: &Memory, tid: Tid) -> Result<(), No> {
+    match ptrace::seize(tid) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+            return Err(No::Ever(ENDED.to_owned()));
+        }
+        Err(error) => {
+            let tracer = memory.status(tid, "TracerPid").filter(|tracer| tracer != "0");
+            let why = match tracer {
+                Some(tracer) => {
+                    format!("process {} is traced by process {tracer} (a debugger?)", memory.pid)
+                }
+                None => format!("process {} may not be traced: {error}", memory.pid),
+            };
+            return Err(No::All(Error::unfit(why)));
+        }
+    }
+    match ptrace::interrupt(tid) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(No::Ever(ENDED.to_owned())),
+        outcome => Ok(outcome.or_target(|| format!("interrupt thread {tid}"))?),
+    }
+}
+
+/// Waits for the stop that was asked for; signals that come first are passed on. Returns when it was last seen not to have
+/// stopped: until then it was not held, whatever it waited for.
+pub(super) fn await_stop(memory: &Memory, tid: Tid, limit: Duration) -> Result<Instant, No> {
+    let deadline = Instant::now() + limit;
+    let mut seen = Instant::now();
+    loop {
+        let look = Instant::now();
+        match ptrace::wait(tid, false).or_target(|| format!("wait for thread {tid}"))? {
+            Some(Event::Interrupt) => return Ok(seen),
+            Some(Event::Signal(signal)) => {
+                ptrace::resume(tid, signal).or_target(|| format!("resume thread {tid}"))?;
+            }
+            Some(Event::Group(_)) => {
+                let _ = ptrace::detach(tid, 0);
+                return Err(No::All(Error::unfit(format!(
+                    "process {} is stopped by job control: let it go on first",
+                    memory.pid
+                ))));
+            }
+            Some(Event::Ended) => return Err(No::Ever(ENDED.to_owned())),
+            Some(_) => ptrace::resume(tid, 0).or_target(|| format!("resume thread {tid}"))?,
+            None if Instant::now() > deadline => {
+                return Err(No::Ever("sleeps where nothing interrupts it".to_owned()));
+            }
+            None => {
+                seen = look;
+                thread::sleep(STOP_LOOK);
+            }
+        }
+    }
+}
+
+/// The registers with which it goes on if nobody puts them back: a call that was interrupted is made again, as the kernel
+/// would.
+pub(super) fn after(memory: &Memory, tid: Tid, original: &Registers) -> Registers {
+    let mut after = *original;
+    let code = original.rax as i64;
+    let is_again = original.orig_rax as i64 >= 0
+        && (RESTART.contains(&code)
+            || code == -i64::from(libc::EINTR)
+                && AGAIN.contains(&(original.orig_rax as i64))
+                && !has_signal(memory, tid));
+    if is_again {
+        after.rip = after.rip.wrapping_sub(2);
+        after.rax = original.orig_rax;
+    }
+    after.orig_rax = u64::MAX;
+    after
+}
+
+/// Whether a signal waits that the thread will take: then its call was rightly interrupted.
+fn has_signal(memory: &Memory, tid: Tid) -> bool {
+    // Read once: the thread is held meanwhile.
+    let text = memory.status_text(tid).unwrap_or_default();
+    let set =
+        |field| Memory::field(&text, field).and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(0);
+    (set("SigPnd") | set("ShdPnd")) & !set("SigBlk") != 0
+}
+
 /// Whether the kernel would not make a call again that must be (EINTR without a signal).
-fn is_rewound(original: &Registers, after: &Registers) -> bool {
+pub(super) fn is_rewound(original: &Registers, after: &Registers) -> bool {
     original.rax as i64 == -i64::from(libc::EINTR) && after.rip != original.rip
 }
 

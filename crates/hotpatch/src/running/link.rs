@@ -5,7 +5,7 @@ use object::elf;
 use super::memory::{Mapping, Memory, PAGE};
 use super::modules::{Found, Module, Scope};
 use crate::error::{Error, Result};
-use crate::patch::{FixupKind, Part, Piece, PieceKind, Target};
+use crate::patch::{FixupKind, Part, Piece, PieceKind, SHADOWS, Target};
 
 /// What is left free on both sides of a region, so that it never touches a neighbour.
 const MARGIN: u64 = 16 * PAGE;
@@ -59,6 +59,8 @@ pub struct Plan<'a> {
     slots_at: u64,
     slots: Vec<Target>,
     stubs_at: u64,
+    /// A piece that is elsewhere already, and where.
+    moved: Option<(u32, u64)>,
     /// Lengths of the part that is executed and of the one that is written.
     pub code_length: u64,
     pub data_length: u64,
@@ -97,13 +99,30 @@ impl<'a> Plan<'a> {
             code_length: stubs_at + STUB_LENGTH * slots.len() as u64,
             data_length: data,
             slots,
+            moved: None,
         }
     }
 
     /// Where a piece lies.
     pub fn address(&self, piece: u32, code: u64, data: u64) -> u64 {
+        if let Some((_, there)) = self.moved.filter(|(moved, _)| *moved == piece) {
+            return there;
+        }
         let (is_data, offset) = self.places[piece as usize];
         offset + if is_data { data } else { code }
+    }
+
+    /// The piece that is the table of fields beside objects, if there is one.
+    fn shadows(&self) -> Option<u32> {
+        let is_table = |piece: &Piece| piece.kind == PieceKind::Data && piece.name == SHADOWS;
+        self.part.pieces.iter().position(is_table).map(|index| index as u32)
+    }
+
+    /// Where the table of fields beside objects is: another patch's, if one has brought it along.
+    pub fn take_shadows(&mut self, known: Option<u64>, code: u64, data: u64) -> Option<u64> {
+        let piece = self.shadows()?;
+        self.moved = known.map(|known| (piece, known));
+        Some(self.address(piece, code, data))
     }
 
     /// The unwind table, if there is one.
@@ -214,6 +233,21 @@ fn out_of_reach(part: &Part, piece: &Piece, target: Target) -> Error {
         Target::Number(number) => number.to_string(),
     };
     Error::unfit(format!("{} refers to {what}, which is out of its reach in this process", piece.name))
+}
+
+/// Lays a part out as if in a process: what a file has that [`Part`]'s check lets pass must be no trouble here.
+#[cfg(test)]
+pub(crate) fn lay_out(part: &Part) {
+    let plan = Plan::new(part);
+    let imports = vec![None; part.imports.len()];
+    let (code, data) = (0x5555_0000_0000, 0x5555_0100_0000);
+    // References may be out of reach.
+    if let Ok((code_bytes, data_bytes)) = plan.image(0x5555_5000_0000, code, data, &imports) {
+        assert_eq!((code_bytes.len() as u64, data_bytes.len() as u64), (plan.code_length, plan.data_length));
+    }
+    for switch in &part.switches {
+        plan.address(switch.piece, code, data);
+    }
 }
 
 #[cfg(test)]

@@ -12,23 +12,28 @@ mod link;
 mod memory;
 mod modules;
 mod region;
+mod together;
+mod unwind;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use inject::{Call, Caller, Desk, Steps, first_failure};
 use inject::{DESK_CODE, DESK_WORDS, Ptrace, desk_code};
+#[cfg(test)]
+pub(crate) use link::lay_out;
 pub use memory::PAGE;
 pub use region::{Notes, Region, State};
 
 use crate::error::{Error, Result};
 use crate::patch::{Part, Patch, PieceKind, Signed, When, hex};
 use crate::sys::ptrace::Tid;
-use crate::unit::{PAD_OPEN, PAD_TAKEN};
+use crate::unit::{PAD_LEN, PAD_OPEN, PAD_TAKEN};
 use link::Plan;
 use memory::Memory;
 use modules::{Module, Scope};
-use region::{HEAD, Off, Switched};
+use region::{Gates, HEAD, Off, Switched};
+use together::{FLAG, GATE, Moment, above, avoided_by, gate_code, gate_places, lead_to_gates};
 
 /// Room behind the notes of a region, for a patch that is applied again over others than before.
 const NOTES_ROOM: u64 = 1024;
@@ -56,6 +61,8 @@ pub struct Report {
 pub struct Patcher<'a> {
     memory: Memory,
     steps: Steps<'a>,
+    /// Whether functions switch at one instant also where a patch does not ask for it.
+    is_together: bool,
     /// Who has calls made, if the process has a tracer already.
     tracer: Option<Box<dyn Caller + 'a>>,
 }
@@ -65,6 +72,14 @@ struct Found<'f> {
     regions: &'f [Region],
     scope: &'f Scope,
     modules: &'f [Module],
+    is_together: bool,
+}
+
+/// What the parts of a patch have in common while they are put in place.
+struct Common {
+    /// The byte of all gates, once there is one.
+    flag: Option<u64>,
+    warnings: Vec<String>,
 }
 
 /// A part of a patch and what it meets in the process.
@@ -83,12 +98,17 @@ impl<'a> Patcher<'a> {
     /// `steps` is called after every step, by its name.
     pub fn open_with_steps(pid: Tid, steps: Steps<'a>) -> Result<Self> {
         let memory = Memory::open(pid)?;
-        Ok(Self { memory, steps, tracer: None })
+        Ok(Self { memory, steps, is_together: false, tracer: None })
     }
 
     /// A process whose tracer makes the calls.
     pub fn open_traced(pid: Tid, tracer: Box<dyn Caller + 'a>) -> Result<Self> {
         Ok(Self { tracer: Some(tracer), ..Self::open(pid)? })
+    }
+
+    /// From now on all functions of a patch that is applied switch at one instant.
+    pub fn switch_together(&mut self) {
+        self.is_together = true;
     }
 
     /// Whether a patch is about something that the process has mapped.
@@ -117,6 +137,7 @@ impl<'a> Patcher<'a> {
     /// Everything that [`Self::apply`] would find wrong. Changes nothing.
     pub fn check(&self, signed: &Signed) -> Result<Vec<String>> {
         let regions = self.list()?;
+        self.check_caller(&signed.patch, self.tracer.is_none())?;
         let mut notes = Vec::new();
         for region in
             regions.iter().filter(|r| matches!(r.state, State::Applying | State::Reverting | State::Prepared))
@@ -176,7 +197,7 @@ impl<'a> Patcher<'a> {
                     active.get_or_insert(region);
                     continue;
                 }
-                let before = regions.iter().find(same).cloned();
+                let before = regions.iter().rfind(same).cloned();
                 met.push(Meeting { part, module: module.clone(), before });
             }
         }
@@ -280,17 +301,14 @@ impl<'a> Patcher<'a> {
         let regions = self.list()?;
         let scope = Scope::of(&self.memory, &modules, &signed.patch);
         let meetings = self.meet(&signed.patch, signed.id, &modules, &regions)?;
-        if signed.patch.parts.iter().any(|part| !part.hooks.is_empty()) && !caller.calls_functions() {
-            return Err(Error::unfit(
-                "the patch has hooks, and the process's tracer calls no functions of it: only a process without a tracer can get it",
-            ));
-        }
+        self.check_caller(&signed.patch, caller.calls_functions())?;
+        let is_together = self.is_together || signed.patch.is_together;
         let steps = self.steps;
         let mut prepared = Vec::new();
         let mut bytes = 0;
-        let mut warnings = signed.patch.warnings.clone();
+        let mut common = Common { flag: None, warnings: signed.patch.warnings.clone() };
         let mut order = regions.iter().map(|region| region.order).max().unwrap_or(0);
-        let found = Found { regions: &regions, scope: &scope, modules: &modules };
+        let found = Found { regions: &regions, scope: &scope, modules: &modules, is_together };
         for meeting in &meetings {
             order = order.checked_add(1).ok_or_else(|| {
                 Error::unfit(format!(
@@ -298,7 +316,7 @@ impl<'a> Patcher<'a> {
                     self.memory.pid
                 ))
             })?;
-            let (region, mapped) = self.prepare(signed, meeting, &found, order, caller, &mut warnings)?;
+            let (region, mapped) = self.prepare(signed, meeting, &found, order, caller, &mut common)?;
             bytes += mapped;
             prepared.push(region);
         }
@@ -307,7 +325,8 @@ impl<'a> Patcher<'a> {
             is_new |= self.write_distance(switched.pad, switched.target)?;
         }
         steps("distances written");
-        if is_new {
+        // A process that has asked for it once is also serialised whenever a thread of it comes to a processor.
+        if is_new || is_together {
             synchronise(caller, &prepared)?;
             steps("processors synchronised");
         }
@@ -315,7 +334,10 @@ impl<'a> Patcher<'a> {
             call_hooks(caller, region, When::Before)?;
         }
         steps("hooks before");
-        self.switch_unit(&mut prepared, true)?;
+        let avoided = if is_together { avoided_by(&meetings, &prepared, &regions) } else { Vec::new() };
+        let moment =
+            if is_together { Some(Moment::new(&self.memory, &modules, &avoided, steps)?) } else { None };
+        let held = self.switch_unit(&mut prepared, true, moment.as_ref())?;
         for region in &prepared {
             call_hooks(caller, region, When::After)?;
         }
@@ -323,10 +345,29 @@ impl<'a> Patcher<'a> {
             functions: prepared.iter().map(|region| region.notes.switched.len()).sum(),
             bytes,
             took_us: micros(begun.elapsed()),
-            longest_hold_us: micros(caller.longest_hold()),
+            longest_hold_us: micros(caller.longest_hold().max(held)),
             settled,
-            warnings,
+            warnings: common.warnings,
         })
+    }
+
+    /// Whether what the patch needs can be had: a tracer that is there already calls no functions, and lets nobody else stop threads.
+    fn check_caller(&self, patch: &Patch, calls_functions: bool) -> Result<()> {
+        if calls_functions {
+            return Ok(());
+        }
+        if patch.parts.iter().any(|part| !part.hooks.is_empty()) {
+            return Err(Error::unfit(
+                "the patch has hooks, and the process's tracer calls no functions of it: only a process without a tracer can get it",
+            ));
+        }
+        if self.is_together || patch.is_together {
+            return Err(Error::unfit(
+                "its functions are to switch together, and the process's tracer looks into no stacks: only a process without a tracer \
+                 can get it",
+            ));
+        }
+        Ok(())
     }
 
     /// Puts a part's code and notes in place, in state `prepared`. Returns how much was mapped for it.
@@ -334,22 +375,36 @@ impl<'a> Patcher<'a> {
         &self,
         signed: &Signed,
         meeting: &Meeting<'_>,
-        &Found { regions, scope, modules }: &Found<'_>,
+        &Found { regions, scope, modules, is_together }: &Found<'_>,
         order: u64,
         caller: &mut dyn Caller,
-        warnings: &mut Vec<String>,
+        Common { flag, warnings }: &mut Common,
     ) -> Result<(Region, u64)> {
-        let plan = Plan::new(meeting.part);
+        let mut plan = Plan::new(meeting.part);
         let imports = plan.imports(&self.memory, scope)?;
         let mut notes = notes(signed, meeting);
         notes.switched = self.switches(meeting, &plan, 0, 0, regions)?;
         if signed.patch.is_cumulative {
             notes.off = offs(&notes, &meeting.module, regions);
+            if is_together && !notes.off.is_empty() {
+                return Err(Error::unfit(
+                    "the patch replaces others, of which it switches off functions that it has none of: what switches together cannot do \
+                     that; revert the others first",
+                ));
+            }
         }
         let draft = Region::header(0, 0, order, State::Prepared, &notes)?;
         // What its notes say is the process's own memory: without sense it is no place to use again.
         let before =
             meeting.before.as_ref().filter(|before| before.has_room_for(plan.code_length, plan.data_length));
+        // Gates are other entries than functions, and one byte is for all of them.
+        let before = before.filter(|before| match before.notes.gates {
+            None => !is_together,
+            Some(gates) => {
+                let is_old = self.memory.array::<1>(gates.flag).is_ok_and(|byte| byte == [0]);
+                is_together && is_old && flag.is_none_or(|flag| flag == gates.flag)
+            }
+        });
         if let Some(before) = before {
             // The code lies there as it did; threads may even be in it.
             let code = before.notes.code;
@@ -360,8 +415,14 @@ impl<'a> Patcher<'a> {
             notes.desk = before.notes.desk;
             notes.hooks.clone_from(&before.notes.hooks);
             notes.switched = self.switches(meeting, &plan, code, data, regions)?;
+            notes.gates = before.notes.gates;
+            notes.shadows = before.notes.shadows;
+            lead_to_gates(&mut notes);
+            // A gate leads to the entry that it was made for.
+            let is_as_before = notes.gates.is_none() || notes.switched == before.notes.switched;
             let header = Region::header(before.address, before.length, order, State::Prepared, &notes)?;
-            if header.len() as u64 <= code - before.address {
+            if is_as_before && header.len() as u64 <= code - before.address {
+                *flag = flag.or(notes.gates.map(|gates| gates.flag));
                 Region::write_header(&self.memory, before.address, &header)?;
                 (self.steps)("prepared again");
                 let region = Region { order, state: State::Prepared, notes, ..before.clone() };
@@ -372,12 +433,17 @@ impl<'a> Patcher<'a> {
         let room = (draft.len() as u64 + NOTES_ROOM).next_multiple_of(PAGE);
         // Behind the code: what a thread executes that is asked to synchronise.
         let code_end = plan.code_length.next_multiple_of(16);
-        let code_length = (room + code_end + DESK_CODE).next_multiple_of(PAGE);
-        // Behind the data: what the unwinder writes to, and what the thread says.
+        // And behind that the gates, one for each entry.
+        let gates = if is_together { meeting.part.switches.len() as u64 } else { 0 };
+        let code_length = (room + code_end + DESK_CODE + GATE * gates).next_multiple_of(PAGE);
+        // Behind the data: what the unwinder writes to, what the thread says, and the byte of the gates.
         let data_end = plan.data_length.next_multiple_of(16);
-        let data_length = (data_end + UNWIND_OBJECT + DESK_WORDS).next_multiple_of(PAGE);
+        let data_length = (data_end + UNWIND_OBJECT + DESK_WORDS + FLAG).next_multiple_of(PAGE);
         let address = self.map(meeting, code_length, data_length, caller)?;
         let (code, data) = (address + room, address + code_length);
+        let known = regions.iter().rev().filter(|region| is_of(region, &meeting.module));
+        let known = known.filter_map(|region| region.notes.shadows).next();
+        notes.shadows = plan.take_shadows(known, code, data);
         let (code_bytes, data_bytes) = plan.image(meeting.module.bias, code, data, &imports)?;
         notes.desk = Desk { code: code + code_end, words: data + data_end + UNWIND_OBJECT };
         self.memory.write(code, &code_bytes)?;
@@ -400,6 +466,12 @@ impl<'a> Patcher<'a> {
         let hooks = meeting.part.hooks.iter();
         notes.hooks = hooks.map(|hook| (hook.when, plan.address(hook.piece, code, data))).collect();
         notes.switched = self.switches(meeting, &plan, code, data, regions)?;
+        notes.gates = is_together.then(|| Gates {
+            code: code + code_end + DESK_CODE,
+            flag: *flag.get_or_insert(data + data_end + UNWIND_OBJECT + DESK_WORDS),
+        });
+        self.write_gates(&notes)?;
+        lead_to_gates(&mut notes);
         let header = Region::header(address, code_length, order, State::Prepared, &notes)?;
         Region::write_header(&self.memory, address, &header)?;
         (self.steps)("prepared");
@@ -407,6 +479,20 @@ impl<'a> Patcher<'a> {
             Region { address, length: code_length, state: State::Prepared, order, notes },
             code_length + data_length,
         ))
+    }
+
+    /// Puts a gate in place for each entry, between the function that was there and the new one.
+    fn write_gates(&self, notes: &Notes) -> Result<()> {
+        let Some(gates) = notes.gates else { return Ok(()) };
+        for (at, switched) in gate_places(gates).zip(&notes.switched) {
+            let old = switched.pad.wrapping_add(PAD_LEN);
+            let code = gate_code(at, gates.flag, old, switched.target).ok_or_else(|| {
+                Error::unfit(format!("the old function of {} is out of reach of its gate", switched.name))
+            })?;
+            self.memory.write(at, &code)?;
+        }
+        (self.steps)("gates written");
+        Ok(())
     }
 
     /// Maps room for code, and behind it for data, by a call of one of the process's threads.
@@ -456,15 +542,29 @@ impl<'a> Patcher<'a> {
     }
 
     /// Switches all parts of one patch, or all back. The states say what may be switched: all parts are being switched before an
-    /// entry of any is, and until all entries of all are.
-    fn switch_unit(&self, unit: &mut [Region], on: bool) -> Result<()> {
+    /// entry of any is, and until all entries of all are. What switches at one instant does so by the byte of its gates, in a moment
+    /// in which no thread is in the functions: when all entries lead to gates, and as long as they do. Returns how long the threads
+    /// were held for it.
+    fn switch_unit(&self, unit: &mut [Region], on: bool, moment: Option<&Moment<'_>>) -> Result<Duration> {
         let (meanwhile, then) =
             if on { (State::Applying, State::Applied) } else { (State::Reverting, State::Reverted) };
         for region in unit.iter_mut() {
             region.set_state(&self.memory, meanwhile)?;
             (self.steps)(if on { "applying" } else { "reverting" });
         }
-        if let Err(error) = unit.iter().try_for_each(|region| self.switch(region, on)) {
+        let entries = || unit.iter().try_for_each(|region| self.switch(region, on));
+        let flag = unit.iter().find_map(|region| region.notes.gates).map(|gates| gates.flag);
+        let memory = &self.memory;
+        let instant = || match (moment, flag) {
+            (Some(moment), Some(flag)) => moment.take(&|| memory.write(flag, &[u8::from(on)])),
+            _ => Ok(Duration::ZERO),
+        };
+        let outcome = if on {
+            entries().and_then(|()| instant())
+        } else {
+            instant().and_then(|held| entries().map(|()| held))
+        };
+        if let Err(error) = outcome {
             let modules = modules::find(&self.memory, &self.memory.mappings()?);
             return Err(match self.settle(&modules) {
                 Ok(_) => error,
@@ -477,7 +577,7 @@ impl<'a> Patcher<'a> {
             region.set_state(&self.memory, then)?;
             (self.steps)(if on { "applied" } else { "reverted" });
         }
-        Ok(())
+        outcome
     }
 
     /// Switches all entries of a part, or all back: one store of one byte for each. Back goes every entry that can, whatever
@@ -548,6 +648,20 @@ impl<'a> Patcher<'a> {
             };
             unit.retain(|region| !is_undone(region));
             let Some(name) = unit.first().map(|region| region.notes.name.clone()) else { continue };
+            // Entries that lead to gates: one byte says whether the functions had switched.
+            let gates = unit.iter().find_map(|region| region.notes.gates);
+            let has_switched = match gates {
+                Some(gates) => self.memory.array::<1>(gates.flag)? != [0],
+                None => false,
+            };
+            if let (true, Some(state)) = (has_switched, interrupted) {
+                for region in unit.iter_mut().filter(|region| region.state.is_underway()) {
+                    region.set_state(&self.memory, State::Applied)?;
+                    (self.steps)("settled");
+                }
+                settled.push(format!("{name} was {}, and is applied", state.word()));
+                continue;
+            }
             // The states first, so that this may be interrupted as well.
             for region in unit.iter_mut().filter(|region| region.state == State::Applied) {
                 region.set_state(&self.memory, State::Reverting)?;
@@ -611,15 +725,30 @@ impl<'a> Patcher<'a> {
         for region in &regions {
             call_hooks(caller, region, When::Revert)?;
         }
+        let everything = self.list()?;
+        let mut held = Duration::ZERO;
         for unit in regions.chunk_by_mut(|one, other| one.notes.patch == other.notes.patch) {
-            self.switch_unit(unit, false)?;
+            let is_together = unit.iter().any(|region| region.notes.gates.is_some());
+            if is_together && !caller.calls_functions() {
+                return Err(Error::unfit(format!(
+                    "the functions of {} are to switch back together, and the process's tracer looks into no stacks",
+                    unit[0].notes.name
+                )));
+            }
+            let avoided = if is_together { above(unit, &everything) } else { Vec::new() };
+            let moment = if is_together {
+                Some(Moment::new(&self.memory, &modules, &avoided, self.steps)?)
+            } else {
+                None
+            };
+            held = held.max(self.switch_unit(unit, false, moment.as_ref())?);
             functions += unit.iter().map(|region| region.notes.switched.len()).sum::<usize>();
         }
         Ok(Report {
             functions,
             bytes: 0,
             took_us: micros(begun.elapsed()),
-            longest_hold_us: micros(caller.longest_hold()),
+            longest_hold_us: micros(caller.longest_hold().max(held)),
             settled,
             warnings: Vec::new(),
         })
@@ -633,13 +762,15 @@ fn is_in(region: &Region, part: &Part, module: &Module) -> bool {
         && entries.eq(region.notes.switched.iter().map(|switched| switched.origin))
 }
 
+/// Whether a region's entries are in this module.
+fn is_of(region: &Region, module: &Module) -> bool {
+    module.build_id == region.notes.build_id
+        && region.notes.switched.iter().all(|switched| module.holds(switched.origin))
+}
+
 /// Whether the program or library that a region is in is mapped, at the place where it was.
 fn has_module(region: &Region, modules: &[Module]) -> bool {
-    let is_it = |module: &Module| {
-        module.build_id == region.notes.build_id
-            && region.notes.switched.iter().all(|switched| module.holds(switched.origin))
-    };
-    modules.iter().any(is_it)
+    modules.iter().any(|module| is_of(region, module))
 }
 
 /// Has every processor that runs the process forget what it has fetched.
@@ -676,6 +807,8 @@ fn notes(signed: &Signed, meeting: &Meeting<'_>) -> Notes {
         code: 0,
         hooks: Vec::new(),
         desk: Desk { code: 0, words: 0 },
+        shadows: None,
+        gates: None,
     }
 }
 

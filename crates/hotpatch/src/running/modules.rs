@@ -24,6 +24,8 @@ pub struct Module {
     pub start: u64,
     pub end: u64,
     dynamic: Option<u64>,
+    /// Where the index of its unwind tables (`.eh_frame_hdr`) is, and its size.
+    pub unwind_index: Option<(u64, u64)>,
 }
 
 /// What a name is in a module.
@@ -55,6 +57,12 @@ pub fn find(memory: &Memory, mappings: &[Mapping]) -> Vec<Module> {
 }
 
 impl Module {
+    /// What the kernel maps into every process (vdso(7)).
+    pub fn of_kernel(memory: &Memory, mappings: &[Mapping]) -> Option<Self> {
+        let mapping = mappings.iter().find(|mapping| mapping.path == "[vdso]")?;
+        Self::read(memory, mapping, mappings)
+    }
+
     fn read(memory: &Memory, mapping: &Mapping, mappings: &[Mapping]) -> Option<Self> {
         let header: [u8; 64] = memory.array(mapping.start).ok()?;
         // ELF-64, little-endian, x86-64 (System V ABI).
@@ -72,6 +80,7 @@ impl Module {
         let mut high = 0;
         let mut notes = Vec::new();
         let mut dynamic = None;
+        let mut unwind_index = None;
         for header in headers.chunks_exact(size as usize) {
             let (address, file_size, memory_size) = (quad(header, 16), quad(header, 32), quad(header, 40));
             match elf::ProgramType(long(header, 0) as u32) {
@@ -84,6 +93,7 @@ impl Module {
                 }
                 elf::PT_NOTE => notes.push((address, file_size)),
                 elf::PT_DYNAMIC => dynamic = Some(address),
+                elf::PT_GNU_EH_FRAME => unwind_index = Some((address, memory_size)),
                 _ => {}
             }
         }
@@ -112,6 +122,7 @@ impl Module {
             start: mapping.start,
             end: high.wrapping_add(bias).checked_next_multiple_of(PAGE)?,
             dynamic: dynamic.map(|address| address.wrapping_add(bias)),
+            unwind_index: unwind_index.map(|(address, size)| (address.wrapping_add(bias), size)),
         })
     }
 
@@ -210,7 +221,15 @@ impl Module {
 
     #[cfg(test)]
     pub fn for_test(start: u64, end: u64) -> Self {
-        Self { path: "/a".to_owned(), bias: start, build_id: vec![1], start, end, dynamic: None }
+        Self {
+            path: "/a".to_owned(),
+            bias: start,
+            build_id: vec![1],
+            start,
+            end,
+            dynamic: None,
+            unwind_index: None,
+        }
     }
 
     pub fn holds(&self, address: u64) -> bool {

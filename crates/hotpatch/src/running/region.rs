@@ -2,7 +2,7 @@
 //! all there is: whoever comes next (another patcher, after the first was killed; one that looks at a forked child) finds it in the
 //! memory of the process and needs nothing else.
 //!
-//! Layout of the header (little-endian; version 2):
+//! Layout of the header (little-endian; version 3):
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
@@ -26,7 +26,7 @@ use crate::patch::When;
 use crate::unit::{PAD_OPEN, PAD_TAKEN};
 
 const MAGIC: &[u8; 16] = b"OUTLIVE-HOTPATCH";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 pub const HEAD: u64 = 64;
 const STATE_AT: u64 = 20;
 /// Largest notes that are read.
@@ -115,6 +115,19 @@ pub struct Notes {
     pub hooks: Vec<(When, u64)>,
     /// Where a thread finds what to do that is asked to synchronise.
     pub desk: Desk,
+    /// The table of fields beside objects that it uses: its own, or that of a patch before it.
+    pub shadows: Option<u64>,
+    /// What its entries lead to, if they switch at one instant.
+    pub gates: Option<Gates>,
+}
+
+/// Gates of a part, one for each entry that it switches, in their order (`together.rs`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gates {
+    /// Where the first is.
+    pub code: u64,
+    /// The byte by which all gates of the patch lead to the old functions (0) or to the new (1).
+    pub flag: u64,
 }
 
 /// A patch in a process.

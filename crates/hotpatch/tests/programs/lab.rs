@@ -18,6 +18,8 @@ use tempfile::TempDir;
 
 /// How long a process may take to come to a state: a machine may be busy.
 const STATE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a moment may be waited for in which no thread is in some functions.
+const MOMENT_LIMIT: Duration = Duration::from_secs(120);
 
 /// A recorded program in a folder of its own.
 pub struct Recorded {
@@ -44,7 +46,13 @@ fn shell(folder: &Path, command: &str, flags: &str) -> Vec<String> {
 impl Recorded {
     /// Records the build of a program by a shell command in which `$FLAGS` says which version it is.
     pub fn new(command: &str) -> Self {
+        Self::with(command, |_| {})
+    }
+
+    /// With more in its folder than the sources.
+    pub fn with(command: &str, add: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        add(folder.path());
         for entry in fs::read_dir(sources()).unwrap() {
             let path = entry.unwrap().path();
             if path
@@ -118,6 +126,18 @@ pub fn sign(made: &Patch) -> Signed {
     patch::read(&patch::write(made, &key()).unwrap(), &[key().verifying_key()]).unwrap()
 }
 
+/// Where functions are to switch together and a machine is so busy that their threads hardly run, the patcher says so; then it is asked
+/// again.
+pub fn in_time<T>(mut attempt: impl FnMut() -> outlive_hotpatch::Result<T>) -> outlive_hotpatch::Result<T> {
+    let deadline = Instant::now() + MOMENT_LIMIT;
+    loop {
+        match attempt() {
+            Err(error) if error.to_string().contains("had no moment") && Instant::now() < deadline => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// A program that answers lines.
 pub struct Running {
     child: Child,
@@ -169,11 +189,11 @@ impl Running {
     }
 
     pub fn apply(&self, signed: &Signed) -> Report {
-        self.patcher().apply(signed).unwrap()
+        in_time(|| self.patcher().apply(signed)).unwrap()
     }
 
     pub fn revert(&self) -> Report {
-        self.patcher().revert(false).unwrap()
+        in_time(|| self.patcher().revert(false)).unwrap()
     }
 
     pub fn states(&self) -> Vec<State> {

@@ -6,7 +6,9 @@
 mod constructs;
 mod lab;
 mod patching;
+mod rust;
 mod threads;
+mod together;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -26,6 +28,8 @@ fn main() -> ExitCode {
     let mut trials = constructs::trials();
     trials.extend(patching::trials());
     trials.extend(threads::trials());
+    trials.extend(together::trials());
+    trials.extend(rust::trials());
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 

@@ -14,7 +14,8 @@ use outlive_hotpatch::build::Options;
 use outlive_hotpatch::patch;
 use outlive_hotpatch::running::{Patcher, State};
 
-use super::lab::{Recorded, Running, key, sign};
+use super::lab::{Recorded, Running, in_time, key, sign};
+use super::together::together;
 use super::trial;
 
 pub fn trials() -> Vec<Trial> {
@@ -22,6 +23,7 @@ pub fn trials() -> Vec<Trial> {
         trial("patches_lie_over_each_other_and_are_reverted_from_the_last", layers),
         trial("a_cumulative_patch_replaces_what_was_there_until_it_is_reverted", cumulative),
         trial("all_patches_are_reverted_at_once", revert_all),
+        trial("a_field_beside_an_object_is_there_for_the_next_patch", shadows),
         trial("a_patch_that_is_there_is_not_applied_twice", twice),
         trial("a_patch_for_another_build_leaves_the_process_untouched", another_build),
         trial("a_patch_of_a_stranger_or_an_altered_one_is_refused", strangers),
@@ -102,6 +104,23 @@ fn cumulative() {
         running.revert();
         assert_eq!(running.ask("?"), "1 1");
     }
+}
+
+fn shadows() {
+    let recorded = Recorded::simple("shadow_layers");
+    let mut running = recorded.start();
+    let (second, third) = (version(&recorded, 2, false), version(&recorded, 3, false));
+    assert_eq!(running.ask("?"), "0");
+    running.apply(&second);
+    assert_eq!([running.ask("?"), running.ask("?")], ["201", "202"]);
+    running.apply(&third);
+    assert_eq!(running.ask("?"), "303");
+    running.revert();
+    assert_eq!(running.ask("?"), "204");
+    running.revert();
+    assert_eq!(running.ask("?"), "0");
+    running.apply(&third);
+    assert_eq!(running.ask("?"), "305");
 }
 
 fn revert_all() {
@@ -344,7 +363,7 @@ pub fn apply_and_die(what: &str) -> ExitCode {
     };
     let signed = patch::read(&std::fs::read(Path::new(file)).unwrap(), &[key().verifying_key()]).unwrap();
     let mut patcher = Patcher::open_with_steps(pid, &steps).unwrap();
-    let outcome = if is_revert { patcher.revert(false) } else { patcher.apply(&signed) };
+    let outcome = in_time(|| if is_revert { patcher.revert(false) } else { patcher.apply(&signed) });
     match outcome {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => panic!("{error}"),
@@ -352,7 +371,7 @@ pub fn apply_and_die(what: &str) -> ExitCode {
 }
 
 /// A program, what it answers without the patch and with it, and how many steps an apply has at least.
-fn die_at_every_step(program: &str, old: &str, new: &str, least: usize) {
+pub fn die_at_every_step(program: &str, old: &str, new: &str, least: usize) {
     let recorded = match program {
         "parts" => Recorded::of_header(program),
         program if program.starts_with("cpp_") => {
@@ -360,14 +379,19 @@ fn die_at_every_step(program: &str, old: &str, new: &str, least: usize) {
         }
         program => Recorded::simple(program),
     };
+    let is_together = program == "pair";
     // Functions are switched one after the other, and so are the words that say which.
     let is_either = |answer: &str| {
+        if is_together {
+            // At no step are they between the two.
+            return answer.starts_with(old) || answer.starts_with(new);
+        }
         let mut words = answer.split_whitespace();
         old.split_whitespace()
             .zip(new.split_whitespace())
             .all(|(old, new)| words.next().is_some_and(|word| word == old || word == new))
     };
-    let signed = recorded.patch();
+    let signed = if is_together { together(&recorded) } else { recorded.patch() };
     let file = recorded.folder().join("fix.opatch");
     std::fs::write(&file, patch::write(&signed.patch, &key()).unwrap()).unwrap();
     let mut deaths = Vec::new();
@@ -397,7 +421,8 @@ fn die_at_every_step(program: &str, old: &str, new: &str, least: usize) {
             assert!(status.code().is_none(), "the patcher was to die, and ended with {status}");
             // The next patcher finds out what there is.
             let states = running.states();
-            if !states.is_empty() && states.iter().all(|state| *state == State::Applied) {
+            let has_switched = is_together && answer.starts_with(new);
+            if has_switched || !states.is_empty() && states.iter().all(|state| *state == State::Applied) {
                 assert!(running.ask("?").starts_with(new), "after step {nth} of {what}");
                 running.revert();
             } else if nth % 2 == 1 && states.iter().any(|state| *state != State::Reverted) {

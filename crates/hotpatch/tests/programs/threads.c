@@ -1,4 +1,4 @@
-// Four threads that do nothing but call the function. Each checks what it gets: 1 or 2, nothing else, and that its
+// Sixteen threads that do nothing but call the function. Each checks what it gets: 1 or 2, nothing else, and that its
 // vector registers keep their values.
 #include <pthread.h>
 #include <stdio.h>
@@ -11,7 +11,9 @@ __attribute__((noinline)) int value(int x) { __asm__ volatile("" : "+r"(x)); ret
 __attribute__((noinline)) int value(int x) { __asm__ volatile("" : "+r"(x)); return x + 1; }
 #endif
 
-static volatile long wrong, calls[4], last[4];
+#define THREADS 16
+
+static volatile long wrong, calls[THREADS], last[THREADS];
 
 static void *run(void *argument) {
     long self = (long)argument;
@@ -29,11 +31,11 @@ static void *run(void *argument) {
 
 int main(void) {
     pthread_t thread;
-    for (long i = 0; i < 4; i++) pthread_create(&thread, NULL, run, (void *)i);
+    for (long i = 0; i < THREADS; i++) pthread_create(&thread, NULL, run, (void *)i);
     char line[64];
     while (fgets(line, sizeof line, stdin)) {
         printf("%ld %d", wrong, value(0));
-        for (int i = 0; i < 4; i++) printf(" %ld", calls[i]);
+        for (int i = 0; i < THREADS; i++) printf(" %ld", calls[i]);
         puts("");
         fflush(stdout);
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 
 use super::lab::{Recorded, Running};
+use super::together::together;
 use super::trial;
 
 /// Cycles of apply and revert.
@@ -13,7 +14,7 @@ const CYCLES: usize = 10_000;
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial("ten_thousand_cycles_under_four_threads_lose_no_call", cycles),
+        trial("ten_thousand_cycles_under_sixteen_threads_lose_no_call", cycles),
         trial("calls_reach_the_new_function_and_say_what_that_costs", cost),
     ]
 }
@@ -37,7 +38,13 @@ fn cost() {
     let with = ask(&mut running, "0");
     running.apply(&signed);
     let patched = ask(&mut running, "1");
-    eprintln!("a call costs {without} ps without a pad, {with} ps with one, {patched} ps patched");
+    running.revert();
+    ask(&mut running, "0");
+    running.apply(&together(&recorded));
+    let gated = ask(&mut running, "1");
+    eprintln!(
+        "a call costs {without} ps without a pad, {with} ps with one, {patched} ps patched, {gated} ps by way of a gate"
+    );
     running.revert();
     ask(&mut running, "0");
 }

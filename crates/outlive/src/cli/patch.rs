@@ -64,6 +64,10 @@ pub struct BuildPatch {
     /// It replaces all earlier patches of the same programs, also where it changes nothing
     #[arg(long)]
     pub cumulative: bool,
+    /// Its functions must switch at one instant: wherever it is applied or reverted, all threads are stopped for a moment in which
+    /// none is in any of them; if there is none within some seconds, it is refused
+    #[arg(long)]
+    pub together: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -82,6 +86,9 @@ pub struct PatchAndProcess {
     /// A public key whose patches are trusted; may be given again [default: those in /etc/outlive/patch-keys]
     #[arg(long, value_name = "FILE")]
     pub trust: Vec<PathBuf>,
+    /// All functions switch at one instant, also if the patch does not ask for it (see `outlive patch build --help`)
+    #[arg(long)]
+    pub together: bool,
 }
 
 #[derive(Debug, Args)]
@@ -98,6 +105,25 @@ pub struct Process {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Whom a command is about.
+pub struct Whom<'a> {
+    pub pid: Option<i32>,
+    pub workload: Option<&'a str>,
+    pub reach: &'a Reach,
+}
+
+impl Process {
+    pub fn whom(&self) -> Whom<'_> {
+        Whom { pid: self.pid, workload: self.workload.as_deref(), reach: &self.reach }
+    }
+}
+
+impl InspectPatch {
+    pub fn whom(&self) -> Whom<'_> {
+        Whom { pid: self.pid, workload: self.workload.as_deref(), reach: &self.reach }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -118,6 +144,11 @@ pub struct InspectPatch {
     /// The process
     #[arg(long, group = "what", value_parser = clap::value_parser!(i32).range(1..))]
     pub pid: Option<i32>,
+    /// The workload, on the node where it runs: all of its processes that have a patch
+    #[arg(long, group = "what", value_name = "NAME")]
+    pub workload: Option<String>,
+    #[command(flatten)]
+    pub reach: Reach,
     /// A public key whose patches are trusted; may be given again [default: those in /etc/outlive/patch-keys]
     #[arg(long, value_name = "FILE")]
     pub trust: Vec<PathBuf>,

@@ -1,7 +1,6 @@
 //! A cluster of agents on lab hosts, driven through the command line only.
 
-// Each test binary uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses its part")]
 
 pub mod faults;
 pub mod redis;

@@ -27,7 +27,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::descriptor::is_below;
 use super::file::{FileKey, changed, modified};
 pub use super::scratch_apply::apply;
-use crate::checkpoint::FileChange;
+use crate::checkpoint::{Blocks, FileChange};
 use crate::error::{Attempt, Error, Result};
 use crate::sys::descriptor as sys;
 use crate::sys::pagemap::Range;
@@ -521,14 +521,13 @@ impl Walk {
     }
 
     /// Hashes of all blocks, and the blocks that differ from the old ones. Looks only where it was touched, if that is known.
-    #[allow(clippy::type_complexity)]
     fn compare(
         &mut self,
         file: &File,
         size: u64,
         old: &[u64],
         only: Option<&Touched>,
-    ) -> io::Result<(Vec<u64>, Vec<(u64, Vec<u8>)>)> {
+    ) -> io::Result<(Vec<u64>, Blocks)> {
         let step = BLOCK as u64;
         let mut hashes = Vec::with_capacity(size.div_ceil(step) as usize);
         let mut blocks = Vec::new();

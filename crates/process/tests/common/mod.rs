@@ -1,5 +1,5 @@
 //! What the tests of whole process trees share: a compiled program, namespaces for it, its output.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::cell::RefCell;
 use std::ffi::OsString;

@@ -52,6 +52,7 @@ pub fn build(args: &BuildPatch) -> Result<()> {
             name,
             allow: args.allow.iter().copied().collect(),
             is_cumulative: args.cumulative,
+            is_together: args.together,
             diff,
         };
         builder::build(&base, &new, options).for_user()

@@ -33,7 +33,10 @@ pub fn read(path: &Path, trust: &[PathBuf]) -> Result<Signed> {
 
 /// The processes that a patch is for: the one that is named, or those of a workload that run what it changes.
 fn fitting<'a>(args: &'a PatchAndProcess, signed: &Signed) -> Result<Vec<Target<'a>>> {
-    let mut targets = target::open(&args.process)?;
+    let mut targets = target::open(&args.process.whom())?;
+    if args.together {
+        targets.iter_mut().for_each(|target| target.patcher.switch_together());
+    }
     let Some(name) = &args.process.workload else { return Ok(targets) };
     let mut fits = Vec::new();
     for target in targets.drain(..) {
@@ -81,7 +84,7 @@ pub fn apply(args: &PatchAndProcess) -> Result<()> {
 
 pub fn revert(args: &AllOrLast) -> Result<()> {
     let mut all = Vec::new();
-    let mut targets = target::open(&args.process)?;
+    let mut targets = target::open(&args.process.whom())?;
     if let Some(name) = &args.process.workload {
         let mut patched = Vec::new();
         for target in targets.drain(..) {

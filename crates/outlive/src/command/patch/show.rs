@@ -1,7 +1,7 @@
 //! `outlive patch ls` and `inspect`: what is in a patch, and what is in a process.
 
 use outlive_hotpatch::patch::{Patch, PieceKind, hex};
-use outlive_hotpatch::running::{Patcher, Region, State};
+use outlive_hotpatch::running::{Region, State};
 use serde_json::{Value, json};
 
 use super::ForUser;
@@ -20,7 +20,13 @@ pub fn patch(patch: &Patch, as_json: bool, times: Option<Times>) -> Result<()> {
         }
         return print(&value);
     }
-    say!("patch {}{}", patch.name, if patch.is_cumulative { " (cumulative)" } else { "" });
+    let kind = match (patch.is_cumulative, patch.is_together) {
+        (false, false) => "",
+        (true, false) => " (cumulative)",
+        (false, true) => " (its functions switch together)",
+        (true, true) => " (cumulative, its functions switch together)",
+    };
+    say!("patch {}{kind}", patch.name);
     for part in &patch.parts {
         say!("{} (Build-ID {})", part.program, part.build_id_text());
         let bytes: u64 = part.pieces.iter().map(outlive_hotpatch::patch::Piece::len).sum();
@@ -58,6 +64,7 @@ fn patch_value(patch: &Patch) -> Value {
         "name": patch.name,
         "built": patch.built,
         "cumulative": patch.is_cumulative,
+        "together": patch.is_together,
         "parts": parts.collect::<Vec<_>>(),
         "allowed": patch.allowed,
         "warnings": patch.warnings,
@@ -67,7 +74,7 @@ fn patch_value(patch: &Patch) -> Value {
 
 pub fn list(args: &Process) -> Result<()> {
     let mut all = Vec::new();
-    for Target { pid, patcher } in target::open(args)? {
+    for Target { pid, patcher } in target::open(&args.whom())? {
         let regions = patcher.list().for_user()?;
         if args.json {
             let values: Vec<Value> = regions.iter().map(region_value).collect();
@@ -115,6 +122,7 @@ fn region_value(region: &Region) -> Value {
         "built": notes.built,
         "applied": notes.applied,
         "cumulative": notes.is_cumulative,
+        "together": notes.gates.is_some(),
         "functions": notes.switched.iter().map(|switched| switched.name.as_str()).collect::<Vec<_>>(),
         "reasons": notes.reasons,
         "address": region.address,
@@ -135,28 +143,45 @@ pub fn inspect(args: &InspectPatch) -> Result<()> {
         }
         return Ok(());
     }
-    // The command line has one of the two.
-    let Some(pid) = args.pid else { return Ok(()) };
-    let regions = Patcher::open(pid).for_user()?.list().for_user()?;
-    if args.json {
-        return print(&Value::Array(regions.iter().map(region_value).collect()));
+    let mut all = Vec::new();
+    for Target { pid, patcher } in target::open(&args.whom())? {
+        let regions = patcher.list().for_user()?;
+        if args.json {
+            let values: Vec<Value> = regions.iter().map(region_value).collect();
+            all.push(json!({ "pid": pid, "patches": values }));
+            continue;
+        }
+        // Of a workload most processes may be other programs.
+        if args.workload.is_some() && !regions.is_empty() {
+            say!("process {pid}");
+        }
+        regions.iter().for_each(full);
     }
-    for region in &regions {
-        let notes = &region.notes;
-        say!("{} {} {}", region.order, notes.name, region.state.word());
-        say!("  patch {}, of {} (Build-ID {})", hex(&notes.patch), notes.program, hex(&notes.build_id));
-        say!("  {} bytes at {:#x}; unwindable: {}", region.length, region.address, notes.is_unwindable);
-        for (name, reason) in &notes.reasons {
-            say!("  {name}: {reason}");
-        }
-        for switched in &notes.switched {
-            say!("  {} {:#x} -> {:#x}", switched.name, switched.pad, switched.target);
-        }
-        for off in &notes.off {
-            say!("  {:#x} -> {:#x} is switched off", off.pad, off.target);
-        }
+    match (&args.workload, args.json) {
+        (_, false) => Ok(()),
+        (Some(name), true) => print(&json!({ "workload": name, "processes": all })),
+        (None, true) => print(&all.pop().map(|one| one["patches"].clone()).unwrap_or_default()),
     }
-    Ok(())
+}
+
+/// All that a process has of a patch.
+fn full(region: &Region) {
+    let notes = &region.notes;
+    say!("{} {} {}", region.order, notes.name, region.state.word());
+    say!("  patch {}, of {} (Build-ID {})", hex(&notes.patch), notes.program, hex(&notes.build_id));
+    say!("  {} bytes at {:#x}; unwindable: {}", region.length, region.address, notes.is_unwindable);
+    if let Some(gates) = notes.gates {
+        say!("  its functions switch together, by the byte at {:#x}", gates.flag);
+    }
+    for (name, reason) in &notes.reasons {
+        say!("  {name}: {reason}");
+    }
+    for switched in &notes.switched {
+        say!("  {} {:#x} -> {:#x}", switched.name, switched.pad, switched.target);
+    }
+    for off in &notes.off {
+        say!("  {:#x} -> {:#x} is switched off", off.pad, off.target);
+    }
 }
 
 pub fn print(value: &Value) -> Result<()> {

@@ -9,7 +9,7 @@ use outlive_hotpatch::running::{Call, Caller, Desk, Patcher, first_failure};
 use outlive_process::tree::Errand;
 
 use super::ForUser;
-use crate::cli::{Process, Reach};
+use crate::cli::{Reach, Whom};
 use crate::command::progress;
 use crate::control::{Inspected, Reply, Request, unexpected};
 use crate::error::{Context, Failure, Result};
@@ -20,15 +20,15 @@ pub struct Target<'a> {
     pub patcher: Patcher<'a>,
 }
 
-pub fn open(args: &Process) -> Result<Vec<Target<'_>>> {
-    let Some(name) = &args.workload else {
+pub fn open<'a>(whom: &Whom<'a>) -> Result<Vec<Target<'a>>> {
+    let Some(name) = whom.workload else {
         // The command line has one of the two.
-        let pid = args.pid.unwrap_or_default();
+        let pid = whom.pid.unwrap_or_default();
         return Ok(vec![Target { pid, patcher: Patcher::open(pid).for_user()? }]);
     };
     let mut targets = Vec::new();
-    for pid in processes(&args.reach, name)? {
-        let tracer = Supervisor { reach: &args.reach, name, pid, longest: Duration::ZERO };
+    for pid in processes(whom.reach, name)? {
+        let tracer = Supervisor { reach: whom.reach, name, pid, longest: Duration::ZERO };
         let patcher = Patcher::open_traced(pid, Box::new(tracer)).for_user()?;
         targets.push(Target { pid, patcher });
     }

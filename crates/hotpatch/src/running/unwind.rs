@@ -1,0 +1,351 @@
+//! Where a stopped thread is: its instruction, and where each of the functions below it goes on, by the tables that the modules of
+//! the process have for their unwinder (`.eh_frame`, DWARF 5 section 6.4, Linux Standard Base 10.6).
+//!
+//! Who asks wants to know where the thread is *not*. So nothing is guessed: where a table ends (assembly, code that was made at run
+//! time), what is left of the stack is given out word by word, as if each were a return address.
+
+use gimli::{
+    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, EvaluationResult, LittleEndian,
+    ParsedEhFrameHdr, Pointer, Register, RegisterRule, UnwindContext, UnwindExpression, UnwindSection, Value,
+};
+
+use super::memory::{Mapping, Memory};
+use super::modules::Module;
+use crate::error::{Error, Result};
+use crate::sys::ptrace::Registers;
+
+/// Largest table that is read from a process: a browser's has some ten MiB.
+const MOST_TABLE: u64 = 256 << 20;
+/// A thread that is in more functions than this is in a recursion without an end.
+const MOST_FRAMES: usize = 1 << 16;
+/// Most of a stack that is given out word by word.
+const MOST_WORDS: u64 = 64 << 20;
+/// What is read of a stack at once.
+const CHUNK: u64 = 64 << 10;
+/// Registers by their numbers in DWARF (System V ABI, x86-64, figure 3.36): 16 is the return address.
+const STACK: usize = 7;
+const RETURN: usize = 16;
+
+type Slice<'a> = EndianSlice<'a, LittleEndian>;
+type Row<'a> = gimli::UnwindTableRow<usize>;
+
+/// The tables of one module.
+struct Table {
+    start: u64,
+    end: u64,
+    bases: BaseAddresses,
+    index: Vec<u8>,
+    frames: Vec<u8>,
+}
+
+/// Those of all modules, read while the process runs: they do not change.
+pub(super) struct Tables {
+    tables: Vec<Table>,
+}
+
+/// What is known of the end of a stack: where the thread goes on, or one of its words, which may be such a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The next instruction of the thread.
+    At(u64),
+    /// An address behind a call, or what could be one.
+    Behind(u64),
+}
+
+impl Tables {
+    pub fn read(memory: &Memory, modules: &[Module], mappings: &[Mapping]) -> Self {
+        // A module without tables is walked over word by word.
+        Self { tables: modules.iter().filter_map(|module| Table::read(memory, module, mappings)).collect() }
+    }
+
+    /// Hands out every place that the thread is at or goes back to, until `take` has found what it looks for.
+    pub fn walk(
+        &self,
+        memory: &Memory,
+        mappings: &[Mapping],
+        regs: &Registers,
+        take: &mut dyn FnMut(Place) -> bool,
+    ) -> Result<()> {
+        let mut frame = Frame::new(regs);
+        if take(Place::At(frame.at)) {
+            return Ok(());
+        }
+        let mut stack = Stack { memory, from: 0, bytes: Vec::new(), mappings };
+        let mut context = UnwindContext::new();
+        // The instruction itself, not one behind a call: so it is for the first, and for one that a signal interrupted.
+        let mut is_exact = true;
+        for _ in 0..MOST_FRAMES {
+            let looked_up = if is_exact { frame.at } else { frame.at.wrapping_sub(1) };
+            let below = frame.registers[STACK];
+            let step = self
+                .tables
+                .iter()
+                .find(|table| (table.start..table.end).contains(&looked_up))
+                .and_then(|table| table.step(&mut stack, &mut context, &frame, looked_up));
+            match step {
+                Some(Step::End) => return Ok(()),
+                Some(Step::To(next, was_signal)) => {
+                    if take(if was_signal { Place::At(next.at) } else { Place::Behind(next.at) }) {
+                        return Ok(());
+                    }
+                    is_exact = was_signal;
+                    frame = next;
+                }
+                None => return stack.words(below, take),
+            }
+        }
+        Err(Error::unfit("it is in a recursion without an end"))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Frame {
+    at: u64,
+    registers: [u64; RETURN],
+}
+
+enum Step {
+    /// This was the first function of the thread.
+    End,
+    /// The function below, and whether a signal had interrupted it.
+    To(Frame, bool),
+}
+
+impl Frame {
+    fn new(regs: &Registers) -> Self {
+        let registers = [
+            regs.rax, regs.rdx, regs.rcx, regs.rbx, regs.rsi, regs.rdi, regs.rbp, regs.rsp, regs.r8, regs.r9,
+            regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+        ];
+        Self { at: regs.rip, registers }
+    }
+
+    fn register(&self, register: Register) -> Option<u64> {
+        self.registers.get(usize::from(register.0)).copied()
+    }
+}
+
+impl Table {
+    fn read(memory: &Memory, module: &Module, mappings: &[Mapping]) -> Option<Self> {
+        let (at, size) = module.unwind_index?;
+        let index = memory.read(at, usize::try_from(size.min(MOST_TABLE)).ok()?).ok()?;
+        let bases = BaseAddresses::default().set_eh_frame_hdr(at);
+        let frames_at = match parse(&index, &bases)?.eh_frame_ptr() {
+            Pointer::Direct(address) => address,
+            Pointer::Indirect(_) => return None,
+        };
+        let mapping = mappings.iter().find(|m| (m.start..m.end).contains(&frames_at))?;
+        let length = (mapping.end - frames_at).min(MOST_TABLE);
+        let frames = memory.read(frames_at, usize::try_from(length).ok()?).ok()?;
+        Some(Self {
+            start: module.start,
+            end: module.end,
+            bases: bases.set_eh_frame(frames_at),
+            index,
+            frames,
+        })
+    }
+
+    /// To the function below, as the table has it; `None` if it does not say.
+    fn step(
+        &self,
+        stack: &mut Stack<'_>,
+        context: &mut UnwindContext<usize>,
+        frame: &Frame,
+        looked_up: u64,
+    ) -> Option<Step> {
+        let index = parse(&self.index, &self.bases)?;
+        let section = EhFrame::new(&self.frames, LittleEndian);
+        let entry = index
+            .table()?
+            .fde_for_address(&section, &self.bases, looked_up, EhFrame::cie_from_offset)
+            .ok()?;
+        let row = entry.unwind_info_for_address(&section, &self.bases, context, looked_up).ok()?;
+        let encoding = entry.cie().encoding();
+        let evaluate = |expression: &UnwindExpression<usize>, first: Option<u64>, stack: &mut Stack<'_>| {
+            evaluate(expression, &section, encoding, first, frame, stack)
+        };
+        let cfa = match row.cfa() {
+            CfaRule::RegisterAndOffset { register, offset } => {
+                frame.register(*register)?.wrapping_add_signed(*offset)
+            }
+            CfaRule::Expression(expression) => evaluate(expression, None, stack)?,
+        };
+        let is_signal = entry.is_signal_trampoline();
+        // Each function has more of the stack than those that it calls; only a signal may come on another stack.
+        if cfa <= frame.registers[STACK] && !is_signal {
+            return None;
+        }
+        let mut value = |number: usize| -> Option<Option<u64>> {
+            let register = Register(u16::try_from(number).ok()?);
+            Some(match rule(row, register) {
+                None | Some(RegisterRule::SameValue) => frame.register(register),
+                Some(RegisterRule::Undefined) => None,
+                Some(RegisterRule::Offset(offset)) => Some(stack.word(cfa.wrapping_add_signed(offset))?),
+                Some(RegisterRule::ValOffset(offset)) => Some(cfa.wrapping_add_signed(offset)),
+                Some(RegisterRule::Register(other)) => Some(frame.register(other)?),
+                Some(RegisterRule::Expression(expression)) => {
+                    let at = evaluate(&expression, Some(cfa), stack)?;
+                    Some(stack.word(at)?)
+                }
+                Some(RegisterRule::ValExpression(expression)) => {
+                    Some(evaluate(&expression, Some(cfa), stack)?)
+                }
+                Some(_) => return None,
+            })
+        };
+        // No rule for the return address would be a table that is not of this processor.
+        rule(row, Register(RETURN as u16))?;
+        let at = match value(RETURN)? {
+            None | Some(0) => return Some(Step::End),
+            Some(at) => at,
+        };
+        let mut registers = [0; RETURN];
+        for (number, register) in registers.iter_mut().enumerate() {
+            *register = match (number, rule(row, Register(number as u16))) {
+                (STACK, None) => cfa,
+                // What a function does not keep its caller does not use.
+                _ => value(number)?.unwrap_or(0),
+            };
+        }
+        Some(Step::To(Frame { at, registers }, is_signal))
+    }
+}
+
+fn parse<'a>(index: &'a [u8], bases: &BaseAddresses) -> Option<ParsedEhFrameHdr<Slice<'a>>> {
+    EhFrameHdr::new(index, LittleEndian).parse(bases, 8).ok()
+}
+
+fn rule(row: &Row<'_>, register: Register) -> Option<RegisterRule<usize>> {
+    row.register(register)
+}
+
+/// An expression of a table: of registers, memory and numbers.
+fn evaluate(
+    expression: &UnwindExpression<usize>,
+    section: &EhFrame<Slice<'_>>,
+    encoding: gimli::Encoding,
+    first: Option<u64>,
+    frame: &Frame,
+    stack: &mut Stack<'_>,
+) -> Option<u64> {
+    /// Tables of compilers and libraries have a dozen operations; a loop has no end.
+    const MOST_OPERATIONS: u32 = 1000;
+    let mut evaluation = expression.get(section).ok()?.evaluation(encoding);
+    evaluation.set_max_iterations(MOST_OPERATIONS);
+    if let Some(first) = first {
+        evaluation.set_initial_value(first);
+    }
+    let mut result = evaluation.evaluate().ok()?;
+    loop {
+        result = match result {
+            EvaluationResult::Complete => break,
+            EvaluationResult::RequiresRegister { register, .. } => {
+                evaluation.resume_with_register(Value::Generic(frame.register(register)?)).ok()?
+            }
+            EvaluationResult::RequiresMemory { address, size: 8, .. } => {
+                evaluation.resume_with_memory(Value::Generic(stack.word(address)?)).ok()?
+            }
+            _ => return None,
+        };
+    }
+    match evaluation.as_result() {
+        [gimli::Piece { location: gimli::Location::Address { address }, .. }] => Some(*address),
+        _ => None,
+    }
+}
+
+/// A thread's stack, read in pieces.
+struct Stack<'a> {
+    memory: &'a Memory,
+    from: u64,
+    bytes: Vec<u8>,
+    mappings: &'a [Mapping],
+}
+
+impl Stack<'_> {
+    fn word(&mut self, at: u64) -> Option<u64> {
+        if let Some(word) = self.kept(at) {
+            return Some(word);
+        }
+        let mapping = self.mappings.iter().find(|m| (m.start..m.end).contains(&at))?;
+        let length = (mapping.end - at).min(CHUNK);
+        self.bytes = self.memory.read(at, usize::try_from(length).ok()?).ok()?;
+        self.from = at;
+        self.kept(at)
+    }
+
+    fn kept(&self, at: u64) -> Option<u64> {
+        let from = usize::try_from(at.checked_sub(self.from)?).ok()?;
+        let word = self.bytes.get(from..from.checked_add(8)?)?;
+        Some(u64::from_le_bytes(std::array::from_fn(|index| word[index])))
+    }
+
+    /// All words of a stack from here on.
+    fn words(&mut self, from: u64, take: &mut dyn FnMut(Place) -> bool) -> Result<()> {
+        // A stack that grew since the mappings were read begins below where it did.
+        let mapping = self.mappings.iter().find(|m| from < m.end && m.start <= from.saturating_add(CHUNK));
+        let Some(mapping) = mapping.filter(|m| m.is_writable && m.end - from.min(m.end) <= MOST_WORDS) else {
+            return Err(Error::unfit("its stack pointer leads to no stack"));
+        };
+        let mut at = from.next_multiple_of(8);
+        while at < mapping.end {
+            let bytes = self.memory.read(at, (mapping.end - at).min(CHUNK) as usize)?;
+            for word in bytes.chunks_exact(8) {
+                if take(Place::Behind(u64::from_le_bytes(std::array::from_fn(|index| word[index])))) {
+                    return Ok(());
+                }
+            }
+            at += CHUNK;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::modules;
+    use super::*;
+
+    /// What each thread of a program is in, whose functions are known by name.
+    #[test]
+    fn a_thread_of_this_process_is_walked_to_its_first_function() {
+        let memory = Memory::open(std::process::id().cast_signed()).unwrap();
+        let mappings = memory.mappings().unwrap();
+        let modules = modules::find(&memory, &mappings);
+        let tables = Tables::read(&memory, &modules, &mappings);
+        assert!(tables.tables.len() >= 2, "the program's and libc's");
+        // As it is at this call: the registers that matter are read by assembly.
+        // SAFETY: plain integers, for which all-zero is a value.
+        let mut regs: Registers = unsafe { std::mem::zeroed() };
+        // SAFETY: only reads registers.
+        unsafe {
+            std::arch::asm!(
+                "lea {at}, [rip]",
+                "mov [{regs} + 152], rsp",
+                "mov [{regs} + 32], rbp",
+                "mov [{regs} + 40], rbx",
+                "mov [{regs} + 24], r12",
+                "mov [{regs} + 16], r13",
+                "mov [{regs} + 8], r14",
+                "mov [{regs}], r15",
+                "mov [{regs} + 128], {at}",
+                at = out(reg) _,
+                regs = in(reg) &raw mut regs,
+            );
+        }
+        let (mut places, mut is_scanned) = (Vec::new(), 0);
+        tables
+            .walk(&memory, &mappings, &regs, &mut |place| {
+                let (Place::At(at) | Place::Behind(at)) = place;
+                is_scanned += usize::from(!modules.iter().any(|module| module.holds(at)));
+                places.push(place);
+                false
+            })
+            .unwrap();
+        assert_eq!(places[0], Place::At(regs.rip));
+        assert!(places.len() > 5, "{places:x?}");
+        // A walk by tables gives out addresses of code only.
+        assert_eq!(is_scanned, 0, "{places:x?}");
+    }
+}

@@ -1,0 +1,3 @@
+//! Which version it is: written anew before each build.
+
+pub const FIXED: bool = false;
