@@ -35,6 +35,7 @@ use crate::message::{
 };
 use crate::output::{Log, Pipes};
 use crate::protector;
+use crate::pulse::{self, Pulse, PulseWatch};
 
 /// How long a backup waits for the primary that asked for it.
 const PRIMARY_COMES: Duration = Duration::from_secs(20);
@@ -218,6 +219,7 @@ pub fn run(
         retained: Arc::clone(&retained),
         overheard: Arc::clone(&waiting.overheard),
         pressure: Arc::clone(&pressure),
+        pulse: Arc::clone(&engine.pulse),
         status: engine.status.clone(),
         work: work.clone(),
     };
@@ -243,9 +245,11 @@ fn apply(
     let mut ended = None;
     loop {
         // A control request is answered from the board; only a stop needs this thread, and ends the process.
+        engine.pulse.rests();
         let Ok(work) = queue.recv() else { return Ok(Err("the listening thread ended".into())) };
         match work {
             Work::Epoch(epoch) => {
+                engine.pulse.works();
                 let size = size_of_epoch(&epoch);
                 last = epoch.epoch;
                 point(Point::BackupApplying);
@@ -342,6 +346,7 @@ struct Listening {
     retained: Arc<Retained>,
     overheard: Arc<Overheard>,
     pressure: Arc<Backpressure>,
+    pulse: Arc<Pulse>,
     status: Board,
     work: Sender<Work>,
 }
@@ -419,6 +424,7 @@ impl Listening {
     ) -> Result<Moved, Heard> {
         carry_life();
         let watch = Watch::new(self.detection);
+        let mut tracer = PulseWatch::new(Arc::clone(&self.pulse));
         let mut epochs = EpochReader::new(self.epoch_limit);
         let mut heard = Heard { epochs: 0, last: Instant::now(), reason: String::new(), kept: None };
         if let Err(error) = reader.get_mut().set_timeout(Some(self.detection)) {
@@ -439,6 +445,7 @@ impl Listening {
                 }
             };
             heard.last = Instant::now();
+            end_if_it_hangs(&mut tracer);
             self.overheard.alive(Moment::now());
             if self.forced.load(Ordering::Acquire) {
                 heard.reason = "an operator has ordered a failover".into();
@@ -447,7 +454,7 @@ impl Listening {
                 return Err(heard);
             }
             let answered = match received {
-                Received::Epoch(epoch) => self.hold(epoch, &mut heard, &mut writer),
+                Received::Epoch(epoch) => self.hold(epoch, &mut heard, &mut writer, &mut tracer),
                 Received::Input(payload) => {
                     let kept = self.retained.push(payload);
                     point(Point::BackupInputKept);
@@ -479,11 +486,18 @@ impl Listening {
     }
 
     /// Holds a whole epoch and says so.
-    fn hold(&self, epoch: Epoch, heard: &mut Heard, writer: &mut FrameWriter<Writer>) -> Result<(), String> {
+    fn hold(
+        &self,
+        epoch: Epoch,
+        heard: &mut Heard,
+        writer: &mut FrameWriter<Writer>,
+        tracer: &mut PulseWatch,
+    ) -> Result<(), String> {
         point(Point::BackupReceived);
         let (ack, number, size) = (epoch.ack(), epoch.epoch, size_of_epoch(&epoch));
         // A backup that cannot keep up slows the primary down by acknowledging late; it stays alive meanwhile.
-        while !self.pressure.has_room(self.detection / 4) {
+        while !self.pressure.has_room((self.detection / 4).min(PulseWatch::OFTEN)) {
+            end_if_it_hangs(tracer);
             let alive = outlive_stream::epoch::Heartbeat { time: 0 };
             alive.send(writer).map_err(|error| error.to_string())?;
         }
@@ -576,6 +590,13 @@ impl Listening {
                 }
             }
         }
+    }
+}
+
+/// A backup that cannot apply what it holds could not take over. Its primary lives, and finds another when this one is gone.
+fn end_if_it_hangs(tracer: &mut PulseWatch) {
+    if tracer.hangs(Instant::now()) {
+        pulse::end("the tracer hangs, so this backup could not take over: the primary has to find another");
     }
 }
 

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::events::{Events, Teller};
 use crate::link::LinkEvent;
 use crate::protector::Candidate;
+use crate::pulse::Pulse;
 use crate::setup::Setup;
 
 /// Why the seed nodes were asked.
@@ -54,6 +55,7 @@ pub struct Engine {
     pub launcher: Vec<std::ffi::OsString>,
     /// An operator wants this backup to take over.
     pub forced: Arc<AtomicBool>,
+    pub pulse: Arc<Pulse>,
 }
 
 impl Engine {
@@ -83,6 +85,7 @@ impl Engine {
             status,
             launcher,
             forced: Arc::default(),
+            pulse: Arc::default(),
             setup,
         })
     }

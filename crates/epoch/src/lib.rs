@@ -16,6 +16,7 @@ pub mod pace;
 pub mod peer;
 pub mod primary;
 pub mod protector;
+pub mod pulse;
 pub mod requests;
 pub mod setup;
 pub mod supervisor;

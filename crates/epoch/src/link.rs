@@ -24,6 +24,7 @@ use outlive_process::sys::task;
 use tracing::debug;
 
 use crate::message::{CONTENT, Content, MOVED, PAGES, PROTECTED, RUNNING, pack_input, packed_size};
+use crate::pulse::PulseWatch;
 
 /// Epochs and what goes between them, waiting to be sent.
 const QUEUE: usize = 64;
@@ -132,6 +133,7 @@ impl Link {
         backup: Holder,
         stream: Stream,
         detection: Duration,
+        tracer: PulseWatch,
         tell: Arc<dyn Fn(u64, LinkEvent) + Send + Sync>,
     ) -> std::io::Result<Self> {
         let (queue, outgoing) = mpsc::sync_channel(QUEUE);
@@ -143,7 +145,8 @@ impl Link {
         let watching = Arc::clone(&watch);
         thread::Builder::new().name("link sender".into()).spawn(move || {
             carry_life();
-            let sent = send(writer, &outgoing, &inputs, detection / HEARTBEATS, |event| told(number, event));
+            let sent =
+                send(writer, &outgoing, &inputs, detection / HEARTBEATS, tracer, |event| told(number, event));
             if let Err(reason) = sent {
                 told(number, LinkEvent::Down(reason));
             }
@@ -241,6 +244,7 @@ fn send(
     queue: &Receiver<Outgoing>,
     input: &Input,
     beat: Duration,
+    mut tracer: PulseWatch,
     mut tell: impl FnMut(LinkEvent),
 ) -> Result<(), String> {
     let mut epochs = EpochWriter::new(Compression::None);
@@ -248,7 +252,12 @@ fn send(
     let mut beaten = Moment::now();
     let mut input_due: Option<Instant> = None;
     let mut input_delay = INPUT_DELAY;
+    let beat = beat.min(PulseWatch::OFTEN);
     loop {
+        if tracer.hangs(Instant::now()) {
+            // Silent from here on: the backup can go on with what it has, and this one cannot.
+            return Err("the tracer hangs".into());
+        }
         let now = Moment::now();
         if now.since(beaten) >= beat {
             Heartbeat { time: now.as_nanos() }.send(&mut frames).map_err(|error| error.to_string())?;

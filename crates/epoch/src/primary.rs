@@ -32,6 +32,7 @@ use crate::message::Content;
 use crate::output::{Log, Pieces, Pipes};
 use crate::pace::{Next, Pace};
 use crate::protector::{Candidate, Protector};
+use crate::pulse::PulseWatch;
 use crate::requests::Requests;
 use crate::setup::WhenExposed;
 use moving::{Handover, Order};
@@ -227,6 +228,7 @@ impl<'a> Primary<'a> {
 
     /// Sleeps until something happens, handles it, and takes a checkpoint if it is time.
     fn turn(&mut self) -> Result<Option<End>> {
+        self.engine.pulse.works();
         let limit = self.until_next().min(self.requests.next_tick().unwrap_or(Duration::MAX));
         {
             let [out, err] = self.pipes.fds();
@@ -609,7 +611,8 @@ impl<'a> Primary<'a> {
         let tell = Arc::new(move |number, event| teller.tell(Event::Link(number, event)));
         let detection = self.engine.setup.node.tuning.detection;
         let backup = candidate.backup.clone();
-        let link = Link::start(number, backup, candidate.stream, detection, tell)
+        let tracer = PulseWatch::new(Arc::clone(&self.engine.pulse));
+        let link = Link::start(number, backup, candidate.stream, detection, tracer, tell)
             .attempt(|| "start the threads of a link".into())?;
         info!(backup = link.backup.node.as_str(), "copying to a backup");
         self.phase = Phase::Syncing { link, begun: Instant::now() };
@@ -620,6 +623,7 @@ impl<'a> Primary<'a> {
                 break;
             }
             self.workload.wait(NOT_NOW, &[])?;
+            self.engine.pulse.works();
             captured = self.stopped(|workload| workload.capture_whole());
         }
         match captured {

@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use outlive_cluster::{Outcome, Transition};
@@ -30,12 +30,15 @@ use crate::link::Copies;
 use crate::output::{Log, Pipes};
 use crate::primary::{End, Primary, Running};
 use crate::protector::Protector;
+use crate::pulse::{self, PulseWatch, TRACER};
 use crate::requests::{self, Requests};
 use crate::setup::{Lost, Role, Setup, Started};
 use crate::takeover::{self, TRACER_PRIORITY};
 
 /// How long whoever asks over the control socket may take to do so.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the watchdog of a supervisor that hangs asks whether another node has the workload.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Longest line of a control request.
 const CONTROL_LINE: u64 = 64 * 1024;
 
@@ -108,7 +111,7 @@ fn start(setup: Setup) -> Result<()> {
         }
     };
     let socket = engine.setup.control_socket();
-    let tracer = std::thread::Builder::new().name("tracer".into()).spawn(move || {
+    let tracer = std::thread::Builder::new().name(TRACER.into()).spawn(move || {
         if let Err(error) = task::become_realtime(TRACER_PRIORITY) {
             warn!(%error, "the tracer is not a real-time thread: pauses will be longer");
         }
@@ -238,6 +241,7 @@ fn be_backup(
 }
 
 fn serve(engine: &mut Engine, running: Running, protector: Protector) -> Result<()> {
+    watch_over(engine)?;
     match Primary::new(engine, running, protector).run()? {
         End::Exited(status) => info!(status, "the workload has ended"),
         End::Stopped => info!("stopped"),
@@ -245,6 +249,36 @@ fn serve(engine: &mut Engine, running: Running, protector: Protector) -> Result<
         End::Deposed(register) => warn!(?register, "another node holds this workload now"),
     }
     Ok(())
+}
+
+/// Should the tracer hang, its backup takes over. Then this process holds nothing that counts, and is in the way.
+fn watch_over(engine: &Engine) -> Result<()> {
+    let (arbiter, me) = (Arc::clone(&engine.arbiter), engine.me.incarnation);
+    let mut tracer = PulseWatch::new(Arc::clone(&engine.pulse));
+    let watching = std::thread::Builder::new().name("watchdog".into()).spawn(move || {
+        loop {
+            std::thread::sleep(PulseWatch::OFTEN);
+            if !tracer.hangs(Instant::now()) {
+                continue;
+            }
+            warn!(
+                waits = pulse::waits().as_deref(),
+                "the tracer hangs, and gives no signs of life to a backup"
+            );
+            while tracer.hangs(Instant::now()) {
+                if let Outcome::Read(register) = arbiter.read()
+                    && register
+                        .and_then(|register| register.primary().cloned())
+                        .is_none_or(|holder| holder.incarnation != me)
+                {
+                    pulse::end("the tracer hangs, and another node holds this workload now");
+                }
+                std::thread::sleep(ASK_AGAIN);
+            }
+            info!("the tracer goes on");
+        }
+    });
+    watching.attempt(|| "start the thread that watches the tracer".into()).map(drop)
 }
 
 /// Answers over the control socket: the status from the board, all else from the engine.

@@ -16,6 +16,7 @@ enum Action {
     Kill,
     Stop,
     Freeze(PathBuf),
+    Hang,
 }
 
 /// What a control file says.
@@ -37,6 +38,7 @@ impl Order {
         let action = match if protected { words.next()? } else { word } {
             "kill" => Action::Kill,
             "stop" => Action::Stop,
+            "hang" => Action::Hang,
             "freeze" => Action::Freeze(words.next()?.into()),
             _ => return None,
         };
@@ -103,6 +105,9 @@ fn act(action: &Action) -> io::Result<()> {
         Action::Stop => raise(Signal::SIGSTOP).map_err(io::Error::from),
         // The writer is in the group: it does not return to here before it is thawed (kernel/cgroup/freezer.c).
         Action::Freeze(group) => fs::write(group.join("cgroup.freeze"), "1"),
+        Action::Hang => loop {
+            std::thread::park();
+        },
     }
 }
 
@@ -116,6 +121,7 @@ mod tests {
         assert_eq!(Order::parse("plug.fresh 3 kill\n"), order(false, Action::Kill));
         assert_eq!(Order::parse("plug.fresh 3 freeze /a/b"), order(false, Action::Freeze("/a/b".into())));
         assert_eq!(Order::parse("plug.fresh 3 protected stop"), order(true, Action::Stop));
+        assert_eq!(Order::parse("plug.fresh 3 hang"), order(false, Action::Hang));
         let bad = ["", "plug.fresh", "plug.fresh x kill", "plug.fresh 1 explode", "plug.fresh 1 protected"];
         for bad in bad.into_iter().chain(["plug.fresh 1 kill 2", "plug.fresh 1 freeze"]) {
             assert_eq!(Order::parse(bad), None, "{bad}");

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | `kill` | SIGKILL for this process |
 //! | `stop` | SIGSTOP for this process; whoever wrote the file lets it go on |
+//! | `hang` | this thread stands still for good; the others of the process go on |
 //! | `freeze GROUP` | every process of the control group in that folder stands still, before another instruction of any; whoever wrote the file thaws or kills them. This is how a host dies at a step: frozen first, then cut off, then killed |
 //!
 //! Of several processes that share a file one claims it. A file appears whole by being renamed into place.

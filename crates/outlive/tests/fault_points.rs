@@ -216,7 +216,7 @@ fn crash(redis: &Redis, step: (Point, Scenario, u64), act: Act) {
     match act {
         Act::Freeze => die(host),
         Act::Kill => {}
-        Act::Stop => unreachable!("nothing dies of it"),
+        Act::Stop | Act::Hang => unreachable!("nothing dies of it"),
     }
     if step.1 == Scenario::Seed {
         // The backup alone is no majority: it must wait, and keep what it has (R5).
@@ -319,6 +319,36 @@ fn r2_one_voice_either_host_may_stall_at_any_step_of_a_move() {
     for step in points(&steps).into_iter().chain(takeover_in_a_move()) {
         stall(&redis, step);
     }
+    redis.must_be_clean();
+}
+
+/// Threads of their own give signs of life: they stop when nothing else in their process goes on.
+#[test]
+fn a_primary_whose_tracer_hangs_is_taken_over_and_ends() {
+    let mut redis = Redis::start("hangs");
+    let pair = redis.protected();
+    let host = redis.host(&pair.primary);
+    arm(host, Point::PrimaryCaptured, 3, "protected", Act::Hang);
+    assert!(hit_of(&[host], TAKEN).is_some());
+    redis.must_go_on();
+    let now = redis.protected();
+    assert_eq!(now.primary, pair.backup);
+    until("its place is free", || {
+        redis.status(&pair.primary).is_none_or(|status| status.role == outlive_epoch::control::Side::Backup)
+    });
+    redis.must_be_clean();
+}
+
+#[test]
+fn a_backup_whose_tracer_hangs_is_replaced() {
+    let mut redis = Redis::start("hangsbackup");
+    let pair = redis.protected();
+    let host = redis.host(&pair.backup);
+    arm(host, Point::BackupApplying, 3, "protected", Act::Hang);
+    assert!(hit_of(&[host], TAKEN).is_some());
+    until("another backup", || redis.protected().generation > pair.generation);
+    assert_eq!(redis.protected().primary, pair.primary);
+    redis.must_go_on();
     redis.must_be_clean();
 }
 

@@ -18,6 +18,8 @@ pub enum Act {
     Stop,
     /// The whole host stands still.
     Freeze,
+    /// The thread hangs; its process lives.
+    Hang,
 }
 
 /// Where the programs of a host look for what is to happen.
@@ -36,6 +38,7 @@ pub fn arm(host: &Host, point: Point, nth: u64, when: &str, act: Act) {
     let action = match act {
         Act::Kill => "kill".to_owned(),
         Act::Stop => "stop".to_owned(),
+        Act::Hang => "hang".to_owned(),
         Act::Freeze => format!("freeze {}", host.control_group().unwrap().display()),
     };
     let new = host.disk().join("faults.new");
