@@ -12,7 +12,7 @@
 //! confirmed, by the number of its last commit.
 //!
 //! The first words are in frames as everywhere; from [`READY`] and [`START`] on both ends use the form for small messages
-//! (`outlive_stream::compact`): a commit of one small number is 37 bytes on the wire, of which TLS takes 22.
+//! (`outlive_stream::compact`): a commit of one small number is 36 bytes on the wire, of which TLS takes 22.
 
 use outlive_cluster::Holder;
 use outlive_stream::frame::{Kind, KindSet};
