@@ -64,6 +64,9 @@ pub enum Command {
     /// Seed nodes: who has a vote in arbitration
     #[command(subcommand)]
     Seed(Seed),
+    /// Programs made with `#[replicated]`, by their own configuration
+    #[command(subcommand)]
+    Replicated(Replicated),
     /// Print a completion script, to be loaded by a shell
     Completions { shell: clap_complete::Shell },
     /// Write the manual pages, one for each command
@@ -369,6 +372,23 @@ pub enum Seed {
         json: bool,
         #[command(flatten)]
         reach: Reach,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Replicated {
+    /// Show a live pair: objects, bytes, commits per second, lag
+    #[command(after_help = EXIT_CODES)]
+    Inspect {
+        /// The program's configuration, that of any of its nodes
+        #[arg(value_name = "FILE")]
+        config: PathBuf,
+        /// Over how many milliseconds commits and bytes are counted
+        #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+        over: u64,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -56,6 +56,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check(args) => command::check::run(*args),
         Command::Cert(args) => done(command::cert::run(&args)),
         Command::Seed(args) => done(command::seed::run(&args)),
+        Command::Replicated(args) => done(command::replicated::run(&args)),
         Command::Patch(args) => done(command::patch::run(&args)),
         Command::Supervise { .. } => Ok(supervise::main()),
         Command::WorkloadInit => outlive_process::launch::launcher_main(),

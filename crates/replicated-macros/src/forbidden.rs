@@ -101,6 +101,10 @@ impl<'ast> Visit<'ast> for Finder {
 
     fn visit_type_path(&mut self, path: &'ast TypePath) {
         if let Some(last) = path.path.segments.last() {
+            // What a handle leads to never travels: that is what it is for.
+            if last.ident == "Handle" {
+                return;
+            }
             let found = NAMES.iter().find(|(names, _)| names.iter().any(|name| last.ident == name));
             if let Some((_, words)) = found {
                 self.0.get_or_insert(Error::new_spanned(path, format!("`{}` {words}", last.ident)));

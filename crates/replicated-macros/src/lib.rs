@@ -1,6 +1,7 @@
 //! The attribute macros of `outlive-replicated`; documented there.
 
 mod forbidden;
+mod function;
 mod item;
 mod options;
 
@@ -8,7 +9,7 @@ use proc_macro::TokenStream;
 use quote::quote;
 use syn::{Item, ItemFn, LitInt, parse_macro_input};
 
-/// Marks a static, struct, enum or `impl` as replicated. See the crate `outlive_replicated`.
+/// Marks a static, struct, enum, `impl` or function as replicated. See the crate `outlive_replicated`.
 #[proc_macro_attribute]
 pub fn replicated(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let item = parse_macro_input!(item as Item);
@@ -18,9 +19,10 @@ pub fn replicated(arguments: TokenStream, item: TokenStream) -> TokenStream {
         Item::Struct(item) => item::mark_struct(arguments, item),
         Item::Enum(item) => item::mark_enum(arguments, item),
         Item::Impl(item) => item::mark_impl(arguments, item),
+        Item::Fn(item) => function::mark(arguments, item),
         other => Err(syn::Error::new_spanned(
             other,
-            "#[replicated] goes on a static, a struct, an enum or an impl",
+            "#[replicated] goes on a static, a struct, an enum, an impl or a function",
         )),
     };
     outcome.unwrap_or_else(syn::Error::into_compile_error).into()

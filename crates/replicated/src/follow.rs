@@ -7,23 +7,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use outlive_cluster::Holder;
+use outlive_stream::compact::{CompactReader, CompactWriter};
 use outlive_stream::connection::{Reader, Writer};
-use outlive_stream::frame::{Frame, FrameError, FrameReader, FrameWriter};
+use outlive_stream::frame::{Frame, FrameError, FrameReader};
 use outlive_stream::hello::{Stream, VERSIONS};
 use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use crate::message::{
-    ACK, BEAT, DATA, FROM_PRIMARY, HELLO, Hello, Item, ItemError, Items, READY, START, VERSION, WELCOME,
-    Welcome, encoded, number, only_number,
+    ACK, BEAT, CALLED, DATA, FROM_PRIMARY, HELLO, Hello, Item, ItemError, Items, READY, START, VERSION,
+    WELCOME, Welcome, number, only_number,
 };
 use crate::rights::{HANDSHAKE, purpose};
 use crate::schema::{Incompatible, Plans};
 use crate::ship::Core;
 use crate::store::Store;
+use crate::wire::Short;
 
 /// How following a primary ended.
 pub(crate) enum Followed {
@@ -86,11 +88,18 @@ fn begin(
 }
 
 fn run(core: &Core, stream: Stream, plans: &Plans) -> Followed {
-    let Stream { writer, mut reader, closer, .. } = stream;
-    let writer = Mutex::new(writer);
+    let Stream { writer, reader, closer, .. } = stream;
+    let writer = Arc::new(Mutex::new(writer.compact()));
     let over = AtomicBool::new(false);
     let beat = core.config.beat();
-    let mut copy = Copy { store: &core.store, plans, items: Items::default(), commit: 0, complete: false };
+    let reports = Arc::clone(&writer);
+    core.store.report_calls_to(Some(Arc::new(move |report| {
+        // A link that has failed is noticed by who reads from it.
+        if let Ok(bytes) = postcard::to_stdvec(report) {
+            let _ = reports.lock().send(CALLED, &[&bytes]);
+        }
+    })));
+    let mut copy = Copy::new(&core.store, plans, 0);
     let why = thread::scope(|scope| {
         // However long something takes to be applied, the primary hears that this process lives.
         let beats = scope.spawn(|| {
@@ -101,13 +110,14 @@ fn run(core: &Core, stream: Stream, plans: &Plans) -> Followed {
                 }
             }
         });
-        let why = receive(&mut reader, &writer, &mut copy, beat, core.config.detection);
+        let why = receive(core, reader, &writer, &mut copy);
         // Nothing is acknowledged from here on.
         over.store(true, Ordering::Relaxed);
         closer.shutdown();
         beats.thread().unpark();
         why
     });
+    core.store.report_calls_to(None);
     info!(why, commit = copy.commit, complete = copy.complete, "the link to the primary has ended");
     let complete = copy.complete.then_some(copy.commit);
     Followed::Ended { complete, why, noticed: Instant::now() }
@@ -115,20 +125,21 @@ fn run(core: &Core, stream: Stream, plans: &Plans) -> Followed {
 
 /// Returns why it ended.
 fn receive(
-    reader: &mut FrameReader<Reader>,
-    writer: &Mutex<FrameWriter<Writer>>,
+    core: &Core,
+    mut reader: FrameReader<Reader>,
+    writer: &Mutex<CompactWriter<Writer>>,
     copy: &mut Copy<'_>,
-    beat: Duration,
-    detection: Duration,
 ) -> String {
+    let (beat, detection) = (core.config.beat(), core.config.detection);
     match reader.next() {
         Ok(Frame { kind: START, payload }) => match only_number(&payload) {
-            Some(after) => copy.commit = after,
+            Some(after) => (copy.commit, copy.batched) = (after, after),
             None => return "the primary began with what is no number".into(),
         },
         Ok(_) => return "the primary did not say where it begins".into(),
         Err(error) => return error.to_string(),
     }
+    let mut reader: CompactReader<Reader> = reader.compact();
     if let Err(error) = reader.get_mut().set_timeout(Some(beat)) {
         return error.to_string();
     }
@@ -144,7 +155,8 @@ fn receive(
                     }
                 };
                 heard = Instant::now();
-                if ended && let Err(error) = writer.lock().send(ACK, &[&encoded(copy.commit)]) {
+                core.note_applied(copy.commit, payload.len());
+                if ended && let Err(error) = writer.lock().send(ACK, &[Short::of(copy.commit).bytes()]) {
                     return error.to_string();
                 }
             }
@@ -160,18 +172,24 @@ fn receive(
 }
 
 /// The state as it is here.
-struct Copy<'a> {
+pub(crate) struct Copy<'a> {
     store: &'a Arc<Store>,
     plans: &'a Plans,
     items: Items,
     commit: u64,
+    /// The last commit of the batch before.
+    batched: u64,
     /// All images have come.
     complete: bool,
 }
 
-impl Copy<'_> {
+impl<'a> Copy<'a> {
+    pub fn new(store: &'a Arc<Store>, plans: &'a Plans, commit: u64) -> Self {
+        Self { store, plans, items: Items::default(), commit, batched: commit, complete: false }
+    }
+
     /// Whether a batch ended with it.
-    fn take(&mut self, payload: &[u8]) -> Result<bool, String> {
+    pub fn take(&mut self, payload: &[u8]) -> Result<bool, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let Some((said, length)) = number(payload).map_err(|error| text(&error))? else {
             return Err("a frame ends within its number".into());
@@ -189,6 +207,14 @@ impl Copy<'_> {
                 Item::Image => {
                     self.store.apply(records, Some(self.plans), true).map_err(|error| text(&error))?;
                 }
+                Item::Call => {
+                    let called = self.store.prepare_call(records, Some(self.plans));
+                    called.map_err(|error| format!("a call cannot be carried out: {error}"))?;
+                }
+                Item::Discard => match only_number(records) {
+                    Some(id) => self.store.discard_call(id),
+                    None => return Err("a call is taken back by what is no number".into()),
+                },
                 Item::Commit => {
                     let joining = !self.complete;
                     self.store
@@ -199,11 +225,15 @@ impl Copy<'_> {
             }
         }
         // Both count: a stream that lost or gained a commit is not followed further.
-        if said != 0 && said - 1 != self.commit {
-            let (said, counted) = (said - 1, self.commit);
-            return Err(text(&ItemError::Count { said, counted }));
+        let counted = self.commit - self.batched;
+        if said == 0 {
+            return Ok(false);
         }
-        Ok(said != 0)
+        if said - 1 != counted {
+            return Err(text(&ItemError::Count { said: said - 1, counted }));
+        }
+        self.batched = self.commit;
+        Ok(true)
     }
 }
 
@@ -212,7 +242,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::message::append;
+    use crate::message::{append, encoded};
     use crate::object::Shared;
     use crate::store::kind;
     use crate::wire::{Mode, Writer};
@@ -225,7 +255,7 @@ mod tests {
     }
 
     fn copy<'a>(store: &'a Arc<Store>, plans: &'a Plans) -> Copy<'a> {
-        Copy { store, plans, items: Items::default(), commit: 4, complete: false }
+        Copy::new(store, plans, 4)
     }
 
     /// A frame: what it says to be complete, and its items.
@@ -256,17 +286,17 @@ mod tests {
 
         let mut good = copy(&store, &plans);
         let whole = [(Item::Image, &image[..]), (Item::Image, none), (Item::Commit, none)];
-        assert_eq!(good.take(&frame(6, &whole)), Ok(true));
+        assert_eq!(good.take(&frame(2, &whole)), Ok(true));
         assert_eq!((good.commit, good.complete), (5, true));
         // After that: an image, an object that nobody has, a lost commit, one too many.
         let mut refused = |payload: &[u8]| good.take(payload).unwrap_err();
         assert!(refused(&frame(0, &[(Item::Image, &image)])).contains("after the last"));
         assert!(refused(&frame(0, &[(Item::Commit, &foreign)])).contains("commit 6"));
-        assert!(refused(&frame(8, &[(Item::Commit, none)])).contains("up to 7"));
+        assert!(refused(&frame(4, &[(Item::Commit, none)])).contains("has 3 commits, and 1"));
         assert!(refused(&[0x80]).contains("ends within"));
 
         let again = self::store();
-        let early = copy(&again, &plans).take(&frame(5, &[(Item::Image, none)]));
+        let early = copy(&again, &plans).take(&frame(1, &[(Item::Image, none)]));
         assert!(early.unwrap_err().contains("have not"));
     }
 
@@ -292,7 +322,7 @@ mod tests {
             let id = store.schema().roots["number"].id;
             let plans = store.schema().plans(store.schema()).unwrap();
             let image = image_of(id, 1 << 40);
-            let mut payload = frame(6, &[(Item::Image, &image), (Item::Image, &[]), (Item::Commit, &[])]);
+            let mut payload = frame(2, &[(Item::Image, &image), (Item::Image, &[]), (Item::Commit, &[])]);
             let place = at % payload.len();
             payload[place] ^= 1 << bit;
             // The frame's hash finds it before; this must not rely on that.

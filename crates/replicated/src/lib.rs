@@ -33,15 +33,17 @@
 //! | `lock`, `object`, `store` | who changes an object; objects; all of them by their ids, and how they follow a primary |
 //! | `transaction` | what a thread or task changed since its last commit: shipped whole, or undone |
 //! | `root`, `collection`, `reference` | marked statics, collections, `Ref` and the collection of garbage |
+//! | `call` | marked functions, `Handle`: what is opened on both sides by the same call |
 //! | [`protection`] | when a commit may be acknowledged, without any I/O |
 //! | `message`, `ship`, `follow` | the link: what is said on it, the primary's side, the backup's |
 //! | `arbitration`, `rights`, `seed` | who may speak: asking for it, keeping it, the seed nodes |
 //! | `config`, `node` | [`start`] |
+//! | `inspect` | how a live pair is, asked from outside |
 //! | `request` | repeated requests |
 //! | `doctor` | what a program does wrong with its transactions, found while it runs |
 //! | `testing` | scenarios with real processes that are killed (feature `testing`) |
 //!
-//! Not here yet: marked functions and `Handle`; more than one backup at a time.
+//! Not here yet: more than one backup at a time.
 //!
 //! Invariant: nothing here knows the agent; arbitration is crate `cluster`'s.
 
@@ -51,10 +53,12 @@
 extern crate self as outlive_replicated;
 
 mod arbitration;
+mod call;
 mod collection;
 mod config;
 mod doctor;
 mod follow;
+mod inspect;
 mod lock;
 mod message;
 mod node;
@@ -85,12 +89,14 @@ mod tests;
 #[doc = include_str!("../../../docs/replicated.md")]
 struct Guide;
 
+pub use call::{CallError, Handle, Local};
 pub use collection::{
     Bytes, BytesBody, Content, Counter, CounterBody, Deque, DequeBody, List, ListBody, Map, MapBody,
     OrderedMap, OrderedMapBody, Owned, ReadContent, Set, SetBody, Slot, Text, TextBody,
 };
 pub use config::{Config, ConfigError, Node, WhenExposed};
 pub use doctor::{Finding, OutputGuard, Premature, doctor, output_guard};
+pub use inspect::{Inspection, NotInspected, inspect};
 pub use lock::Deadlock;
 pub use node::{How, NotHandedOver, StartError, Started, Status, hand_over, start, status, stop};
 pub use outlive_cluster::ClusterId;
@@ -117,6 +123,7 @@ pub use wire::WireError;
 pub mod __private {
     pub use inventory;
 
+    pub use crate::call::{Arguments, Function, FunctionEntry, OnError, When};
     pub use crate::root::RootEntry;
     pub use crate::schema::{Definition, Field, Shape, Types, Variant};
     pub use crate::value::Diff;

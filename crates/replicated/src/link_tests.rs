@@ -406,3 +406,37 @@ fn a_place_that_cannot_be_handed_over_is_kept() {
     first.push(1).unwrap();
     assert_eq!(first.phase(), Some(Phase::Protected));
 }
+
+/// Whoever has a certificate of the cluster sees both sides; nobody else does (R6).
+#[test]
+fn a_live_pair_is_inspected() {
+    let pair = Pair::new();
+    let (first, second, _started) = pair.protected();
+    for value in 0..10 {
+        first.push(value).unwrap();
+    }
+    let all = crate::inspect(&pair.config(2));
+    let of = |node: &str| {
+        let found = all.iter().find(|(asked, _)| asked.name == node);
+        found.unwrap().1.clone()
+    };
+    let (a, b) = (of("a").unwrap(), of("b").unwrap());
+    assert_eq!((a.role.as_str(), a.phase.as_deref()), ("primary", Some("Protected")));
+    assert_eq!((a.backup.as_deref(), b.role.as_str()), (Some("b"), "backup"));
+    assert_eq!((a.commit, a.acknowledged, b.commit), (first.core.last(), first.core.last(), a.commit));
+    // Nine statics and the list in each.
+    assert_eq!((a.objects, b.objects), (18, 18));
+    assert!(a.bytes > 10 * 5 && b.bytes >= a.bytes, "{a:?}, {b:?}");
+    assert_eq!((a.unacknowledged_bytes, a.lag_us, a.failing.len()), (0, 0, 0));
+    // The third does not run, and its answer says that.
+    let gone = of("c").unwrap_err().to_string();
+    assert!(gone.contains("refused"), "{gone}");
+
+    let strangers = Pair::new();
+    let mut foreign = strangers.config(2);
+    foreign.peers = pair.nodes.clone();
+    for (node, asked) in crate::inspect(&foreign) {
+        assert!(asked.is_err(), "{} answers a stranger", node.name);
+    }
+    drop(second);
+}

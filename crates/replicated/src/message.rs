@@ -5,10 +5,14 @@
 //! commit it begins, and from then on gets [`DATA`]: a stream of items, cut into frames without regard to where items end. It confirms what it has *applied*
 //! ([`ACK`]). Both say [`BEAT`] when they have nothing else to say.
 //!
-//! An item is a number, whose lowest bit says which kind, and the rest the length of what follows: the records of one
-//! commit, or of an image. An image without a record is the last one. The last frame of a batch says in front up to
-//! which commit all is complete after it, plus one; other frames 0. Both ends count, and a difference ends the link.
-//! Each batch is confirmed.
+//! An item is a number, whose lowest two bits say which kind, and the rest the length of what follows: the records of one
+//! commit, or of an image; a call to be carried out before its commit comes (its handle with function and arguments), or the
+//! id of one whose commit will not come. How a call went is said by [`CALLED`]. An image without a record is the last one. The last frame of a batch says in front how many
+//! commits the batch has, plus one; other frames 0. Both ends count, and a difference ends the link. Each batch is
+//! confirmed, by the number of its last commit.
+//!
+//! The first words are in frames as everywhere; from [`READY`] and [`START`] on both ends use the form for small messages
+//! (`outlive_stream::compact`): a commit of one small number is 36 bytes on the wire, of which TLS takes 22.
 
 use outlive_cluster::Holder;
 use outlive_stream::frame::{Kind, KindSet};
@@ -16,10 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::schema::Schema;
 use crate::transaction::TRANSACTION_LIMIT;
-use crate::wire::{Mode, WireError, Writer};
+use crate::wire::{Short, WireError};
 
 /// Raised with every change of what is on this wire.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 
 const FIRST: u8 = Kind::FIRST_APPLICATION;
 /// First, from the backup.
@@ -35,13 +39,19 @@ pub(crate) const ACK: Kind = Kind(FIRST + 4);
 /// A sign of life.
 pub(crate) const BEAT: Kind = Kind(FIRST + 5);
 
+/// How a call went on the backup.
+pub(crate) const CALLED: Kind = Kind(FIRST + 7);
+
+/// How a process is, to whoever asks for that and nothing else.
+pub(crate) const INSPECTED: Kind = Kind(FIRST + 8);
+
 /// The primary begins to send; the number of the last commit before.
 pub(crate) const START: Kind = Kind(FIRST + 6);
 
 /// What a primary may send.
 pub(crate) const FROM_PRIMARY: KindSet = KindSet::of(&[WELCOME, START, DATA, BEAT]);
 /// What a backup may send.
-pub(crate) const FROM_BACKUP: KindSet = KindSet::of(&[HELLO, READY, ACK, BEAT]);
+pub(crate) const FROM_BACKUP: KindSet = KindSet::of(&[HELLO, READY, ACK, BEAT, CALLED]);
 
 /// The payload of one frame of items: large enough that its header of 24 bytes is nothing, small enough that the other
 /// end applies one while the next is on the way.
@@ -75,15 +85,16 @@ pub(crate) enum Welcome {
 /// One item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Item {
-    Commit,
-    Image,
+    Commit = 0,
+    Image = 1,
+    Call = 2,
+    Discard = 3,
 }
 
 /// Puts an item behind others.
 pub(crate) fn append(to: &mut Vec<u8>, item: Item, records: &[u8]) {
-    let mut head = Writer::new(Mode::Ids, None);
-    head.number((records.len() as u64) << 1 | u64::from(item == Item::Image));
-    to.extend_from_slice(&head.bytes);
+    let head = Short::of((records.len() as u64) << 2 | item as u64);
+    to.extend_from_slice(head.bytes());
     to.extend_from_slice(records);
 }
 
@@ -103,7 +114,7 @@ pub(crate) enum ItemError {
     CommitTooLong(u64),
     #[error("the number in front of an item is none")]
     Head,
-    #[error("a frame says that commits up to {said} are complete, and {counted} are")]
+    #[error("a batch says that it has {said} commits, and {counted} came")]
     Count { said: u64, counted: u64 },
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -120,12 +131,17 @@ impl Items {
     /// The next item that is whole.
     pub fn next(&mut self) -> Result<Option<(Item, &[u8])>, ItemError> {
         let Some((head, taken)) = number(&self.bytes[self.start..])? else { return Ok(None) };
-        let length = head >> 1;
-        let item = if head & 1 == 1 { Item::Image } else { Item::Commit };
+        let length = head >> 2;
+        let item = match head & 3 {
+            0 => Item::Commit,
+            1 => Item::Image,
+            2 => Item::Call,
+            _ => Item::Discard,
+        };
         if length > ITEM_LIMIT {
             return Err(ItemError::TooLong(length));
         }
-        if item == Item::Commit && length > TRANSACTION_LIMIT as u64 {
+        if item != Item::Image && length > TRANSACTION_LIMIT as u64 {
             return Err(ItemError::CommitTooLong(length));
         }
         let begin = self.start + taken;
@@ -156,11 +172,9 @@ pub(crate) fn number(bytes: &[u8]) -> Result<Option<(u64, usize)>, ItemError> {
     Ok(None)
 }
 
-/// A number as a payload, or in front of one.
+/// A number as a payload.
 pub(crate) fn encoded(number: u64) -> Vec<u8> {
-    let mut writer = Writer::new(Mode::Ids, None);
-    writer.number(number);
-    writer.bytes
+    Short::of(number).bytes().to_vec()
 }
 
 /// A payload that is one number and nothing else.
@@ -190,22 +204,22 @@ mod tests {
     #[test]
     fn what_is_longer_than_allowed_is_refused_before_it_comes() {
         let mut items = Items::default();
-        items.push(&encoded((TRANSACTION_LIMIT as u64 + 1) << 1));
+        items.push(&encoded((TRANSACTION_LIMIT as u64 + 1) << 2));
         assert!(matches!(items.next(), Err(ItemError::CommitTooLong(_))));
         let mut items = Items::default();
-        items.push(&encoded(u64::MAX));
+        items.push(&encoded(u64::MAX - 2));
         assert!(matches!(items.next(), Err(ItemError::TooLong(_))));
     }
 
     proptest! {
         #[test]
         fn items_come_out_whole_however_they_are_cut(
-            sent in proptest::collection::vec((any::<bool>(), proptest::collection::vec(any::<u8>(), 0..300)), 0..20),
+            sent in proptest::collection::vec((0usize..4, proptest::collection::vec(any::<u8>(), 0..300)), 0..20),
             cuts in proptest::collection::vec(1usize..97, 1..30),
         ) {
             let sent: Vec<(Item, Vec<u8>)> = sent
                 .into_iter()
-                .map(|(image, bytes)| (if image { Item::Image } else { Item::Commit }, bytes))
+                .map(|(kind, bytes)| ([Item::Commit, Item::Image, Item::Call, Item::Discard][kind], bytes))
                 .collect();
             let mut stream = Vec::new();
             for (item, bytes) in &sent {

@@ -111,6 +111,8 @@ pub struct Status {
     pub acknowledged: u64,
     /// The node of its backup.
     pub backup: Option<String>,
+    /// Replicated functions that fail on the backup and are tried again there, and what they say.
+    pub failing: Vec<String>,
 }
 
 static CORE: Mutex<Option<Arc<Core>>> = Mutex::new(None);
@@ -198,6 +200,7 @@ pub(crate) fn status_of(core: &Core) -> Status {
         last: protection.map_or(0, Protection::last),
         acknowledged: protection.map_or(0, Protection::released),
         backup: state.backup.as_ref().map(|backup| backup.node.to_string()),
+        failing: state.failing.values().cloned().collect(),
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Shared<B> {
     pub(crate) owner: Owner,
     /// A guard lives through which its owner changes it.
     pub(crate) writing: AtomicBool,
+    /// Its owner has remembered what it was.
+    pub(crate) remembered: AtomicBool,
     store: OnceLock<Arc<Store>>,
     pub(crate) body: Arc<RwLock<B>>,
 }
@@ -60,6 +62,7 @@ impl<B: Body> Shared<B> {
             id: AtomicU64::new(0),
             owner: Owner::default(),
             writing: AtomicBool::new(false),
+            remembered: AtomicBool::new(false),
             store: OnceLock::new(),
             body: Arc::new(RwLock::new(body)),
         })
@@ -112,6 +115,8 @@ pub trait AnyObject: Send + Sync {
     fn decode(&self, from: &mut Reader<'_>) -> Result<(), WireError>;
     /// See [`Body::trace`].
     fn trace(&self, visit: &mut dyn FnMut(u64));
+    /// Whether a guard lives through which its owner changes it. For the owner.
+    fn is_written(&self) -> bool;
     /// Ends a transaction's ownership.
     fn release(&self);
     /// Runs `then` while nobody changes it, or is about to commit a change of it.
@@ -143,6 +148,10 @@ impl<B: Body> AnyObject for Shared<B> {
 
     fn trace(&self, visit: &mut dyn FnMut(u64)) {
         self.body.read().trace(visit);
+    }
+
+    fn is_written(&self) -> bool {
+        self.writing.load(Ordering::Relaxed)
     }
 
     fn release(&self) {

@@ -13,7 +13,8 @@ use outlive_cluster::{Outcome, Transition, Why};
 use outlive_stream::hello::{Stream, VERSIONS};
 use tracing::{info, warn};
 
-use crate::message::{FROM_BACKUP, HELLO, Hello, READY, VERSION, WELCOME, Welcome};
+use crate::inspect;
+use crate::message::{FROM_BACKUP, HELLO, Hello, INSPECTED, READY, VERSION, WELCOME, Welcome};
 use crate::protection::{Ask, Protection};
 use crate::ship::{AGAIN, Core};
 use crate::transaction::CommitError;
@@ -110,7 +111,11 @@ fn admit(core: &Core, socket: TcpStream) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let connection = core.config.identity.accept(socket, HANDSHAKE).map_err(|error| text(&error))?;
     let expected = purpose(core);
+    let asked = inspect::purpose(core.config.name.as_str());
     let mut stream = Stream::answer(connection, VERSIONS, HANDSHAKE, |node, purpose| {
+        if purpose == asked {
+            return Ok(inspect::FROM_INSPECTOR);
+        }
         if purpose != expected {
             return Err(format!("this is {expected:?}, not {purpose:?}"));
         }
@@ -120,6 +125,10 @@ fn admit(core: &Core, socket: TcpStream) -> Result<(), String> {
         }
     })
     .map_err(|error| text(&error))?;
+    if stream.purpose == asked {
+        let bytes = postcard::to_stdvec(&inspect::inspection(core)).map_err(|error| text(&error))?;
+        return stream.writer.send(INSPECTED, &[&bytes]).map_err(|error| text(&error));
+    }
     stream.reader.get_mut().set_timeout(Some(HANDSHAKE)).map_err(|error| text(&error))?;
     let hello = stream.reader.next().map_err(|error| text(&error))?;
     if hello.kind != HELLO {

@@ -9,7 +9,7 @@ use parking_lot::{RawRwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::object::Shared;
 use crate::store::Store;
-use crate::transaction::{WriteError, give_up, guard_begins, guard_ends, own, read_at_rest, record};
+use crate::transaction::{WriteError, give_up, own, panic_passed, read_at_rest, remember};
 use crate::value::Value;
 
 /// A marked static: what `#[replicated] static NAME: T = …` becomes.
@@ -56,8 +56,8 @@ impl<T: Value> Root<T> {
         read_at_rest(shared, || shared.body.read())
     }
 
-    /// Changes it as plain data: what differs when the guard is dropped is part of this thread's transaction. The
-    /// object is the transaction's own until its end.
+    /// Changes it as plain data: what differs when this thread's transaction ends is part of it. The object is the
+    /// transaction's own until then.
     ///
     /// # Panics
     /// Where [`try_write`](Self::try_write) would say why not.
@@ -93,10 +93,12 @@ pub(crate) fn register_all() {
     }
 }
 
-/// A write guard: plain access to a marked value.
+/// A write guard: plain access to a marked value. What the value was is remembered by the transaction, with the first
+/// guard of it; what differs is found when it ends. So any number of writes cost one comparison, and ship one change.
 pub struct Write<T: Value, G: DerefMut<Target = T>, O: Deref<Target = Arc<Shared<T>>>> {
     guard: G,
-    shadow: T::Shadow,
+    /// Whether it is part of a store.
+    tracked: bool,
     object: O,
 }
 
@@ -112,22 +114,23 @@ impl<T: Value> Deref for Held<T> {
 }
 
 impl<T: Value, G: DerefMut<Target = T>, O: Deref<Target = Arc<Shared<T>>>> Write<T, G, O> {
+    #[inline]
     pub(crate) fn begin(object: O, lock: impl FnOnce(&O) -> G) -> Result<Self, WriteError> {
         let shared: &Arc<Shared<T>> = &object;
-        // Only its owner looks at it, which is this thread from here on.
-        if own(shared)? {
-            if shared.writing.load(Ordering::Relaxed) {
-                return Err(WriteError::GuardAlive);
-            }
-            shared.writing.store(true, Ordering::Relaxed);
+        let tracked = own(shared)?;
+        // Only its owner looks at these two, which is this thread from here on.
+        if tracked && shared.writing.load(Ordering::Relaxed) {
+            return Err(WriteError::GuardAlive);
         }
         let guard = lock(&object);
         let shared: &Arc<Shared<T>> = &object;
-        if shared.id() != 0 {
-            guard_begins();
+        if tracked {
+            if !shared.remembered.load(Ordering::Relaxed) {
+                remember(shared, guard.shadow())?;
+            }
+            shared.writing.store(true, Ordering::Relaxed);
         }
-        let shadow = guard.shadow();
-        Ok(Self { guard, shadow, object })
+        Ok(Self { guard, tracked, object })
     }
 }
 
@@ -148,18 +151,13 @@ impl<T: Value, G: DerefMut<Target = T>, O: Deref<Target = Arc<Shared<T>>>> Deref
 }
 
 impl<T: Value, G: DerefMut<Target = T>, O: Deref<Target = Arc<Shared<T>>>> Drop for Write<T, G, O> {
+    #[inline]
     fn drop(&mut self) {
-        let shared: &Arc<Shared<T>> = &self.object;
-        if self.guard.differs(&self.shadow) {
-            record(shared, |diff| {
-                if let Some(diff) = diff {
-                    self.guard.diff(&self.shadow, diff);
-                }
-            });
-        }
-        if shared.id() != 0 {
-            shared.writing.store(false, Ordering::Relaxed);
-            guard_ends();
+        if self.tracked {
+            self.object.writing.store(false, Ordering::Relaxed);
+            if std::thread::panicking() {
+                panic_passed();
+            }
         }
     }
 }

@@ -222,6 +222,10 @@ impl Plans {
         Some(variant.fields.iter().map(|field| field.shape.clone()).collect())
     }
 
+    pub(crate) fn function(&self, number: u64) -> Option<&str> {
+        self.theirs.functions.get(usize::try_from(number).ok()?).map(String::as_str)
+    }
+
     pub(crate) fn shared(&self, number: u64) -> Option<&(String, Shape)> {
         self.theirs.shared.get(usize::try_from(number).ok()?)
     }

@@ -7,34 +7,41 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use outlive_cluster::Holder;
+use outlive_stream::compact::{CompactReader, CompactWriter};
 use outlive_stream::connection::{Closer, Reader, Writer};
-use outlive_stream::frame::{Frame, FrameError, FrameReader, FrameWriter};
+use outlive_stream::frame::{Frame, FrameError};
 use outlive_stream::hello::Stream;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing::{info, warn};
 
 use crate::arbitration::Arbiter;
+use crate::call::Report;
 use crate::config::Config;
-use crate::message::{ACK, BEAT, DATA, Item, PORTION, START, append, encoded, only_number};
+use crate::message::{ACK, BEAT, CALLED, DATA, Item, PORTION, START, append, encoded, only_number};
 use crate::protection::{Ask, Phase, Protection};
 use crate::store::{Role, Sink, Store};
 use crate::testing_point::{Step, point};
 use crate::transaction::CommitError;
+use crate::wire::Short;
 
 /// Batches on their way at once: while the backup applies one the next travels. More would only make them smaller.
 const BATCHES: usize = 2;
+
+/// How many failing calls are remembered by name.
+const FAILING: usize = 64;
 
 /// A connection to one backup.
 pub(crate) struct Link {
     number: u64,
     closer: Closer,
-    writer: Mutex<FrameWriter<Writer>>,
-    reader: Mutex<FrameReader<Reader>>,
+    writer: Mutex<CompactWriter<Writer>>,
+    reader: Mutex<CompactReader<Reader>>,
 }
 
 /// What left together.
@@ -58,6 +65,25 @@ impl Waiter {
     }
 }
 
+/// What is on its way, for whoever inspects.
+pub(crate) struct Flow {
+    /// Bytes that have left.
+    pub sent: u64,
+    /// Bytes that are not confirmed.
+    pub unacknowledged: usize,
+    /// For how long the oldest batch has been on its way.
+    pub oldest: Duration,
+}
+
+/// What a backup has applied, for whoever inspects.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Applied {
+    /// The last commit.
+    pub commit: u64,
+    /// Bytes that have come.
+    pub bytes: u64,
+}
+
 /// Everything about being the primary.
 pub(crate) struct State {
     /// None before this process is the primary.
@@ -75,9 +101,17 @@ pub(crate) struct State {
     /// Items that have not left yet, and how many bytes they and those on their way are.
     outgoing: Vec<u8>,
     unacknowledged: usize,
+    /// The last commit of the batch before.
+    batched: u64,
     on_the_way: VecDeque<Batch>,
     waiters: BTreeMap<(u64, u64), Waiter>,
+    /// How the calls went that the backup was asked for.
+    called: BTreeMap<u64, Report>,
+    /// Calls that fail on the backup, and what they say, by their handles.
+    pub failing: BTreeMap<u64, String>,
     waits: u64,
+    /// Bytes of items that have left, over all links.
+    shipped: u64,
     tasks: usize,
     reading: bool,
     writing: bool,
@@ -122,12 +156,37 @@ impl State {
         Some(waiter)
     }
 
+    /// What has been sent, and what of it is not confirmed.
+    pub fn flow(&self, now: Instant) -> Flow {
+        let oldest = self.on_the_way.front().map(|batch| now.saturating_duration_since(batch.at));
+        let unacknowledged = self.unacknowledged;
+        Flow { sent: self.shipped, unacknowledged, oldest: oldest.unwrap_or_default() }
+    }
+
     /// Wakes all whose commit has ended.
     pub fn wake(&mut self) {
         let released = if self.over.is_some() { u64::MAX } else { self.released() };
         while let Some(key) = self.waiters.keys().next().copied().filter(|key| key.0 <= released) {
             if let Some(waiter) = self.take_waiter(key) {
                 waiter.wake();
+            }
+        }
+    }
+
+    /// The backup says how a call went.
+    fn reported(&mut self, report: Report) {
+        if report.asked {
+            self.called.insert(report.id, report);
+            return self.wake_all();
+        }
+        match report.error {
+            None => drop(self.failing.remove(&report.id)),
+            Some(reason) => {
+                warn!(function = report.function, reason, "a call fails on the backup, and is tried again");
+                // As many as calls that lie in the state: a backup is no stranger, and its word no measure of memory.
+                if self.failing.len() < FAILING {
+                    self.failing.insert(report.id, format!("{}: {reason}", report.function));
+                }
             }
         }
     }
@@ -147,6 +206,9 @@ pub(crate) struct Core {
     pub config: Config,
     pub arbiter: Arbiter,
     state: Mutex<State>,
+    /// As a backup.
+    applied_commit: AtomicU64,
+    applied_bytes: AtomicU64,
     /// There is something to ask of the seed nodes, or nothing will be any more.
     pub asked: Condvar,
     /// There is something that no committing thread does.
@@ -167,8 +229,12 @@ impl Core {
             links: 0,
             outgoing: Vec::new(),
             unacknowledged: 0,
+            batched: 0,
             on_the_way: VecDeque::new(),
             waiters: BTreeMap::new(),
+            called: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            shipped: 0,
             waits: 0,
             tasks: 0,
             reading: false,
@@ -178,11 +244,25 @@ impl Core {
             sent: now,
         };
         let (asked, tend) = (Condvar::new(), Condvar::new());
-        Arc::new(Self { store, config, arbiter, state: Mutex::new(state), asked, tend })
+        let (applied_commit, applied_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        let state = Mutex::new(state);
+        Arc::new(Self { store, config, arbiter, state, applied_commit, applied_bytes, asked, tend })
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock()
+    }
+
+    /// What this process has applied as a backup.
+    pub fn applied(&self) -> Applied {
+        let commit = self.applied_commit.load(Ordering::Relaxed);
+        Applied { commit, bytes: self.applied_bytes.load(Ordering::Relaxed) }
+    }
+
+    /// Notes what this process has applied as a backup.
+    pub fn note_applied(&self, commit: u64, bytes: usize) {
+        self.applied_commit.store(commit, Ordering::Relaxed);
+        self.applied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// For tests: the network between both sides fails.
@@ -233,7 +313,9 @@ impl Core {
         }
         state.links += 1;
         let number = state.links;
-        let link = Link { number, closer, writer: Mutex::new(writer), reader: Mutex::new(reader) };
+        let (writer, reader) = (Mutex::new(writer.compact()), Mutex::new(reader.compact()));
+        let link = Link { number, closer, writer, reader };
+        state.batched = last;
         let now = Instant::now();
         (state.heard, state.read, state.sent) = (now, now, now);
         state.link = Some(Arc::new(link));
@@ -312,14 +394,17 @@ impl Core {
         state.writing = true;
         let bytes = std::mem::take(&mut state.outgoing);
         let (last, now) = (state.last(), Instant::now());
+        let count = last - state.batched;
+        state.batched = last;
+        state.shipped += bytes.len() as u64;
         state.on_the_way.push_back(Batch { last, bytes: bytes.len(), at: now });
         state.sent = now;
         let outcome = MutexGuard::unlocked(state, || {
             let mut writer = link.writer.lock();
             let mut portions = bytes.chunks(PORTION).peekable();
             while let Some(portion) = portions.next() {
-                let complete = if portions.peek().is_none() { last + 1 } else { 0 };
-                writer.send(DATA, &[&encoded(complete), portion])?;
+                let ended = if portions.peek().is_none() { count + 1 } else { 0 };
+                writer.send(DATA, &[Short::of(ended).bytes(), portion])?;
             }
             Ok::<(), outlive_stream::frame::FrameSendError>(())
         });
@@ -352,6 +437,13 @@ impl Core {
                 }
             }
             Ok(Frame { kind: BEAT, .. }) => state.heard = now,
+            Ok(Frame { kind: CALLED, payload }) => match postcard::from_bytes::<Report>(&payload) {
+                Ok(report) => {
+                    state.heard = now;
+                    state.reported(report);
+                }
+                Err(_) => self.lose(state, link.number, "it said what is no report of a call"),
+            },
             Ok(_) => self.lose(state, link.number, "it sent what a backup does not send"),
             Err(FrameError::TimedOut(_)) if now - state.heard <= self.config.detection => {}
             Err(FrameError::TimedOut(_)) => {
@@ -543,6 +635,8 @@ fn drop_link(state: &mut State) {
     }
     state.outgoing = Vec::new();
     state.on_the_way.clear();
+    state.called.clear();
+    state.failing.clear();
     state.unacknowledged = 0;
 }
 
@@ -571,6 +665,45 @@ impl Sink for Core {
         }
         drop(state);
         if alone { Ok(last) } else { self.submit_records(&[]) }
+    }
+
+    fn call(&self, calls: &[(u64, Vec<u8>)]) -> Result<(), CommitError> {
+        let mut state = self.state.lock();
+        let Some(link) = state.link.as_ref().map(|link| link.number) else { return Ok(()) };
+        for (id, call) in calls {
+            state.called.remove(id);
+            self.put(&mut state, Item::Call, call);
+        }
+        self.send_if_free(&mut state);
+        let mut failed = None;
+        for (id, _) in calls {
+            let report = loop {
+                if let Some(over) = &state.over {
+                    return Err(over.clone());
+                }
+                if state.link.as_ref().is_none_or(|current| current.number != link) {
+                    // Who joins next makes the calls of its own accord.
+                    return Ok(());
+                }
+                if let Some(report) = state.called.remove(id) {
+                    break report;
+                }
+                if !self.step(&mut state) {
+                    self.sleep(&mut state, u64::MAX);
+                }
+            };
+            if let Some(reason) = report.error {
+                failed.get_or_insert(CommitError::CallFailed { function: report.function, reason });
+            }
+        }
+        if failed.is_some() {
+            for (id, _) in calls {
+                self.put(&mut state, Item::Discard, &encoded(*id));
+            }
+            self.send_if_free(&mut state);
+        }
+        self.hand_over(&mut state);
+        failed.map_or(Ok(()), Err)
     }
 
     fn wait(&self, number: u64) -> Result<(), CommitError> {

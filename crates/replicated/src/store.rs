@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::call::Calls;
 use crate::doctor::Watch;
 use crate::object::{AnyObject, Body, Shared};
 use crate::schema::{Plans, RootDefinition, Schema, Shape, SharedType, Types};
@@ -61,6 +62,11 @@ pub trait Sink: Send + Sync {
     fn is_acknowledged(&self, _number: u64) -> bool {
         true
     }
+    /// Has the backup carry out calls, each an id and a record, before the commit that they are part of comes; the function
+    /// that failed there, and what it says. Without a backup there is nothing to do.
+    fn call(&self, _calls: &[(u64, Vec<u8>)]) -> Result<(), crate::CommitError> {
+        Ok(())
+    }
     /// Waits until it may be acknowledged.
     fn wait(&self, number: u64) -> Result<(), crate::CommitError>;
     /// Asks to be woken when it may be, or says how it ended.
@@ -93,6 +99,7 @@ pub struct Store {
     /// Statics of the primary whose content has not come yet.
     unsent: Mutex<HashSet<u64>>,
     pub(crate) world: World,
+    pub(crate) calls: Calls,
     pub(crate) watch: Watch,
 }
 
@@ -113,6 +120,7 @@ impl Store {
             root_types: Mutex::default(),
             unsent: Mutex::default(),
             world: World::default(),
+            calls: Calls::default(),
             watch: Watch::default(),
         })
     }
@@ -236,7 +244,7 @@ impl Store {
             types: self.types.read().definitions.clone(),
             roots: roots.collect(),
             shared: self.shared.read().iter().map(|(name, of)| (name.clone(), of.shape.clone())).collect(),
-            functions: Vec::new(),
+            functions: crate::call::names(),
         }
     }
 
@@ -362,6 +370,7 @@ impl Store {
             object.encode(&mut content);
         }
         self.set_role(Role::Primary);
+        self.open_all();
     }
 
     /// Carries out the records of one transaction, whole or, where it returns an error, not to be used any more. `joining`: what is about objects that were not sent yet is passed

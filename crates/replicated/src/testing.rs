@@ -28,6 +28,8 @@
 //! Written as above it is an ordinary test. It is killed at each of its commits: before the commit has gone anywhere,
 //! after it was sent, and after it was acknowledged; then `random` times (10 unless said otherwise) at random moments.
 
+mod program;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -44,6 +46,7 @@ use outlive_stream::tls::Identity;
 use rand::Rng;
 
 pub(crate) use self::points::point;
+pub use self::program::{Client, Line, Place, until};
 use crate::protection::Phase;
 use crate::testing_point::Step;
 use crate::{Config, Node, Seed, Started};

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::lock::Deadlock;
 use crate::object::{AnyObject, Body, Shared};
 use crate::store::{Role, Sink, Store, kind};
-use crate::value::Diff;
+use crate::value::{Diff, Value};
 use crate::wire::{Mode, Reader, Writer};
 
 /// The most that one transaction may ship: what a backup must hold before it can apply it.
@@ -138,8 +138,8 @@ pub(crate) struct Tx {
     created: Vec<u64>,
     /// What the transaction let go of, and may need again to be undone.
     kept: Vec<Arc<dyn AnyObject>>,
-    /// Its write guards that live, while it is no thread's.
-    guards: usize,
+    /// What values were before it wrote to them.
+    remembered: Vec<Box<dyn Remembered>>,
     panicked: bool,
     broken: Option<String>,
     over: bool,
@@ -147,14 +147,46 @@ pub(crate) struct Tx {
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
+/// How much memory a thread keeps for its next transaction.
+const SPARED: usize = 64 * 1024;
+
 thread_local! {
+    /// What the last transaction of this thread has left: a small one takes no memory.
+    static SPARE: Cell<Option<Box<Tx>>> = const { Cell::new(None) };
     static CURRENT: RefCell<Option<Box<Tx>>> = const { RefCell::new(None) };
     static CURRENT_ID: Cell<u64> = const { Cell::new(0) };
-    /// How many write guards of this thread's transaction live. Here and not in it, for every write counts twice.
-    static GUARDS: Cell<usize> = const { Cell::new(0) };
     /// The number of this thread's last commit.
     static LAST: Cell<u64> = const { Cell::new(0) };
     static KEPT: RefCell<Vec<Arc<dyn AnyObject>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A value that may have changed since the transaction began to write to it.
+trait Remembered: Send {
+    /// Whether it has. While a guard of it lives nobody can say, and it counts as changed.
+    fn differs(&self) -> bool;
+    /// Logs what has; `false` if a guard of it still lives.
+    fn log(&self, tx: &mut Tx) -> bool;
+}
+
+struct Before<T: Value> {
+    object: Arc<Shared<T>>,
+    shadow: T::Shadow,
+}
+
+impl<T: Value> Remembered for Before<T> {
+    fn differs(&self) -> bool {
+        // Nobody else may write: only a guard of this very transaction is in the way.
+        self.object.body.try_read_recursive().is_none_or(|value| value.differs(&self.shadow))
+    }
+
+    fn log(&self, tx: &mut Tx) -> bool {
+        let Some(value) = self.object.body.try_read_recursive() else { return false };
+        self.object.remembered.store(false, Ordering::Relaxed);
+        if value.differs(&self.shadow) {
+            tx.record(self.object.id(), kind::CHANGE, |diff| value.diff(&self.shadow, diff));
+        }
+        true
+    }
 }
 
 impl Tx {
@@ -162,6 +194,11 @@ impl Tx {
         store.world.enter();
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         store.watch.begins(id);
+        let spare = SPARE.try_with(Cell::take).ok().flatten();
+        if let Some(mut spare) = spare.filter(|spare| Arc::ptr_eq(&spare.store, store)) {
+            (spare.id, spare.over) = (id, false);
+            return spare;
+        }
         Box::new(Self {
             id,
             store: Arc::clone(store),
@@ -171,7 +208,7 @@ impl Tx {
             owned: Vec::new(),
             created: Vec::new(),
             kept: Vec::new(),
-            guards: 0,
+            remembered: Vec::new(),
             panicked: false,
             broken: None,
             over: false,
@@ -208,6 +245,41 @@ impl Tx {
         outcome
     }
 
+    /// Logs what has changed of the values that were written to; `false` if a guard of one still lives.
+    fn find_changes(&mut self) -> bool {
+        let mut remembered = std::mem::take(&mut self.remembered);
+        let mut found = true;
+        for before in &remembered {
+            found &= before.log(self);
+        }
+        remembered.clear();
+        // Its memory, for the next time.
+        self.remembered = remembered;
+        found
+    }
+
+    fn has_changed(&self) -> bool {
+        !self.redo.bytes.is_empty() || self.remembered.iter().any(|before| before.differs())
+    }
+
+    fn is_written(&self) -> bool {
+        self.owned.iter().any(|object| object.is_written())
+    }
+
+    /// Its memory is the thread's next transaction's, unless it is much.
+    fn recycle(mut self: Box<Self>) {
+        self.redo.bytes.clear();
+        self.redo.created.clear();
+        self.undo.bytes.clear();
+        self.marks.clear();
+        self.created.clear();
+        let kept = std::mem::take(&mut self.kept);
+        if self.redo.bytes.capacity() + self.undo.bytes.capacity() + self.marks.capacity() <= SPARED {
+            let _ = SPARE.try_with(|spare| spare.set(Some(self)));
+        }
+        drop(kept);
+    }
+
     fn end(&mut self) {
         self.over = true;
         self.store.watch.ends(self.id);
@@ -221,6 +293,13 @@ impl Tx {
     fn roll_back(&mut self) -> Result<(), CommitError> {
         // Whatever it let go of is found by its id while it is kept.
         self.kept.extend(take_kept());
+        // A guard that was leaked, or lives on at a thread's end: what it writes cannot be taken back.
+        let leaked = || CommitError::Broken("a write guard outlives its transaction".into());
+        if self.is_written() || !self.find_changes() {
+            self.end();
+            self.store.set_role(Role::Deposed);
+            return Err(leaked());
+        }
         // What is let go of on the way back may be needed further back.
         let outer = CURRENT_ID.try_with(|id| id.replace(self.id)).unwrap_or(0);
         let undo = std::mem::take(&mut self.undo.bytes);
@@ -302,13 +381,10 @@ pub(crate) fn keeping<R>(apply: impl FnOnce() -> R) -> R {
 
 fn take_current() -> Option<Box<Tx>> {
     CURRENT_ID.try_with(|id| id.set(0)).ok()?;
-    let mut tx = CURRENT.try_with(|current| current.borrow_mut().take()).ok()??;
-    tx.guards = GUARDS.try_with(|guards| guards.replace(0)).unwrap_or(0);
-    Some(tx)
+    CURRENT.try_with(|current| current.borrow_mut().take()).ok()?
 }
 
 fn put_current(tx: Option<Box<Tx>>) {
-    let _ = GUARDS.try_with(|guards| guards.set(tx.as_ref().map_or(0, |tx| tx.guards)));
     let _ = CURRENT_ID.try_with(|id| id.set(tx.as_ref().map_or(0, |tx| tx.id)));
     let _ = CURRENT.try_with(|current| *current.borrow_mut() = tx);
 }
@@ -335,24 +411,24 @@ fn with<R>(store: &Arc<Store>, then: impl FnOnce(&mut Tx) -> R) -> Result<R, Wri
 /// Makes the object this transaction's own, waiting for another's to end. `false`: it is in no store.
 #[inline]
 pub(crate) fn own<B: Body>(object: &Arc<Shared<B>>) -> Result<bool, WriteError> {
-    let Some(store) = object.store() else { return Ok(false) };
     let current = CURRENT_ID.get();
+    // Only what is in a store has an owner.
     if current != 0 && object.owner.is(current) {
         return Ok(true);
     }
-    own_slowly(store, object)?;
-    Ok(true)
+    own_slowly(object)
 }
 
 #[cold]
 #[inline(never)]
-fn own_slowly<B: Body>(store: &Arc<Store>, object: &Arc<Shared<B>>) -> Result<(), WriteError> {
+fn own_slowly<B: Body>(object: &Arc<Shared<B>>) -> Result<bool, WriteError> {
+    let Some(store) = object.store() else { return Ok(false) };
     store.wait_to_write();
     let id = with(store, |tx| tx.id)?;
     object.owner.acquire(id)?;
     with(store, |tx| tx.owned.push(Arc::clone(object) as _))?;
     store.watch.owns(id, object.id());
-    Ok(())
+    Ok(true)
 }
 
 /// Logs a change of an object that this transaction [owns](own).
@@ -385,22 +461,30 @@ pub(crate) fn record_other(
     })
 }
 
-/// A write guard of an object that this thread's transaction owns.
-#[inline]
-pub(crate) fn guard_begins() {
-    let _ = GUARDS.try_with(|guards| guards.set(guards.get() + 1));
+/// Objects that this thread's transaction has made, before they are in a value of it.
+pub(crate) fn created(store: &Arc<Store>, objects: Vec<Arc<dyn AnyObject>>) -> Result<(), WriteError> {
+    store.wait_to_write();
+    with(store, |tx| tx.redo.created.extend(objects))
 }
 
-#[inline]
-pub(crate) fn guard_ends() {
-    let _ = GUARDS.try_with(|guards| guards.set(guards.get().saturating_sub(1)));
-    if std::thread::panicking() {
-        let _ = CURRENT.try_with(|current| {
-            if let Some(tx) = &mut *current.borrow_mut() {
-                tx.panicked = true;
-            }
-        });
-    }
+/// What a value is when this transaction, which owns it, begins to write to it.
+#[cold]
+#[inline(never)]
+pub(crate) fn remember<T: Value>(object: &Arc<Shared<T>>, shadow: T::Shadow) -> Result<(), WriteError> {
+    let Some(store) = object.store() else { return Ok(()) };
+    object.remembered.store(true, Ordering::Relaxed);
+    let before = Before { object: Arc::clone(object), shadow };
+    with(store, |tx| tx.remembered.push(Box::new(before)))
+}
+
+/// A panic passed a write guard of this thread's transaction.
+#[cold]
+pub(crate) fn panic_passed() {
+    let _ = CURRENT.try_with(|current| {
+        if let Some(tx) = &mut *current.borrow_mut() {
+            tx.panicked = true;
+        }
+    });
 }
 
 /// What this thread has to do before it may tell anybody anything.
@@ -413,9 +497,9 @@ pub(crate) enum Open {
 
 pub(crate) fn open() -> Open {
     let changed = CURRENT.try_with(|current| {
-        current.try_borrow().is_ok_and(|tx| tx.as_ref().is_some_and(|tx| !tx.redo.bytes.is_empty()))
+        current.try_borrow().is_ok_and(|tx| tx.as_ref().is_some_and(|tx| tx.has_changed()))
     });
-    if changed.unwrap_or(false) || GUARDS.try_with(Cell::get).unwrap_or(0) != 0 {
+    if changed.unwrap_or(false) {
         return Open::Uncommitted;
     }
     let last = LAST.try_with(Cell::get).unwrap_or(0);
@@ -501,7 +585,7 @@ pub fn commit_async() -> Result<Commit, CommitError> {
         store.wait_to_write();
         return commit_of(store, None);
     };
-    if tx.guards != 0 {
+    if tx.is_written() {
         put_current(Some(tx));
         return Err(CommitError::GuardAlive);
     }
@@ -509,7 +593,7 @@ pub fn commit_async() -> Result<Commit, CommitError> {
         Ok(number) => {
             tx.end();
             let store = Arc::clone(&tx.store);
-            drop(tx);
+            tx.recycle();
             drop(take_kept());
             commit_of(&store, number)
         }
@@ -527,8 +611,19 @@ fn submit(tx: &mut Tx) -> Result<Option<u64>, CommitError> {
     if tx.panicked {
         return Err(CommitError::Panicked);
     }
+    if !tx.find_changes() {
+        return Err(CommitError::Broken("a write guard lives that is not known".into()));
+    }
     if tx.redo.bytes.len() > TRANSACTION_LIMIT {
         return Err(CommitError::TooLarge(tx.redo.bytes.len()));
+    }
+    if tx.store.role() == Role::Primary
+        && let Some(sink) = tx.store.sink()
+    {
+        let calls: Vec<_> = tx.redo.created.iter().filter_map(crate::call::to_ask).collect();
+        if !calls.is_empty() {
+            sink.call(&calls)?;
+        }
     }
     match (tx.store.role(), tx.store.sink()) {
         (Role::Deposed, None) => Err(CommitError::Deposed),
@@ -554,7 +649,7 @@ fn commit_of(store: &Arc<Store>, number: Option<u64>) -> Result<Commit, CommitEr
 /// Undoes what this thread changed since its last commit.
 pub fn rollback() -> Result<(), CommitError> {
     let Some(mut tx) = take_current() else { return Ok(()) };
-    if tx.guards != 0 {
+    if tx.is_written() {
         put_current(Some(tx));
         return Err(CommitError::GuardAlive);
     }
@@ -620,47 +715,57 @@ pub enum TransactionError<E> {
 /// Gives a task a transaction of its own, whichever thread runs it: wrap every task that changes replicated state.
 /// Two tasks that share a thread would share its transaction otherwise. Works with any executor.
 pub fn task<F: Future>(future: F) -> Task<F> {
-    Task { tx: None, kept: Vec::new(), future: Box::pin(future) }
+    Task { tx: None, kept: Vec::new(), future: Some(Box::pin(future)) }
 }
 
 /// See [`task`].
 pub struct Task<F> {
     tx: Option<Box<Tx>>,
     kept: Vec<Arc<dyn AnyObject>>,
-    future: Pin<Box<F>>,
+    /// None once it is dropped.
+    future: Option<Pin<Box<F>>>,
+}
+
+/// Runs `then` with a task's transaction as the thread's; it is the task's again also when `then` panics.
+fn inside<R>(tx: &mut Option<Box<Tx>>, kept: &mut Vec<Arc<dyn AnyObject>>, then: impl FnOnce() -> R) -> R {
+    struct Outer<'a> {
+        tx: Option<Box<Tx>>,
+        kept: Vec<Arc<dyn AnyObject>>,
+        inner: (&'a mut Option<Box<Tx>>, &'a mut Vec<Arc<dyn AnyObject>>),
+    }
+    impl Drop for Outer<'_> {
+        fn drop(&mut self) {
+            *self.inner.0 = take_current();
+            *self.inner.1 = take_kept();
+            put_current(self.tx.take());
+            let _ = KEPT.try_with(|kept| *kept.borrow_mut() = std::mem::take(&mut self.kept));
+        }
+    }
+    let ours = (tx.take(), std::mem::take(kept));
+    let _outer = Outer { tx: take_current(), kept: take_kept(), inner: (tx, kept) };
+    put_current(ours.0);
+    let _ = KEPT.try_with(|kept| *kept.borrow_mut() = ours.1);
+    then()
 }
 
 impl<F: Future> Future for Task<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let this = &mut *self;
-        // Put back also when the task panics.
-        struct Outer<'a> {
-            tx: Option<Box<Tx>>,
-            kept: Vec<Arc<dyn AnyObject>>,
-            inner: (&'a mut Option<Box<Tx>>, &'a mut Vec<Arc<dyn AnyObject>>),
+        let Self { tx, kept, future } = &mut *self;
+        match future {
+            Some(future) => inside(tx, kept, || future.as_mut().poll(context)),
+            // Only while it is being dropped.
+            None => Poll::Pending,
         }
-        impl Drop for Outer<'_> {
-            fn drop(&mut self) {
-                *self.inner.0 = take_current();
-                *self.inner.1 = take_kept();
-                put_current(self.tx.take());
-                KEPT.with(|kept| *kept.borrow_mut() = std::mem::take(&mut self.kept));
-            }
-        }
-        let inside = (this.tx.take(), std::mem::take(&mut this.kept));
-        let outer = Outer { tx: take_current(), kept: take_kept(), inner: (&mut this.tx, &mut this.kept) };
-        put_current(inside.0);
-        KEPT.with(|kept| *kept.borrow_mut() = inside.1);
-        let outcome = this.future.as_mut().poll(context);
-        drop(outer);
-        outcome
     }
 }
 
 impl<F> Drop for Task<F> {
     fn drop(&mut self) {
+        // Its guards end before its transaction does, and are part of it.
+        let Self { tx, kept, future } = self;
+        inside(tx, kept, || *future = None);
         // Before the transaction, which may need them to be undone.
         if let Some(tx) = &mut self.tx {
             tx.kept.append(&mut self.kept);

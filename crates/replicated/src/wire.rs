@@ -58,6 +58,31 @@ pub(crate) enum Mode {
     Ids,
 }
 
+/// A LEB128 number, where nothing is allocated for it.
+pub(crate) struct Short {
+    bytes: [u8; 10],
+    length: usize,
+}
+
+impl Short {
+    #[inline]
+    pub fn of(mut number: u64) -> Self {
+        let (mut bytes, mut length) = ([0; 10], 0);
+        while number >= 0x80 {
+            bytes[length] = number as u8 | 0x80;
+            number >>= 7;
+            length += 1;
+        }
+        bytes[length] = number as u8;
+        Self { bytes, length: length + 1 }
+    }
+
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
 /// Where values are written to.
 pub struct Writer {
     pub(crate) bytes: Vec<u8>,
@@ -95,16 +120,20 @@ impl Writer {
 
     /// An unsigned number: 1 byte below 128, 2 below 16,384, at most 10.
     #[inline]
-    pub fn number(&mut self, mut number: u64) {
-        while number >= 0x80 {
-            self.bytes.push(number as u8 | 0x80);
-            number >>= 7;
+    pub fn number(&mut self, number: u64) {
+        if number < 0x80 {
+            self.bytes.push(number as u8);
+        } else {
+            self.bytes.extend_from_slice(Short::of(number).bytes());
         }
-        self.bytes.push(number as u8);
     }
 
     /// An unsigned number of up to 128 bits: at most 19 bytes.
+    #[inline]
     pub fn wide(&mut self, mut number: u128) {
+        if let Ok(number) = u64::try_from(number) {
+            return self.number(number);
+        }
         while number >= 0x80 {
             self.bytes.push(number as u8 | 0x80);
             number >>= 7;
@@ -146,6 +175,18 @@ impl<'a> Reader<'a> {
     #[inline]
     pub fn plan(&self, type_name: &str) -> Option<&'a [Option<usize>]> {
         self.plans.and_then(|plans| plans.fields(type_name))
+    }
+
+    /// The name of the other version's function; `None`: by its number here.
+    pub(crate) fn function(&self, number: u64) -> Result<Option<&'a str>, WireError> {
+        let Some(plans) = self.plans else { return Ok(None) };
+        let unknown = WireError::NotAnnounced { what: "function", number };
+        plans.function(number).map(Some).ok_or(unknown)
+    }
+
+    /// Of the same version, other bytes.
+    pub(crate) fn of(&self, bytes: &'a [u8]) -> Self {
+        Self { bytes, store: self.store, plans: self.plans }
     }
 
     /// The number here of the other version's variant.

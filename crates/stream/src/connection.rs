@@ -276,10 +276,16 @@ impl Writer {
     }
 
     fn encrypt(&mut self, portion: &[&[u8]]) -> Result<(), SendError> {
-        let slices: Vec<_> = portion.iter().map(|part| IoSlice::new(part)).collect();
         let shared = Arc::clone(&self.shared);
         let Some(mut tls) = shared.lock() else { return Err(self.encrypt_error(half_panicked())) };
-        let taken = tls.writer().write_vectored(&slices).map_err(|source| self.encrypt_error(source))?;
+        let taken = match portion {
+            [one] => tls.writer().write(one),
+            many => {
+                let slices: Vec<_> = many.iter().map(|part| IoSlice::new(part)).collect();
+                tls.writer().write_vectored(&slices)
+            }
+        };
+        let taken = taken.map_err(|source| self.encrypt_error(source))?;
         let left = total(portion) - taken;
         if left != 0 {
             // Unbounded buffering is set at the handshake, so the TLS state has run out of sequence numbers.
@@ -334,6 +340,13 @@ impl Writer {
 impl ByteSink for Writer {
     fn send(&mut self, parts: &[&[u8]]) -> Result<(), SendError> {
         self.check_usable()?;
+        if let [one] = parts
+            && (1..=PORTION).contains(&one.len())
+        {
+            let outcome = self.encrypt(&[*one]).and_then(|()| self.flush());
+            self.failed = outcome.is_err();
+            return outcome;
+        }
         let mut portions = Portions::new(parts);
         while let Some(portion) = portions.next(PORTION) {
             if let Err(error) = self.encrypt(&portion).and_then(|()| self.flush()) {

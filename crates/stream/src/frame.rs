@@ -23,6 +23,7 @@ use std::fmt;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
+use crate::compact::{CompactReader, CompactWriter};
 use crate::connection::{ByteSink, ByteSource, PORTION, ReceiveError, SendError};
 use crate::portions::total;
 use crate::wire::Fields;
@@ -108,7 +109,7 @@ impl End {
         }
     }
 
-    fn seed(self) -> u64 {
+    pub(crate) fn seed(self) -> u64 {
         match self {
             Self::Opening => 1,
             Self::Answering => 2,
@@ -224,6 +225,11 @@ impl<S: ByteSink> FrameWriter<S> {
         self.sink
     }
 
+    /// From here on in the form for small messages. The other end changes at the same frame; flush first.
+    pub fn compact(self) -> CompactWriter<S> {
+        CompactWriter::new(self.sink, self.end)
+    }
+
     fn header(&mut self, Kind(kind): Kind, payload: &[&[u8]]) -> Result<[u8; HEADER_LENGTH], FrameSendError> {
         let too_long = |length| FrameSendError::TooLong { length };
         let length = total(payload);
@@ -292,6 +298,11 @@ impl<R: ByteSource> FrameReader<R> {
 
     pub fn get_mut(&mut self) -> &mut R {
         &mut self.source
+    }
+
+    /// From here on in the form for small messages, which the other end sends from this frame on.
+    pub fn compact(self) -> CompactReader<R> {
+        CompactReader::new(self.source, self.end, self.kinds)
     }
 
     fn receive(&mut self) -> Result<Frame, FrameError> {

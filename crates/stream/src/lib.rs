@@ -9,6 +9,7 @@
 //! | [`connection`] | bytes, both directions at once, from two threads, without a third |
 //! | [`hello`] | what both ends speak and what for |
 //! | [`frame`] | whole, verified, ordered messages |
+//! | [`compact`] | the same with fewer bytes, for many small ones |
 //! | [`epoch`], [`epoch_writer`], [`epoch_reader`] | one epoch arrives whole and verified, or not at all |
 //! | [`rpc`] | a question and its answer |
 //!
@@ -18,6 +19,7 @@
 //! clients' output is held back, and every hand-over to another thread would add to it.
 
 pub mod certificate;
+pub mod compact;
 mod compression;
 pub mod connection;
 pub mod epoch;

@@ -9,6 +9,7 @@ pub mod manual;
 pub mod moves;
 pub mod patch;
 pub mod ps;
+pub mod replicated;
 pub mod run;
 pub mod seed;
 pub mod stop;

@@ -1,0 +1,122 @@
+//! How a live program is: asked of its processes over the link's own port, by whoever has a certificate of the cluster.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use outlive_stream::frame::KindSet;
+use outlive_stream::hello::{Stream, VERSIONS};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, Node};
+use crate::message::INSPECTED;
+use crate::node::status_of;
+use crate::rights::HANDSHAKE;
+use crate::ship::Core;
+use crate::store::Role;
+
+/// One process of a program, as it says itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// Its node.
+    pub node: String,
+    /// `primary`, `backup`, `deposed`, or `alone` before it is any of these.
+    pub role: String,
+    /// How it stands with its backup, as `Phase` names it; of the primary.
+    pub phase: Option<String>,
+    /// In which generation it speaks; 0 unless it is the primary.
+    pub generation: u64,
+    /// The node of its backup; of the primary.
+    pub backup: Option<String>,
+    /// Objects: statics, what a `Ref` leads to, collections, handles.
+    pub objects: u64,
+    /// The last commit that is part of its state: made by the primary, applied by a backup.
+    pub commit: u64,
+    /// The last commit that may be acknowledged; of the primary.
+    pub acknowledged: u64,
+    /// Bytes of records that it has sent to backups, or got from its primary, since it began.
+    pub bytes: u64,
+    /// Bytes of records that the backup has not confirmed; of the primary.
+    pub unacknowledged_bytes: u64,
+    /// For how long the oldest of them has been on its way, in µs; 0 if there are none.
+    pub lag_us: u64,
+    /// Replicated functions that fail on the backup, and what they say; of the primary.
+    pub failing: Vec<String>,
+}
+
+/// Why a process did not say how it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotInspected(String);
+
+/// What the connection is for.
+pub(crate) fn purpose(program: &str) -> String {
+    format!("inspect:{program}")
+}
+
+/// Whoever asks says nothing more.
+pub(crate) const FROM_INSPECTOR: KindSet = KindSet::none();
+const FROM_INSPECTED: KindSet = KindSet::of(&[INSPECTED]);
+
+pub(crate) fn inspection(core: &Core) -> Inspection {
+    let status = status_of(core);
+    let state = core.state();
+    let flow = state.flow(Instant::now());
+    drop(state);
+    let role = match status.role {
+        Role::Alone => "alone",
+        Role::Backup => "backup",
+        Role::Primary => "primary",
+        Role::Deposed => "deposed",
+    };
+    let applied = core.applied();
+    let is_backup = status.role == Role::Backup;
+    Inspection {
+        node: core.config.identity.node_name().to_owned(),
+        role: role.into(),
+        phase: status.phase.map(|phase| format!("{phase:?}")),
+        generation: status.generation,
+        backup: status.backup,
+        objects: core.store.objects() as u64,
+        commit: if is_backup { applied.commit } else { status.last },
+        acknowledged: status.acknowledged,
+        bytes: if is_backup { applied.bytes } else { flow.sent },
+        unacknowledged_bytes: flow.unacknowledged as u64,
+        lag_us: u64::try_from(flow.oldest.as_micros()).unwrap_or(u64::MAX),
+        failing: status.failing,
+    }
+}
+
+/// Asks every process in a configuration, its own among them, how it is.
+///
+/// ```no_run
+/// use outlive_replicated::{Config, inspect};
+///
+/// for (node, inspection) in inspect(&Config::load(std::path::Path::new("bank.toml"))?) {
+///     println!("{}: {inspection:?}", node.name);
+/// }
+/// # Ok::<(), outlive_replicated::ConfigError>(())
+/// ```
+pub fn inspect(config: &Config) -> Vec<(Node, Result<Inspection, NotInspected>)> {
+    let own = Node { name: config.identity.node_name().to_owned(), address: config.listen };
+    let others = config.peers.iter().filter(|peer| peer.name != own.name).cloned();
+    let all = std::iter::once(own.clone()).chain(others);
+    all.map(|node| {
+        let asked = ask(config, &node.name, node.address).map_err(NotInspected);
+        (node, asked)
+    })
+    .collect()
+}
+
+fn ask(config: &Config, node: &str, address: SocketAddr) -> Result<Inspection, String> {
+    let text = |error: &dyn std::error::Error| match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    };
+    let connection = config.identity.connect(address, node, HANDSHAKE).map_err(|error| text(&error))?;
+    let purpose = purpose(config.name.as_str());
+    let mut stream = Stream::open(connection, VERSIONS, &purpose, FROM_INSPECTED, HANDSHAKE)
+        .map_err(|error| text(&error))?;
+    stream.reader.get_mut().set_timeout(Some(HANDSHAKE)).map_err(|error| text(&error))?;
+    let frame = stream.reader.next().map_err(|error| text(&error))?;
+    postcard::from_bytes(&frame.payload).map_err(|_| "it runs another version of this library".to_owned())
+}
