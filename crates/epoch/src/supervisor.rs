@@ -39,6 +39,9 @@ use crate::takeover::{self, TRACER_PRIORITY};
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the watchdog of a supervisor that hangs asks whether another node has the workload.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How often the seed nodes are asked for a new workload. An attempt is given up after two seconds (`outlive_cluster::Limits`), which
+/// seed nodes with far too much to do may need for an answer; the agent waits for fifteen.
+const ATTEMPTS: u32 = 3;
 /// Rest after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Longest line of a control request.
@@ -156,7 +159,14 @@ fn make_network(engine: &Engine) -> Result<(Namespace, InnerTap, Port)> {
 
 fn be_primary(engine: &mut Engine, protector: Protector, begins: Transition) -> Result<()> {
     let (namespace, inner, port) = make_network(engine)?;
-    let outcome = engine.arbiter.ask(begins);
+    let mut outcome = engine.arbiter.ask(begins.clone());
+    for _ in 1..ATTEMPTS {
+        // Nothing was changed, or it is the same change that is asked for once more.
+        if !matches!(outcome, Outcome::NoMajority(_) | Outcome::Unknown(_)) {
+            break;
+        }
+        outcome = engine.arbiter.ask(begins.clone());
+    }
     let register = match outcome {
         Outcome::Granted(register) => register,
         Outcome::Refused(refused) => return Err(Error::Arbitration(refused.to_string())),

@@ -322,17 +322,21 @@ fn r2_one_voice_either_host_may_stall_at_any_step_of_a_move() {
     redis.must_be_clean();
 }
 
+/// The tracer of this node's supervisor takes this step, and does not go on.
+fn hang(redis: &Redis, node: &str, point: Point) {
+    let host = redis.host(node);
+    arm(host, point, 3, "protected", Act::Hang);
+    assert!(hit_of(&[host], TAKEN).is_some(), "{} is never reached:\n{}", point.name(), redis.account());
+}
+
 /// Threads of their own give signs of life: they stop when nothing else in their process goes on.
 #[test]
 fn a_primary_whose_tracer_hangs_is_taken_over_and_ends() {
     let mut redis = Redis::start("hangs");
     let pair = redis.protected();
-    let host = redis.host(&pair.primary);
-    arm(host, Point::PrimaryCaptured, 3, "protected", Act::Hang);
-    assert!(hit_of(&[host], TAKEN).is_some());
+    hang(&redis, &pair.primary, Point::PrimaryCaptured);
     redis.must_go_on();
-    let now = redis.protected();
-    assert_eq!(now.primary, pair.backup);
+    assert_eq!(redis.protected().primary, pair.backup);
     until("its place is free", || {
         redis.status(&pair.primary).is_none_or(|status| status.role == outlive_epoch::control::Side::Backup)
     });
@@ -343,9 +347,7 @@ fn a_primary_whose_tracer_hangs_is_taken_over_and_ends() {
 fn a_backup_whose_tracer_hangs_is_replaced() {
     let mut redis = Redis::start("hangsbackup");
     let pair = redis.protected();
-    let host = redis.host(&pair.backup);
-    arm(host, Point::BackupApplying, 3, "protected", Act::Hang);
-    assert!(hit_of(&[host], TAKEN).is_some());
+    hang(&redis, &pair.backup, Point::BackupApplying);
     until("another backup", || redis.protected().generation > pair.generation);
     assert_eq!(redis.protected().primary, pair.primary);
     redis.must_go_on();

@@ -8,7 +8,7 @@ use super::ForUser;
 use super::build::Times;
 use super::process::read;
 use super::target::{self, Target};
-use crate::cli::{InspectPatch, Process};
+use crate::cli::{InspectPatch, Process, Whom};
 use crate::error::{Context, Result};
 
 /// What was built, or is in a file.
@@ -73,26 +73,33 @@ fn patch_value(patch: &Patch) -> Value {
 }
 
 pub fn list(args: &Process) -> Result<()> {
-    let mut all = Vec::new();
-    for Target { pid, patcher } in target::open(&args.whom())? {
-        let regions = patcher.list().for_user()?;
-        if args.json {
-            let values: Vec<Value> = regions.iter().map(region_value).collect();
-            all.push(json!({ "pid": pid, "patches": values }));
-            continue;
-        }
+    show(&args.whom(), args.json, |pid, regions| {
         let of = if args.workload.is_some() { format!("{pid}: ") } else { String::new() };
-        for region in &regions {
+        for region in regions {
             let notes = &region.notes;
-            let replaced = is_replaced(region, &regions);
+            let replaced = is_replaced(region, regions);
             let state = if replaced { "replaced" } else { region.state.word() };
             say!("{of}{} {} {} ({} functions)", region.order, notes.name, state, notes.switched.len());
         }
         if regions.is_empty() {
             say!("process {pid} has no patch");
         }
+    })
+}
+
+/// What each process has: said, or as JSON: of one process its patches, of a workload those of all its processes.
+fn show(whom: &Whom<'_>, as_json: bool, mut say: impl FnMut(i32, &[Region])) -> Result<()> {
+    let mut all = Vec::new();
+    for Target { pid, patcher } in target::open(whom)? {
+        let regions = patcher.list().for_user()?;
+        if !as_json {
+            say(pid, &regions);
+            continue;
+        }
+        let values: Vec<Value> = regions.iter().map(region_value).collect();
+        all.push(json!({ "pid": pid, "patches": values }));
     }
-    match (&args.workload, args.json) {
+    match (whom.workload, as_json) {
         (_, false) => Ok(()),
         (Some(name), true) => print(&json!({ "workload": name, "processes": all })),
         (None, true) => print(&all.pop().map(|one| one["patches"].clone()).unwrap_or_default()),
@@ -143,25 +150,13 @@ pub fn inspect(args: &InspectPatch) -> Result<()> {
         }
         return Ok(());
     }
-    let mut all = Vec::new();
-    for Target { pid, patcher } in target::open(&args.whom())? {
-        let regions = patcher.list().for_user()?;
-        if args.json {
-            let values: Vec<Value> = regions.iter().map(region_value).collect();
-            all.push(json!({ "pid": pid, "patches": values }));
-            continue;
-        }
+    show(&args.whom(), args.json, |pid, regions| {
         // Of a workload most processes may be other programs.
         if args.workload.is_some() && !regions.is_empty() {
             say!("process {pid}");
         }
         regions.iter().for_each(full);
-    }
-    match (&args.workload, args.json) {
-        (_, false) => Ok(()),
-        (Some(name), true) => print(&json!({ "workload": name, "processes": all })),
-        (None, true) => print(&all.pop().map(|one| one["patches"].clone()).unwrap_or_default()),
-    }
+    })
 }
 
 /// All that a process has of a patch.
