@@ -322,36 +322,27 @@ fn r2_one_voice_either_host_may_stall_at_any_step_of_a_move() {
     redis.must_be_clean();
 }
 
-/// The tracer of this node's supervisor takes this step, and does not go on.
-fn hang(redis: &Redis, node: &str, point: Point) {
-    let host = redis.host(node);
-    arm(host, point, 3, "protected", Act::Hang);
-    assert!(hit_of(&[host], TAKEN).is_some(), "{} is never reached:\n{}", point.name(), redis.account());
+/// Threads of their own give signs of life: they stop when nothing else in their process goes on.
+fn hang(hint: &str, step: (Point, Scenario, u64)) {
+    let mut redis = Redis::start(hint);
+    let (pair, host) = take(&redis, step, Act::Hang);
+    let hanging = redis.status(host.name()).expect("the board answers without the tracer").incarnation;
+    until("the supervisor that hangs ends", || {
+        redis.status(host.name()).is_none_or(|status| status.incarnation != hanging)
+    });
+    redis.must_go_on();
+    assert!(redis.protected().generation > pair.generation);
+    redis.must_be_clean();
 }
 
-/// Threads of their own give signs of life: they stop when nothing else in their process goes on.
 #[test]
 fn a_primary_whose_tracer_hangs_is_taken_over_and_ends() {
-    let mut redis = Redis::start("hangs");
-    let pair = redis.protected();
-    hang(&redis, &pair.primary, Point::PrimaryCaptured);
-    redis.must_go_on();
-    assert_eq!(redis.protected().primary, pair.backup);
-    until("its place is free", || {
-        redis.status(&pair.primary).is_none_or(|status| status.role == outlive_epoch::control::Side::Backup)
-    });
-    redis.must_be_clean();
+    hang("hangs", (Point::PrimaryCaptured, Scenario::Primary, 3));
 }
 
 #[test]
 fn a_backup_whose_tracer_hangs_is_replaced() {
-    let mut redis = Redis::start("hangsbackup");
-    let pair = redis.protected();
-    hang(&redis, &pair.backup, Point::BackupApplying);
-    until("another backup", || redis.protected().generation > pair.generation);
-    assert_eq!(redis.protected().primary, pair.primary);
-    redis.must_go_on();
-    redis.must_be_clean();
+    hang("hangsbackup", (Point::BackupApplying, Scenario::Backup, 3));
 }
 
 /// Where the only copy dies nobody may pretend that the workload lives.
