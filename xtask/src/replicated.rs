@@ -1,15 +1,17 @@
-//! `cargo xtask bench replicated`: what `#[replicated]` costs, beside bare TCP and Redis with `WAIT 1 0`.
+//! `cargo xtask bench replicated`: what `#[replicated]` costs, beside bare TCP, Redis with `WAIT 1 0`, etcd and openraft.
 //!
-//! The measuring program is an example of the library, so that nothing of it is built for the figures alone.
+//! The measuring program is an example of the library, so that nothing of it is built for the figures alone. What is agreed
+//! on by Raft is measured by a program outside of the workspace (`benches/raft`), whose dependencies nobody else needs.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::bench::write_section;
-use crate::root;
+use crate::{root, setup};
 
 /// What the example prints as its last line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,7 +32,61 @@ struct Figures {
     takeover_from_kill_us: u64,
 }
 
+/// Updates a second with 1, 16 and 256 clients, by what `benches/raft` measures.
+#[derive(Debug, Serialize)]
+struct Raft {
+    etcd_per_second: [f64; 3],
+    openraft_per_second: [f64; 3],
+}
+
+/// All that `--json` prints.
+#[derive(Serialize)]
+struct All {
+    #[serde(flatten)]
+    figures: Figures,
+    #[serde(flatten)]
+    raft: Raft,
+}
+
+/// Builds the comparators: where its program is.
+fn build_raft() -> Result<PathBuf> {
+    setup::install(&[("etcd", "etcd-server")])?;
+    let root = root()?;
+    let target = root.join("target/bench-raft");
+    let built = Command::new("cargo")
+        .args(["build", "--release", "--manifest-path"])
+        .arg(root.join("benches/raft/Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&target)
+        .status()
+        .context("cannot run cargo")?;
+    if !built.success() {
+        bail!("benches/raft cannot be built");
+    }
+    Ok(target.join("release/outlive-bench-raft"))
+}
+
+/// Measures the comparators, one after the other.
+fn measure_raft(program: &Path) -> Result<Raft> {
+    let rates = |what: &str| {
+        let output = Command::new(program)
+            .arg(what)
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("cannot measure {what}"))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            bail!("the measurement of {what} failed: {text}");
+        }
+        let line = text.lines().last().with_context(|| format!("{what} has no figures"))?;
+        serde_json::from_str(line).with_context(|| format!("cannot read the figures of {what}"))
+    };
+    Ok(Raft { etcd_per_second: rates("etcd")?, openraft_per_second: rates("openraft")? })
+}
+
 pub fn run(json: bool) -> Result<bool> {
+    // First: what cannot be built or installed is said before anything is measured, not after.
+    let raft = build_raft()?;
     let package = ["run", "--release", "--package", "outlive-replicated", "--features", "testing"];
     let output = Command::new("cargo")
         .args(package)
@@ -45,19 +101,23 @@ pub fn run(json: bool) -> Result<bool> {
     }
     let line = text.lines().last().context("the measurement said no figures")?;
     let figures: Figures = serde_json::from_str(line).context("cannot read the figures")?;
-    write_section("replicated", &section(&figures)?)?;
+    let raft = measure_raft(&raft)?;
+    write_section("replicated", &section(&figures, &raft)?)?;
     if json {
-        println!("{}", serde_json::to_string(&figures)?);
+        println!("{}", serde_json::to_string(&All { figures, raft })?);
     }
     Ok(true)
 }
 
-fn section(figures: &Figures) -> Result<String> {
+fn section(figures: &Figures, raft: &Raft) -> Result<String> {
     let mut text = String::from(
         "## Replicated state\n\n`cargo xtask bench replicated`: a primary and its backup, two processes over loopback with mutual TLS; \
          commits are of one changed number, each thread's acknowledged before its next. Redis: `SET` and `WAIT 1 0` in one \
-         request, one connection for each client, one replica. A commit is a call within the program, an update of Redis a \
-         request to another: that is how either is used.\n\n| figure | value |\n|---|---|\n",
+         request, one connection for each client, one replica. etcd: three members of Debian's `etcd-server` with their files in \
+         memory, `Put` over gRPC to the fastest member, one connection for each client. openraft: three members with an in-memory store, \
+         three processes, plain TCP, clients within the leader's. A commit is a call within the program, so is a write of openraft; an \
+         update of Redis or etcd is a request to another: that is how either is used. Both agree by a majority of three; of a primary and its \
+         backup either holds all, and seed nodes decide who goes on.\n\n| figure | value |\n|---|---|\n",
     );
     let ratio = figures.commit_us_p50 / figures.bare_tcp_us_p50;
     writeln!(
@@ -100,10 +160,19 @@ fn section(figures: &Figures) -> Result<String> {
         "| from the kill until the new primary's first word | {:.1} ms |",
         *takeover_from_kill_us as f64 / 1000.0
     )?;
-    text += "\n| clients | commits a second | Redis `WAIT 1 0` | ratio |\n|---|---|---|---|\n";
-    let rates = figures.commits_per_second.iter().zip(figures.redis_wait_per_second);
-    for (clients, (ours, theirs)) in [1, 16, 256].into_iter().zip(rates) {
-        writeln!(text, "| {clients} | {ours:.0} | {theirs:.0} | {:.2} |", ours / theirs)?;
+    text += "\n| clients | commits a second | Redis `WAIT 1 0` | etcd | openraft | ratio to Redis | to etcd | to openraft |\n\
+             |---|---|---|---|---|---|---|---|\n";
+    for (place, clients) in [1, 16, 256].into_iter().enumerate() {
+        let ours = figures.commits_per_second[place];
+        let (redis, etcd) = (figures.redis_wait_per_second[place], raft.etcd_per_second[place]);
+        let openraft = raft.openraft_per_second[place];
+        writeln!(
+            text,
+            "| {clients} | {ours:.0} | {redis:.0} | {etcd:.0} | {openraft:.0} | {:.2} | {:.2} | {:.2} |",
+            ours / redis,
+            ours / etcd,
+            ours / openraft
+        )?;
     }
     Ok(text)
 }
@@ -118,7 +187,12 @@ mod tests {
             "redis_wait_per_second":[1, 2, 3],"batched_updates_per_second":5,"bytes_per_u64_batched":6.2,
             "bytes_per_u64_alone":56.2,"takeover_objects":7,"takeover_granted_us":8,"takeover_ready_us":4,
             "takeover_from_kill_us":105734}"#;
-        let section = section(&serde_json::from_str(line).unwrap()).unwrap();
-        assert!(section.contains("| 1.50 |") && section.contains("| 256 | 6 | 3 | 2.00 |"), "{section}");
+        let figures: Figures = serde_json::from_str(line).unwrap();
+        let raft = Raft { etcd_per_second: [1.0; 3], openraft_per_second: [12.0; 3] };
+        let section = section(&figures, &raft).unwrap();
+        let last = "| 256 | 6 | 3 | 1 | 12 | 2.00 | 6.00 | 0.50 |";
+        assert!(section.contains("| 1.50 |") && section.contains(last), "{section}");
+        let all: serde_json::Value = serde_json::to_value(All { figures, raft }).unwrap();
+        assert_eq!((&all["openraft_per_second"][2], &all["takeover_objects"]), (&12.0.into(), &7.into()));
     }
 }

@@ -9,12 +9,13 @@ use anyhow::{Context, Result, bail};
 use crate::root;
 
 /// Programs, and the Debian packages that have them.
-const NEEDED: [(&str, &str); 5] = [
+const NEEDED: [(&str, &str); 6] = [
     ("ip", "iproute2"),
     ("redis-server", "redis-server"),
     ("redis-benchmark", "redis-tools"),
     ("cc", "gcc"),
     ("g++", "g++"),
+    ("make", "make"),
 ];
 
 pub fn run() -> Result<()> {

@@ -333,12 +333,7 @@ mod tests {
 
     fn register(version: u64) -> Register {
         let primary = Holder { incarnation: Incarnation(5), node: name("a") };
-        Register {
-            version,
-            generation: 1,
-            holding: Holding::Held { primary, synced_backup: None },
-            seeds_version: 1,
-        }
+        Register { version, generation: 1, holding: Holding::of(primary, None), seeds_version: 1 }
     }
 
     fn request(attempt: u128, ask: Ask) -> Request {

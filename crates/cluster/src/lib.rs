@@ -1,6 +1,6 @@
 //! Arbitration: who may speak for a workload.
 //!
-//! One register per workload holds the generation, the primary and its synced backup. It changes only by
+//! One register per workload holds the generation, the primary and its synced backups. It changes only by
 //! compare-and-swap of the whole value, agreed by a majority of seed nodes with CASPaxos, which has no leader:
 //! losing the primary's host never means waiting for an election first. Why this and not a log of a consensus
 //! group is in `docs/decisions/0002-arbitration-by-caspaxos.md`.
@@ -39,6 +39,6 @@ pub use message::{
 };
 pub use name::{MAX_NAME_BYTES, NameError, NodeName, WorkloadName};
 pub use proposer::{Action, Limits, NoMajority, Outcome, Proposer, Silence};
-pub use register::{Holder, Holding, Refused, Register, Transition, Why};
+pub use register::{Backup, Holder, Holding, MAX_BACKUPS, Refused, Register, Transition, Why};
 pub use seeds::{MAX_SEEDS, Seeds, SeedsError};
 pub use store::{Disk, Identity, MemoryStorage, Record, RedbStorage, Storage, StoreError};

@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 use crate::{Attempt, ClusterId, Register, WorkloadName};
 
 /// The largest message on the wire. A page of a lesson is the largest one: [`LESSON_PAGE`] slots of at most
-/// 640 bytes (a name, two ballots, a register with two holders), with room to spare.
+/// 1,000 bytes (a name, two ballots, a register with its primary and as many backups as there may be), with room to spare.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
 /// How many slots a teacher puts into one answer.
 pub(crate) const LESSON_PAGE: usize = 64;
 
 /// The version of these messages; the first two bytes of each.
-const WIRE_VERSION: u16 = 1;
+const WIRE_VERSION: u16 = 2;
 
 /// The highest number a ballot may have. A proposer steps past what it has seen by one, so no cluster gets there; a
 /// damaged or hostile number would end all arbitration of its register, so it is refused instead.
@@ -192,7 +192,7 @@ impl Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Holder, Holding, Incarnation, MAX_NAME_BYTES};
+    use crate::{Backup, Holder, Holding, Incarnation, MAX_BACKUPS, MAX_NAME_BYTES};
 
     fn request() -> Request {
         let workload = "web".parse().unwrap();
@@ -225,7 +225,9 @@ mod tests {
     fn the_largest_page_of_a_lesson_fits() {
         let name = "n".repeat(MAX_NAME_BYTES);
         let holder = Holder { incarnation: Incarnation(u128::MAX), node: name.parse().unwrap() };
-        let holding = Holding::Held { primary: holder.clone(), synced_backup: Some(holder) };
+        let backup = Backup { holder: holder.clone(), stopped_at: Some(u64::MAX) };
+        let backups = vec![backup; MAX_BACKUPS];
+        let holding = Holding::Held { primary: holder, backups, needed: u8::MAX };
         let register = Register { version: u64::MAX, generation: u64::MAX, holding, seeds_version: u64::MAX };
         let ballot = Ballot { counter: u64::MAX, attempt: Attempt(u128::MAX) };
         let slot =

@@ -103,7 +103,7 @@ impl Case {
     fn new(askers: Vec<Asker>, protected: bool) -> Self {
         let names = (0..SEEDS).map(|number| format!("s{number}").parse().unwrap()).collect();
         let backup = protected.then(|| holder(B));
-        let holding = Holding::Held { primary: holder(A), synced_backup: backup };
+        let holding = Holding::of(holder(A), backup);
         Self {
             seeds: Seeds::new(ClusterId(1), 1, names).unwrap(),
             workload: "w".parse().unwrap(),
@@ -255,7 +255,7 @@ impl Case {
 
     /// B asks for the next generation, and so has stopped acknowledging.
     fn has_stopped(&self, state: &State) -> bool {
-        let takeover = Wish::Change(Transition::BackupTakesOver { by: B });
+        let takeover = Wish::Change(Transition::BackupTakesOver { by: B, held: 0 });
         let askers = self.askers.iter().zip(&state.asking);
         askers.into_iter().any(|(asker, asking)| asker.wish == takeover && asking.begun > 0)
     }
@@ -431,14 +431,14 @@ fn change(transition: Transition, counters: &[u64]) -> Asker {
 /// {3, A, B}: both think that the other is gone.
 fn both_ask(of_a: &[u64], of_b: &[u64]) -> Case {
     let alone = Transition::PrimaryAlone { by: A, generation: 3 };
-    Case::new(vec![change(alone, of_a), change(Transition::BackupTakesOver { by: B }, of_b)], true)
+    Case::new(vec![change(alone, of_a), change(Transition::BackupTakesOver { by: B, held: 0 }, of_b)], true)
 }
 
 /// {3, A, none}: A gives up adding B, reads, and speaks on if it is alone; B tries to take over.
 fn settled_by_reading(add: u64, read: u64, takeover: u64) -> Case {
     let add = change(Transition::AddBackup { by: A, generation: 3, backup: holder(B) }, &[add]);
     let read = Asker { wish: Wish::Read, counters: vec![read], settles: Some(0) };
-    Case::new(vec![add, read, change(Transition::BackupTakesOver { by: B }, &[takeover])], false)
+    Case::new(vec![add, read, change(Transition::BackupTakesOver { by: B, held: 0 }, &[takeover])], false)
 }
 
 fn holds(case: Case) {
@@ -470,7 +470,7 @@ fn who_asks_again_agrees() {
 #[test]
 fn a_stranger_gets_nothing() {
     let mut case = both_ask(&[2], &[3]);
-    case.askers.push(change(Transition::BackupTakesOver { by: Incarnation(0xc) }, &[4]));
+    case.askers.push(change(Transition::BackupTakesOver { by: Incarnation(0xc), held: 0 }, &[4]));
     holds(case);
 }
 

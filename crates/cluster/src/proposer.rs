@@ -81,6 +81,9 @@ pub enum Silence {
     Outbid,
     #[error("{0}")]
     Declined(Declined),
+    /// What whoever carries messages knows of it.
+    #[error("gave no vote: {0}")]
+    Failed(String),
 }
 
 struct Listed<'a>(&'a [(NodeName, Silence)]);
@@ -301,6 +304,14 @@ impl Proposer {
                     self.back_off(now);
                 }
             }
+        }
+    }
+
+    /// Notes why there is no answer from a node that was asked, for whoever reads how it ended. It is no vote, and that node is
+    /// asked again.
+    pub fn on_failure(&mut self, from: &NodeName, reason: String) {
+        if let Some(place) = self.seeds.place(from) {
+            self.silence[place] = Silence::Failed(reason);
         }
     }
 

@@ -5,16 +5,26 @@
 //! | nothing, or a tombstone at g | {1 or g+1, A, none} | [`Transition::Create`]: the first primary |
 //! | {g, A, B} | {g+1, A, none} | [`Transition::PrimaryAlone`]: A, whose backup is gone |
 //! | {g, A, B} | {g+1, B, none} | [`Transition::BackupTakesOver`]: B, which has stopped acknowledging for good |
+//! | {g, A, S} | {g, A, S, B stopped at n} | the same, where too few of several backups have stopped |
 //! | {g, A, none} | {g, A, B'} | [`Transition::AddBackup`]: A, see there for what must hold first |
+//! | {g, A, S} | {g or g+1, A, S'} | [`Transition::Backups`]: A, likewise; g+1 if one is left out |
 //! | {g, A, B} | {g+1, B, A or none} | [`Transition::Switchover`]: A, which has stopped |
 //! | {g, A, any} | tombstone at g | [`Transition::Stop`]: whoever vouches that the workload is silent |
 //! | {g, A, any} | {g+1, C, none} | [`Transition::RestartLost`]: an operator or a policy, never silently |
+//!
+//! With several backups the register says how many of them an acknowledgement counts on, `k` of `n`: whatever was
+//! acknowledged is held by `k`. Of any `n - k + 1` backups one has it all, so that one may take over which has as much as
+//! `n - k` others that have stopped; and of a primary whose `n - k + 1` backups have stopped nothing is acknowledged any
+//! more. Why so: `docs/decisions/0012-several-backups.md`.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Incarnation, NodeName};
+
+/// The most backups that a register names: a page of registers must fit a message (`message.rs`).
+pub const MAX_BACKUPS: usize = 7;
 
 /// An incarnation, and the node it lives on, so that whoever reads a register knows where the primary is. Rights
 /// go with the incarnation alone.
@@ -47,10 +57,31 @@ pub struct Register {
 pub enum Holding {
     Held {
         primary: Holder,
-        synced_backup: Option<Holder>,
+        /// At most [`MAX_BACKUPS`].
+        backups: Vec<Backup>,
+        /// How many of the backups hold whatever was acknowledged: 0 if there are none.
+        needed: u8,
     },
     /// The workload was stopped. What remains is its generation.
     Tombstone,
+}
+
+/// One that may take over.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Backup {
+    pub holder: Holder,
+    /// It has stopped acknowledging for good, and this is the last commit that it holds.
+    pub stopped_at: Option<u64>,
+}
+
+impl Holding {
+    /// Held by `primary`, with one backup or none.
+    pub fn of(primary: Holder, synced_backup: Option<Holder>) -> Self {
+        let backups: Vec<_> =
+            synced_backup.into_iter().map(|holder| Backup { holder, stopped_at: None }).collect();
+        let needed = u8::from(!backups.is_empty());
+        Self::Held { primary, backups, needed }
+    }
 }
 
 /// One change of a register: a row of the table above.
@@ -63,20 +94,30 @@ pub enum Transition {
     /// Also settles an [`AddBackup`](Self::AddBackup) of unknown outcome, one way or the other: a primary that is
     /// already alone stays what it is, at its generation.
     PrimaryAlone { by: Incarnation, generation: u64 },
-    /// The synced backup's primary is gone. The backup must have stopped acknowledging, irrevocably, before it asks.
-    BackupTakesOver { by: Incarnation },
+    /// The synced backup's primary is gone. The backup must have stopped acknowledging, irrevocably, before it asks;
+    /// `held` is the last commit that it holds, and does not matter to who is the only backup.
+    ///
+    /// Granted with another as the primary still: it is noted that this one has stopped, and too few others have that
+    /// hold no more. It asks again, until it is granted or refused.
+    BackupTakesOver { by: Incarnation, held: u64 },
     /// The primary has a new synced backup. Before it asks, it must have plugged its output, and the backup must
     /// have committed everything up to the last output that left before the plug: committing a checkpoint taken
     /// earlier is not enough, or what left in between is lost to the backup. The plug stays until the outcome is known.
     AddBackup { by: Incarnation, generation: u64, backup: Holder },
-    /// The primary hands over to its backup, having stopped for good what it does as primary; `stays` if it goes on
+    /// The primary's backups are these from now on, of which `needed` hold whatever it acknowledges. When it asks, so many
+    /// of them must hold whatever it has acknowledged so far; and until the outcome is known it acknowledges only what
+    /// satisfies the register as it was, as it may be, and as it is to be.
+    ///
+    /// It settles whatever `by` asked before: an incarnation asks for one change at a time.
+    Backups { by: Incarnation, backups: Vec<Holder>, needed: u8 },
+    /// The primary hands over to a backup that holds whatever it acknowledged, having stopped for good what it does as primary; `stays` if it goes on
     /// as the new primary's synced backup, with the very state it handed over.
     Switchover { by: Incarnation, generation: u64, to: Incarnation, stays: bool },
     /// The end of the workload, which must be silent already.
     Stop { generation: u64 },
     /// The lost workload starts anew from nothing, because an operator or a policy said so. It names the
     /// incarnations that whoever ordered it vouches are dead: a register that says anything else refuses.
-    RestartLost { by: Holder, generation: u64, lost: Incarnation, lost_backup: Option<Incarnation> },
+    RestartLost { by: Holder, generation: u64, lost: Incarnation, lost_backups: Vec<Incarnation> },
 }
 
 /// A transition that may not be had, and what the register says instead.
@@ -105,6 +146,10 @@ pub enum Why {
     HasBackup,
     #[error("an incarnation cannot be its own backup")]
     OwnBackup,
+    #[error(
+        "these cannot be its backups: at most {MAX_BACKUPS}, each once, and at least one of them counted on"
+    )]
+    NoSuchBackups,
     #[error("the request was made for generation {asked}, which has passed")]
     OtherGeneration { asked: u64 },
     #[error(
@@ -132,12 +177,27 @@ impl fmt::Display for Register {
         let generation = self.generation;
         match &self.holding {
             Holding::Tombstone => write!(f, "stopped at generation {generation}"),
-            Holding::Held { primary, synced_backup: None } => {
-                write!(f, "generation {generation} is held by {primary}, exposed")
+            Holding::Held { primary, backups, needed } => {
+                write!(f, "generation {generation} is held by {primary}, ")?;
+                match &backups[..] {
+                    [] => f.write_str("exposed"),
+                    [backup] => write!(f, "protected by {backup}"),
+                    [first, others @ ..] => {
+                        write!(f, "protected by {needed} of {first}")?;
+                        others.iter().try_for_each(|backup| write!(f, ", {backup}"))
+                    }
+                }
             }
-            Holding::Held { primary, synced_backup: Some(backup) } => {
-                write!(f, "generation {generation} is held by {primary}, protected by {backup}")
-            }
+        }
+    }
+}
+
+impl fmt::Display for Backup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.holder.fmt(f)?;
+        match self.stopped_at {
+            Some(commit) => write!(f, " (stopped after {commit})"),
+            None => Ok(()),
         }
     }
 }
@@ -150,11 +210,17 @@ impl Register {
         }
     }
 
-    pub fn synced_backup(&self) -> Option<&Holder> {
+    /// All that may take over, by the rule above.
+    pub fn backups(&self) -> &[Backup] {
         match &self.holding {
-            Holding::Held { synced_backup, .. } => synced_backup.as_ref(),
-            Holding::Tombstone => None,
+            Holding::Held { backups, .. } => backups,
+            Holding::Tombstone => &[],
         }
+    }
+
+    /// The backup of who has one; the first of several.
+    pub fn synced_backup(&self) -> Option<&Holder> {
+        self.backups().first().map(|backup| &backup.holder)
     }
 
     /// What the register becomes, or why not. A transition whose result the register already is, is granted without
@@ -170,13 +236,13 @@ impl Register {
         let Some(now) = current else {
             return match transition {
                 Transition::Create { by } => {
-                    let holding = Holding::Held { primary: by.clone(), synced_backup: None };
+                    let holding = Holding::of(by.clone(), None);
                     Ok(Register { version: 1, generation: 1, holding, seeds_version: 0 })
                 }
                 _ => Err(Why::NeverCreated),
             };
         };
-        let Holding::Held { primary, synced_backup } = &now.holding else {
+        let Holding::Held { primary, backups, needed } = &now.holding else {
             return match transition {
                 Transition::Create { by } => now.grant(by, None),
                 Transition::Stop { generation } if *generation == now.generation => Ok(now.clone()),
@@ -185,10 +251,11 @@ impl Register {
             };
         };
         let leads = |incarnation: &Incarnation| primary.incarnation == *incarnation;
-        let leads_alone = |incarnation: &Incarnation| leads(incarnation) && synced_backup.is_none();
-        let backs_up = |incarnation: &Incarnation| {
-            synced_backup.as_ref().is_some_and(|backup| backup.incarnation == *incarnation)
+        let leads_alone = |incarnation: &Incarnation| leads(incarnation) && backups.is_empty();
+        let place = |incarnation: &Incarnation| {
+            backups.iter().position(|backup| backup.holder.incarnation == *incarnation)
         };
+        let only = |incarnation: &Incarnation| backups.len() == 1 && place(incarnation) == Some(0);
         // What the transition made of `asked` is what the register says now.
         let follows = |asked: &u64| asked.checked_add(1) == Some(now.generation);
         let this_generation = |asked: &u64| {
@@ -208,11 +275,21 @@ impl Register {
                 if leads_alone(by) { Ok(now.clone()) } else { now.grant(primary, None) }
             }
 
-            Transition::BackupTakesOver { by } if leads_alone(by) => Ok(now.clone()),
-            Transition::BackupTakesOver { by } => match synced_backup {
-                Some(backup) if backs_up(by) => now.grant(backup, None),
-                _ => Err(Why::NotSyncedBackup(*by)),
-            },
+            Transition::BackupTakesOver { by, .. } if leads_alone(by) => Ok(now.clone()),
+            Transition::BackupTakesOver { by, held } => {
+                let place = place(by).ok_or(Why::NotSyncedBackup(*by))?;
+                // What it said first stands: it has held no more since.
+                let held = backups[place].stopped_at.unwrap_or(*held);
+                let mut backups = backups.clone();
+                backups[place].stopped_at = Some(held);
+                let no_more =
+                    backups.iter().filter(|backup| backup.stopped_at.is_some_and(|at| at <= held)).count();
+                if no_more + usize::from(*needed) > backups.len() {
+                    return now.grant(&backups[place].holder, None);
+                }
+                let holding = Holding::Held { primary: primary.clone(), backups, needed: *needed };
+                if holding == now.holding { Ok(now.clone()) } else { now.change(now.generation, holding) }
+            }
 
             Transition::AddBackup { by, .. } if !leads(by) => Err(Why::NotPrimary(*by)),
             Transition::AddBackup { generation, backup, .. } => {
@@ -220,30 +297,58 @@ impl Register {
                 if leads(&backup.incarnation) {
                     return Err(Why::OwnBackup);
                 }
-                match synced_backup {
-                    Some(_) if backs_up(&backup.incarnation) => Ok(now.clone()),
-                    Some(_) => Err(Why::HasBackup),
-                    None => now.change(
-                        now.generation,
-                        Holding::Held { primary: primary.clone(), synced_backup: Some(backup.clone()) },
-                    ),
+                match backups.is_empty() {
+                    false if only(&backup.incarnation) => Ok(now.clone()),
+                    false => Err(Why::HasBackup),
+                    true => now.change(now.generation, Holding::of(primary.clone(), Some(backup.clone()))),
                 }
+            }
+
+            Transition::Backups { by, .. } if !leads(by) => Err(Why::NotPrimary(*by)),
+            Transition::Backups { backups: wanted, needed, .. } => {
+                if wanted.iter().any(|backup| leads(&backup.incarnation)) {
+                    return Err(Why::OwnBackup);
+                }
+                // Whoever has stopped has stopped, though the primary does not know.
+                let stopped_at =
+                    |holder: &Holder| place(&holder.incarnation).and_then(|place| backups[place].stopped_at);
+                let wanted: Vec<_> = wanted
+                    .iter()
+                    .map(|holder| Backup { holder: holder.clone(), stopped_at: stopped_at(holder) })
+                    .collect();
+                if !may_be_backups(&wanted, *needed) {
+                    return Err(Why::NoSuchBackups);
+                }
+                let holding = Holding::Held { primary: primary.clone(), backups: wanted, needed: *needed };
+                if holding == now.holding {
+                    return Ok(now.clone());
+                }
+                let left_out = |backup: &Backup| match &holding {
+                    Holding::Held { backups, .. } => {
+                        !backups.iter().any(|stays| stays.holder == backup.holder)
+                    }
+                    Holding::Tombstone => true,
+                };
+                let generation = if backups.iter().any(left_out) {
+                    now.generation.checked_add(1).ok_or(Why::Exhausted)?
+                } else {
+                    now.generation
+                };
+                now.change(generation, holding)
             }
 
             Transition::Switchover { by, generation, to, stays }
                 if leads(to)
                     && follows(generation)
-                    && (if *stays { backs_up(by) } else { synced_backup.is_none() }) =>
+                    && (if *stays { only(by) } else { backups.is_empty() }) =>
             {
                 Ok(now.clone())
             }
             Transition::Switchover { by, .. } if !leads(by) => Err(Why::NotPrimary(*by)),
             Transition::Switchover { generation, to, stays, .. } => {
                 this_generation(generation)?;
-                match synced_backup {
-                    Some(backup) if backs_up(to) => now.grant(backup, stays.then_some(primary)),
-                    _ => Err(Why::NotSyncedBackup(*to)),
-                }
+                let place = place(to).ok_or(Why::NotSyncedBackup(*to))?;
+                now.grant(&backups[place].holder, stays.then_some(primary))
             }
 
             Transition::Stop { generation } => {
@@ -256,10 +361,12 @@ impl Register {
             {
                 Ok(now.clone())
             }
-            Transition::RestartLost { by, generation, lost, lost_backup } => {
+            Transition::RestartLost { by, generation, lost, lost_backups } => {
                 this_generation(generation)?;
-                let named = leads(lost) && *lost_backup == synced_backup.as_ref().map(|b| b.incarnation);
-                let is_new = by.incarnation != *lost && Some(by.incarnation) != *lost_backup;
+                let named = leads(lost)
+                    && lost_backups.len() == backups.len()
+                    && backups.iter().all(|backup| lost_backups.contains(&backup.holder.incarnation));
+                let is_new = by.incarnation != *lost && !lost_backups.contains(&by.incarnation);
                 if named && is_new { now.grant(by, None) } else { Err(Why::NotLost) }
             }
         }
@@ -268,10 +375,7 @@ impl Register {
     /// The next generation, to `primary`.
     fn grant(&self, primary: &Holder, synced_backup: Option<&Holder>) -> Result<Register, Why> {
         let generation = self.generation.checked_add(1).ok_or(Why::Exhausted)?;
-        self.change(
-            generation,
-            Holding::Held { primary: primary.clone(), synced_backup: synced_backup.cloned() },
-        )
+        self.change(generation, Holding::of(primary.clone(), synced_backup.cloned()))
     }
 
     fn change(&self, generation: u64, holding: Holding) -> Result<Register, Why> {
@@ -281,12 +385,26 @@ impl Register {
 
     /// What every register satisfies, however it came about: checked where one comes off a wire or a disk.
     pub(crate) fn is_well_formed(&self) -> bool {
-        let own_backup = match (self.primary(), self.synced_backup()) {
-            (Some(primary), Some(backup)) => primary.incarnation == backup.incarnation,
-            _ => false,
+        let may_be = match &self.holding {
+            Holding::Held { primary, backups, needed } => {
+                may_be_backups(backups, *needed)
+                    && backups.iter().all(|backup| backup.holder.incarnation != primary.incarnation)
+            }
+            Holding::Tombstone => true,
         };
-        self.version >= 1 && self.generation >= 1 && self.generation <= self.version && !own_backup
+        self.version >= 1 && self.generation >= 1 && self.generation <= self.version && may_be
     }
+}
+
+/// Not too many, each of them once, and none without counting on some.
+fn may_be_backups(backups: &[Backup], needed: u8) -> bool {
+    let twice = |(place, backup): (usize, &Backup)| {
+        backups[..place].iter().any(|other| other.holder.incarnation == backup.holder.incarnation)
+    };
+    backups.len() <= MAX_BACKUPS
+        && usize::from(needed) <= backups.len()
+        && (needed > 0 || backups.is_empty())
+        && !backups.iter().enumerate().any(twice)
 }
 
 #[cfg(test)]
@@ -298,7 +416,7 @@ mod tests {
     }
 
     fn held(version: u64, generation: u64, primary: u128, backup: Option<u128>) -> Register {
-        let holding = Holding::Held { primary: holder(primary), synced_backup: backup.map(holder) };
+        let holding = Holding::of(holder(primary), backup.map(holder));
         Register { version, generation, holding, seeds_version: 7 }
     }
 
@@ -315,7 +433,7 @@ mod tests {
     }
 
     fn takeover(by: Incarnation) -> Transition {
-        Transition::BackupTakesOver { by }
+        Transition::BackupTakesOver { by, held: 0 }
     }
 
     fn add(by: Incarnation, generation: u64, backup: u128) -> Transition {
@@ -327,7 +445,28 @@ mod tests {
     }
 
     fn restart(by: u128, generation: u64, lost: Incarnation, lost_backup: Option<Incarnation>) -> Transition {
-        Transition::RestartLost { by: holder(by), generation, lost, lost_backup }
+        let lost_backups = lost_backup.into_iter().collect();
+        Transition::RestartLost { by: holder(by), generation, lost, lost_backups }
+    }
+
+    /// With several backups: each with the commit after which it has stopped.
+    fn several(version: u64, generation: u64, backups: &[(u128, Option<u64>)], needed: u8) -> Register {
+        let backup = |(number, stopped_at): &(u128, Option<u64>)| Backup {
+            holder: holder(*number),
+            stopped_at: *stopped_at,
+        };
+        let backups = backups.iter().map(backup).collect();
+        let holding = Holding::Held { primary: holder(1), backups, needed };
+        Register { version, generation, holding, seeds_version: 7 }
+    }
+
+    fn backups(of: &[u128], needed: u8) -> Transition {
+        let backups = of.iter().map(|number| holder(*number)).collect();
+        Transition::Backups { by: A, backups, needed }
+    }
+
+    fn stops(by: u128, held: u64) -> Transition {
+        Transition::BackupTakesOver { by: Incarnation(by), held }
     }
 
     /// Every row of the table, and that asking again for what was granted is granted without a change.
@@ -409,5 +548,81 @@ mod tests {
         assert!(!held(5, 3, 1, Some(1)).is_well_formed());
         assert!(!held(5, 6, 1, None).is_well_formed());
         assert!(!held(0, 0, 1, None).is_well_formed());
+    }
+
+    /// Rows of the table with several backups, each of which may be asked for again.
+    #[test]
+    fn rows_with_several_backups_are_granted_and_may_be_asked_again() {
+        let (two, three) = ([(2, None), (3, None)], [(2, None), (3, None), (4, None)]);
+        let rows = [
+            (held(5, 3, 1, None), backups(&[2, 3], 2), several(6, 3, &two, 2)),
+            (held(5, 3, 1, Some(2)), backups(&[2, 3], 1), several(6, 3, &two, 1)),
+            (several(5, 3, &two, 2), backups(&[2], 1), held(6, 4, 1, Some(2))),
+            (several(5, 3, &two, 2), backups(&[], 0), held(6, 4, 1, None)),
+            (several(5, 3, &two, 2), backups(&[2, 4], 2), several(6, 4, &[(2, None), (4, None)], 2)),
+            // Who has stopped stays stopped.
+            (several(5, 3, &[(2, Some(9)), (3, None)], 1), backups(&[2, 3, 4], 2), {
+                several(6, 3, &[(2, Some(9)), (3, None), (4, None)], 2)
+            }),
+            // All hold what was acknowledged: any of them.
+            (several(5, 3, &two, 2), stops(3, 9), held(6, 4, 3, None)),
+            // One of two does: both must have stopped.
+            (several(5, 3, &two, 1), stops(2, 9), several(6, 3, &[(2, Some(9)), (3, None)], 1)),
+            (several(5, 3, &[(2, Some(9)), (3, None)], 1), stops(3, 10), held(6, 4, 3, None)),
+            (several(5, 3, &[(2, Some(9)), (3, None)], 1), stops(3, 9), held(6, 4, 3, None)),
+            (several(5, 3, &[(2, Some(9)), (3, None)], 1), stops(3, 8), {
+                several(6, 3, &[(2, Some(9)), (3, Some(8))], 1)
+            }),
+            (several(5, 3, &[(2, Some(9)), (3, Some(8))], 1), stops(2, 9), held(6, 4, 2, None)),
+            // Two of three: two must have stopped, and one that died since keeps nobody from it.
+            (several(5, 3, &[(2, Some(9)), (3, Some(7)), (4, None)], 2), stops(4, 8), held(6, 4, 4, None)),
+            (several(5, 3, &three, 2), switchover(A, 3, C, false), held(6, 4, 3, None)),
+            (several(5, 3, &two, 1), alone(A, 3), held(6, 4, 1, None)),
+        ];
+        for (from, transition, to) in rows {
+            assert!(from.is_well_formed() && to.is_well_formed());
+            assert_eq!(
+                Register::apply(Some(&from), &transition),
+                Ok(to.clone()),
+                "{transition:?} from {from}"
+            );
+            assert_eq!(Register::apply(Some(&to), &transition), Ok(to.clone()), "{transition:?} again");
+        }
+        // What was said first stands, whatever is said later.
+        let stopped = several(5, 3, &[(2, Some(9)), (3, Some(8))], 1);
+        assert_eq!(Register::apply(Some(&stopped), &stops(3, 10)), Ok(stopped.clone()));
+    }
+
+    #[test]
+    fn several_backups_that_cannot_be_are_refused() {
+        let several = several(5, 3, &[(2, None), (3, None)], 2);
+        let lost = |lost_backups: Vec<Incarnation>| Transition::RestartLost {
+            by: holder(9),
+            generation: 3,
+            lost: A,
+            lost_backups,
+        };
+        let rows = [
+            (Transition::Backups { by: B, backups: vec![], needed: 0 }, Why::NotPrimary(B)),
+            (backups(&[2, 1], 1), Why::OwnBackup),
+            (backups(&[2, 2], 1), Why::NoSuchBackups),
+            (backups(&[2], 0), Why::NoSuchBackups),
+            (backups(&[2], 2), Why::NoSuchBackups),
+            (backups(&[], 1), Why::NoSuchBackups),
+            (backups(&[2, 3, 4, 5, 6, 7, 8, 9], 1), Why::NoSuchBackups),
+            (add(A, 3, 2), Why::HasBackup),
+            (stops(4, 100), Why::NotSyncedBackup(Incarnation(4))),
+            (lost(vec![B]), Why::NotLost),
+            (lost(vec![B, Incarnation(4)]), Why::NotLost),
+            // One of them was not vouched for.
+            (lost(vec![B, B]), Why::NotLost),
+        ];
+        for (transition, why) in rows {
+            let refused = Register::apply(Some(&several), &transition).unwrap_err();
+            assert_eq!(refused.why, why, "{transition:?}");
+        }
+        assert_eq!(Register::apply(Some(&several), &lost(vec![C, B])), Ok(held(6, 4, 9, None)));
+        let said = several.to_string();
+        assert!(said.contains("protected by 2 of") && said.contains(&holder(3).to_string()), "{said}");
     }
 }

@@ -1,5 +1,7 @@
 //! What a seed node keeps on disk.
 
+mod first;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -60,6 +62,11 @@ pub enum StoreError {
     Encode { what: String, source: postcard::Error },
     #[error("{what} on disk is damaged: remove the arbitration state and have this seed node rejoin")]
     Damaged { what: String },
+    #[error(
+        "{what} on disk is of version {version}, and this program reads up to version {DISK_VERSION}: run the program that wrote it, or a \
+         newer one"
+    )]
+    OtherVersion { what: String, version: u8 },
 }
 
 /// Keyed by the one name "identity".
@@ -68,8 +75,9 @@ const IDENTITY_KEY: &str = "identity";
 /// Keyed by workload.
 const SLOTS: TableDefinition<&str, &[u8]> = TableDefinition::new("slots");
 
-/// The version of what is on disk; the first byte of every value.
-const DISK_VERSION: u8 = 1;
+/// The version of what is on disk; the first byte of every value. What is of an [earlier one](first) is read, and written as
+/// this one when it changes.
+const DISK_VERSION: u8 = 2;
 
 /// A [`Storage`] in one file. Every value carries its own checksum over key and content, beside the ones that redb
 /// keeps of its pages: a page that is intact but of another time or place is noticed too.
@@ -140,13 +148,18 @@ impl Storage for RedbStorage {
     fn load(&self) -> Result<Option<Disk>, StoreError> {
         let raw = self.read().map_err(|error| StoreError::Read(Box::new(error)))?;
         let Some(raw) = raw else { return Ok(None) };
-        let identity = unseal(IDENTITY_KEY, &raw.identity)?;
+        // The same in both versions.
+        let (_, identity) = unseal(IDENTITY_KEY, &raw.identity)?;
+        let identity = decode(IDENTITY_KEY, identity)?;
         let mut slots = BTreeMap::new();
         for (name, value) in &raw.slots {
             let key = slot_key(name);
             let damaged = || StoreError::Damaged { what: describe(&key) };
             let workload = name.parse().map_err(|_| damaged())?;
-            let slot: Slot = unseal(&key, value)?;
+            let slot: Slot = match unseal(&key, value)? {
+                (first::VERSION, content) => decode::<first::Slot>(&key, content)?.into(),
+                (_, content) => decode(&key, content)?,
+            };
             let accepted = slot.accepted.as_ref();
             let register = accepted.and_then(|accepted| accepted.value.as_ref());
             if slot.promised < accepted.map(|a| a.ballot) || register.is_some_and(|r| !r.is_well_formed()) {
@@ -193,15 +206,22 @@ fn seal(key: &str, content: &impl Serialize) -> Result<Vec<u8>, StoreError> {
     Ok(value)
 }
 
-fn unseal<T: for<'de> Deserialize<'de>>(key: &str, value: &[u8]) -> Result<T, StoreError> {
-    let parts = || {
-        let (version, rest) = value.split_first()?;
-        let (sum, content) = rest.split_first_chunk()?;
-        (*version == DISK_VERSION && u64::from_le_bytes(*sum) == checksum(key, content)).then_some(content)
-    };
+/// Version and content of what was sealed.
+fn unseal<'a>(key: &str, value: &'a [u8]) -> Result<(u8, &'a [u8]), StoreError> {
     let damaged = || StoreError::Damaged { what: describe(key) };
-    let content = parts().ok_or_else(damaged)?;
-    postcard::from_bytes(content).map_err(|_| damaged())
+    let (version, rest) = value.split_first().ok_or_else(damaged)?;
+    let (sum, content) = rest.split_first_chunk().ok_or_else(damaged)?;
+    if u64::from_le_bytes(*sum) != checksum(key, content) {
+        return Err(damaged());
+    }
+    match *version {
+        first::VERSION | DISK_VERSION => Ok((*version, content)),
+        version => Err(StoreError::OtherVersion { what: describe(key), version }),
+    }
+}
+
+fn decode<T: for<'de> Deserialize<'de>>(key: &str, content: &[u8]) -> Result<T, StoreError> {
+    postcard::from_bytes(content).map_err(|_| StoreError::Damaged { what: describe(key) })
 }
 
 fn checksum(key: &str, content: &[u8]) -> u64 {
@@ -255,7 +275,7 @@ mod tests {
         let seeds = Seeds::new(ClusterId(1), 1, vec![me.clone()]).unwrap();
         let lives = Some(vec![(Life(0), Attempt(0))]);
         let primary = Holder { incarnation: Incarnation(5), node: me.clone() };
-        let holding = Holding::Held { primary, synced_backup: None };
+        let holding = Holding::of(primary, None);
         let register = Register { version: 1, generation: 1, holding, seeds_version: 1 };
         let ballot = Ballot { counter: 3, attempt: Attempt(4) };
         let slot =
@@ -297,19 +317,86 @@ mod tests {
         persist_all(&mut storage, &disk());
         let (workload, slot) = disk().slots.pop_last().unwrap();
         let sealed = seal(&slot_key(workload.as_str()), &slot).unwrap();
-        let damaged = |value: Vec<u8>| {
+        let load = |value: Vec<u8>| {
             storage.write(&[(Some(workload.as_str()), value)]).unwrap();
-            matches!(storage.load(), Err(StoreError::Damaged { .. }))
+            storage.load()
         };
-        for bit in 0..sealed.len() * 8 {
+        let flipped = |bit: usize| {
             let mut value = sealed.clone();
             value[bit / 8] ^= 1 << (bit % 8);
-            assert!(damaged(value), "bit {bit}");
+            value
+        };
+        // The first byte is the version.
+        for bit in 0..8 {
+            let error = load(flipped(bit)).unwrap_err();
+            assert!(matches!(error, StoreError::OtherVersion { version, .. } if version != DISK_VERSION));
+        }
+        let damaged = |value| matches!(load(value), Err(StoreError::Damaged { .. }));
+        for bit in 8..sealed.len() * 8 {
+            assert!(damaged(flipped(bit)), "bit {bit}");
         }
         assert!(damaged(sealed[..sealed.len() - 1].to_vec()));
         assert!(damaged(vec![]));
         assert!(damaged(seal(&slot_key("mail"), &slot).unwrap()));
         assert!(!damaged(sealed));
+    }
+
+    /// What a program has written whose registers named one backup or none, byte by byte (its `RedbStorage::persist`).
+    #[test]
+    fn votes_of_the_first_version_are_read() {
+        let identity =
+            [1, 35, 238, 192, 35, 209, 206, 116, 31, 1, 1, 1, 2, 115, 48, 2, 115, 48, 1, 1, 2, 3].to_vec();
+        let slots: [(&str, &[u8]); 5] = [
+            (
+                "alone",
+                &[
+                    1, 241, 207, 233, 76, 94, 153, 116, 2, 1, 172, 2, 4, 1, 172, 2, 4, 1, 9, 7, 0, 5, 2, 115,
+                    48, 0, 1,
+                ],
+            ),
+            ("never", &[1, 5, 105, 92, 42, 155, 5, 16, 163, 1, 172, 2, 4, 1, 172, 2, 4, 0]),
+            ("promised", &[1, 18, 9, 252, 34, 236, 250, 109, 16, 1, 172, 2, 4, 0]),
+            (
+                "protected",
+                &[
+                    1, 238, 59, 30, 241, 141, 102, 118, 4, 1, 172, 2, 4, 1, 172, 2, 4, 1, 9, 7, 0, 5, 2, 115,
+                    48, 1, 6, 2, 115, 49, 1,
+                ],
+            ),
+            ("stopped", &[1, 222, 35, 129, 91, 59, 234, 61, 114, 1, 172, 2, 4, 1, 172, 2, 4, 1, 9, 7, 1, 1]),
+        ];
+        let directory = tempfile::tempdir().unwrap();
+        let mut storage = RedbStorage::open(&directory.path().join("arbitration")).unwrap();
+        let mut values: Vec<_> = slots.iter().map(|(name, value)| (Some(*name), value.to_vec())).collect();
+        values.push((None, identity));
+        storage.write(&values).unwrap();
+
+        let ballot = Ballot { counter: 300, attempt: Attempt(4) };
+        let slot = |accepted: Option<Option<Holding>>| {
+            let register = |holding| Register { version: 9, generation: 7, holding, seeds_version: 1 };
+            let accepted = accepted.map(|holding| Accepted { ballot, value: holding.map(register) });
+            Slot { promised: Some(ballot), accepted }
+        };
+        let holder =
+            |number, node: &str| Holder { incarnation: Incarnation(number), node: node.parse().unwrap() };
+        let held = |backup| Holding::of(holder(5, "s0"), backup);
+        let expected = [
+            ("alone", slot(Some(Some(held(None))))),
+            ("never", slot(Some(None))),
+            ("promised", slot(None)),
+            ("protected", slot(Some(Some(held(Some(holder(6, "s1"))))))),
+            ("stopped", slot(Some(Some(Holding::Tombstone)))),
+        ];
+        let me: NodeName = "s0".parse().unwrap();
+        let seeds = Seeds::new(ClusterId(1), 1, vec![me.clone()]).unwrap();
+        let identity = Identity { seeds, me, lives: Some(vec![(Life(2), Attempt(3))]) };
+        let slots = expected.map(|(name, slot)| (name.parse().unwrap(), slot)).into();
+        let read = storage.load().unwrap().unwrap();
+        assert_eq!(read, Disk { identity, slots });
+        // What changes is written as it is now, beside the rest.
+        let (workload, slot) = read.slots.first_key_value().unwrap();
+        storage.persist(&[Record::Slot(workload, slot)]).unwrap();
+        assert_eq!(storage.load().unwrap(), Some(read));
     }
 
     #[test]

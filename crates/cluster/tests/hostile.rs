@@ -31,8 +31,13 @@ fn holder() -> impl Strategy<Value = Holder> {
 }
 
 fn register() -> impl Strategy<Value = Register> {
-    let held = (holder(), proptest::option::of(holder()))
-        .prop_map(|(primary, synced_backup)| Holding::Held { primary, synced_backup });
+    let backup = (holder(), proptest::option::of(number()))
+        .prop_map(|(holder, stopped_at)| Backup { holder, stopped_at });
+    let held = (holder(), vec(backup, 0..3), 0..3_u8).prop_map(|(primary, backups, needed)| Holding::Held {
+        primary,
+        backups,
+        needed,
+    });
     let holding = prop_oneof![held, Just(Holding::Tombstone)];
     (number(), number(), holding, number()).prop_map(|(version, generation, holding, seeds_version)| {
         Register { version, generation, holding, seeds_version }
@@ -107,7 +112,7 @@ fn acceptor() -> Acceptor<MemoryStorage> {
 }
 
 fn hear(responses: &[(u8, Response)]) {
-    let transition = Transition::BackupTakesOver { by: Incarnation(1) };
+    let transition = Transition::BackupTakesOver { by: Incarnation(1), held: 0 };
     let workload: WorkloadName = "w0".parse().unwrap();
     let (start, limits) = (Duration::ZERO, Limits::default());
     let mut proposers = [

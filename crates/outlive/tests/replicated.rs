@@ -43,26 +43,30 @@ fn a_live_pair_is_shown_with_its_rates() {
         return;
     }
     let cluster = Cluster::new();
-    let nodes = ["a", "b"].map(|name| Node { name: name.into(), address: free_address() });
-    let configs = [0, 1].map(|place: usize| cluster.config_file("shown", &nodes[place], &nodes));
+    let nodes = ["a", "b", "c"].map(|name| Node { name: name.into(), address: free_address() });
+    let configs = [0, 1, 2].map(|place: usize| cluster.config_file("shown", &nodes[place], &nodes));
     let path = configs[0].to_str().unwrap();
     let (code, _, error) = outlive(&["replicated", "inspect", path, "--over", "1"]);
     assert_eq!(code, 3, "{error}");
     assert!(error.contains("no process of shown answers"), "{error}");
 
     start(Config::load(&configs[0]).unwrap()).unwrap();
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["follower", "--exact"])
-        .env(CONFIG, &configs[1])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let follower = Follower(command.spawn().unwrap());
-    let since = Instant::now();
-    while status().and_then(|status| status.phase) != Some(Phase::Protected) {
-        assert!(since.elapsed() < Duration::from_secs(60), "{:?}", status());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let followers = [1, 2].map(|place: usize| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["follower", "--exact"])
+            .env(CONFIG, &configs[place])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let follower = Follower(command.spawn().unwrap());
+        let since = Instant::now();
+        let counting = || status().map_or(0, |status| status.backups.iter().filter(|one| one.counts).count());
+        while counting() != place || status().and_then(|status| status.phase) != Some(Phase::Protected) {
+            assert!(since.elapsed() < Duration::from_secs(60), "{:?}", status());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        follower
+    });
     let over = AtomicBool::new(false);
     let (json, table) = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -79,18 +83,28 @@ fn a_live_pair_is_shown_with_its_rates() {
     });
     assert_eq!((json.0, table.0), (0, 0), "{}, {}", json.2, table.2);
     let rows: serde_json::Value = serde_json::from_str(&json.1).unwrap();
-    let (a, b) = (&rows[0], &rows[1]);
+    let (a, b, c) = (&rows[0], &rows[1], &rows[2]);
     assert_eq!((&a["node"], &a["role"], &a["phase"]), (&"a".into(), &"primary".into(), &"Protected".into()));
     assert_eq!((&b["node"], &b["role"]), (&"b".into(), &"backup".into()));
-    for row in [a, b] {
+    assert_eq!(
+        (&c["node"], &c["role"], a["backups"].as_array().unwrap().len()),
+        (&"c".into(), &"backup".into(), 2)
+    );
+    for row in [a, b, c] {
         assert!(row["commits_per_second"].as_f64().unwrap() > 0.0, "{row}");
         assert!(row["bytes_per_second"].as_f64().unwrap() > 0.0, "{row}");
         assert_eq!(row["objects"], 4, "two statics, one of the library, and what is in them: {row}");
     }
-    assert!(b["lag_commits"].is_u64() && a["lag_us"].is_u64());
+    assert!(b["lag_commits"].is_u64());
+    for (backup, node) in a["backups"].as_array().unwrap().iter().zip(["b", "c"]) {
+        assert_eq!((&backup["node"], &backup["counts"]), (&node.into(), &true.into()), "{a}");
+        assert!(backup["lag_us"].is_u64() && backup["lag_commits"].is_u64(), "{a}");
+    }
     assert!(table.1.contains("COMMITS/S") && table.1.contains("protected"), "{}", table.1);
+    println!("{}", table.1);
+    assert!(table.1.contains("b: ") && table.1.contains("; c: "), "{}", table.1);
 
-    drop(follower);
+    drop(followers);
     let gone = outlive(&["replicated", "inspect", path, "--over", "1"]);
     assert!(gone.0 == 0 && gone.1.contains("silent"), "{gone:?}");
 }

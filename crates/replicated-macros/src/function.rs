@@ -140,7 +140,9 @@ pub fn mark(arguments: TokenStream, item: ItemFn) -> Result<TokenStream> {
     };
     let (attributes, visibility) = (&item.attrs, &item.vis);
     let mut original = item.clone();
-    original.attrs = vec![syn::parse_quote!(#[allow(clippy::needless_pass_by_value)])];
+    original.attrs = vec![syn::parse_quote!(
+        #[allow(clippy::needless_pass_by_value, reason = "arguments are made anew for each side")]
+    )];
     original.vis = syn::Visibility::Inherited;
     original.sig.ident = format_ident!("__replicated_{}", ident);
     let inner = &original.sig.ident;
@@ -150,6 +152,7 @@ pub fn mark(arguments: TokenStream, item: ItemFn) -> Result<TokenStream> {
         parameters.iter().map(|(.., lent)| lent.then(Default::default)).collect();
     let when = if lazy { quote!(Lazy) } else { quote!(Eager) };
     let on_error = if retry { quote!(Retry) } else { quote!(Fail) };
+    // What the arguments are called is the program's business: what is bound beside them here has names that nobody has.
     let settle = |call: TokenStream| match fallible {
         true => quote!(#call.map_err(|error| ::std::string::ToString::to_string(&error))),
         false => quote!(::core::result::Result::<#of, ::std::string::String>::Ok(#call)),
@@ -185,15 +188,15 @@ pub fn mark(arguments: TokenStream, item: ItemFn) -> Result<TokenStream> {
                 },
                 when: ::outlive_replicated::__private::When::#when,
                 on_error: ::outlive_replicated::__private::OnError::#on_error,
-                run: |from| {
-                    let (#(#bound,)*) = read(from).map_err(|error| ::std::string::ToString::to_string(&error))?;
-                    let value: #of = #there?;
-                    Ok(::std::boxed::Box::new(value))
+                run: |__from| {
+                    let (#(#bound,)*) = read(__from).map_err(|error| ::std::string::ToString::to_string(&error))?;
+                    let __value: #of = #there?;
+                    Ok(::std::boxed::Box::new(__value))
                 },
-                normalise: |from, to| {
-                    let (#(#bound,)*) = read(from)?;
-                    let _ = &to;
-                    #(::outlive_replicated::Value::encode(&#bound, to);)*
+                normalise: |__from, __to| {
+                    let (#(#bound,)*) = read(__from)?;
+                    let _ = &__to;
+                    #(::outlive_replicated::Value::encode(&#bound, __to);)*
                     Ok(::std::boxed::Box::new((#(#bound,)*)))
                 },
                 undo: |value| { #undo },
@@ -202,9 +205,9 @@ pub fn mark(arguments: TokenStream, item: ItemFn) -> Result<TokenStream> {
                 ::outlive_replicated::__private::FunctionEntry(&FUNCTION)
             }
 
-            let mut arguments = ::outlive_replicated::__private::Arguments::new();
-            #(arguments.add::<#types>(&#bound);)*
-            ::outlive_replicated::Handle::made(&FUNCTION, arguments, move || #here)
+            let mut __arguments = ::outlive_replicated::__private::Arguments::new();
+            #(__arguments.add::<#types>(&#bound);)*
+            ::outlive_replicated::Handle::made(&FUNCTION, __arguments, move || #here)
         }
     })
 }

@@ -17,7 +17,7 @@ use outlive_stream::rpc::Client;
 use outlive_stream::tls::Identity;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// Within a data centre a connection and its handshakes take a few milliseconds; a seed node that needs longer than
 /// this is asked again by the proposer anyway.
@@ -32,16 +32,44 @@ const NOBODY: Duration = Duration::from_millis(50);
 /// agents can be seed nodes.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Question {
-    /// A message of the arbitration protocol.
-    Arbitrate(Request),
+    /// A message of the arbitration protocol (`Request::encode`).
+    Arbitrate(Vec<u8>),
 }
 
-/// What a seed node answers: the first of an agent's answers.
-#[derive(Debug, Serialize, Deserialize)]
+/// What a seed node answers: two of an agent's answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// Its vote.
-    Arbitrated(Box<Response>),
+    /// Its vote (`Response::encode`).
+    Arbitrated(Vec<u8>),
+    /// Why it does not vote: it may be of another version.
+    Refused(String),
 }
+
+/// Their numbers among the answers of an agent (`outlive_epoch::peer::Response`).
+const ARBITRATED: u32 = 0;
+const REFUSED: u32 = 6;
+
+impl Reply {
+    pub fn encode(&self) -> postcard::Result<Vec<u8>> {
+        match self {
+            Self::Arbitrated(vote) => postcard::to_stdvec(&(ARBITRATED, vote)),
+            Self::Refused(reason) => postcard::to_stdvec(&(REFUSED, reason)),
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let not_understood = |error: postcard::Error| format!("its answer is not understood: {error}");
+        let (number, rest): (u32, _) = postcard::take_from_bytes(bytes).map_err(not_understood)?;
+        match number {
+            ARBITRATED => postcard::from_bytes(rest).map(Self::Arbitrated).map_err(not_understood),
+            REFUSED => postcard::from_bytes(rest).map(Self::Refused).map_err(not_understood),
+            _ => Err(format!("its answer is of a kind that is not understood ({number})")),
+        }
+    }
+}
+
+/// What comes of a question to a seed node: a vote, or why there is none.
+type Answered = (NodeName, Result<Response, String>);
 
 struct Link {
     name: NodeName,
@@ -53,11 +81,14 @@ pub(crate) struct Arbiter {
     seeds: Seeds,
     workload: WorkloadName,
     links: Vec<Link>,
-    responses: Mutex<Receiver<(NodeName, Response)>>,
+    responses: Mutex<Receiver<Answered>>,
     begun: Instant,
     /// For tests: this process reaches no seed node.
     #[cfg(test)]
     pub cut_off: std::sync::atomic::AtomicBool,
+    /// For tests: it hears of none any more from when they are asked to accept a change.
+    #[cfg(test)]
+    pub cut_off_in_the_middle: std::sync::atomic::AtomicBool,
 }
 
 impl Arbiter {
@@ -87,6 +118,8 @@ impl Arbiter {
             begun: Instant::now(),
             #[cfg(test)]
             cut_off: Default::default(),
+            #[cfg(test)]
+            cut_off_in_the_middle: Default::default(),
         })
     }
 
@@ -105,15 +138,25 @@ impl Arbiter {
     fn run(&self, mut proposer: Proposer) -> Outcome {
         let responses = self.responses.lock();
         loop {
+            #[cfg(test)]
+            let mut proposes = false;
             for Action::Send { to, request } in proposer.poll(self.begun.elapsed()) {
                 #[cfg(test)]
                 if self.cut_off.load(std::sync::atomic::Ordering::Relaxed) {
                     continue;
                 }
+                #[cfg(test)]
+                {
+                    proposes |= matches!(request.ask, outlive_cluster::Ask::Accept { value: Some(_), .. });
+                }
                 if let Some(link) = self.links.iter().find(|link| link.name == to) {
                     // A full queue is a seed node that does not answer.
                     let _ = link.requests.try_send(request);
                 }
+            }
+            #[cfg(test)]
+            if proposes && self.cut_off_in_the_middle.swap(false, std::sync::atomic::Ordering::Relaxed) {
+                self.cut_off.store(true, std::sync::atomic::Ordering::Relaxed);
             }
             if let Some(outcome) = proposer.outcome() {
                 return outcome.clone();
@@ -121,7 +164,10 @@ impl Arbiter {
             let now = self.begun.elapsed();
             let until = proposer.wakeup().unwrap_or(now).saturating_sub(now);
             match responses.recv_timeout(until) {
-                Ok((from, response)) => proposer.on_response(&from, &response, self.begun.elapsed()),
+                #[cfg(test)]
+                Ok(_) if self.cut_off.load(std::sync::atomic::Ordering::Relaxed) => {}
+                Ok((from, Ok(response))) => proposer.on_response(&from, &response, self.begun.elapsed()),
+                Ok((from, Err(reason))) => proposer.on_failure(&from, reason),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(until.min(NOBODY)),
             }
@@ -134,20 +180,27 @@ fn carry(
     node: &NodeName,
     address: SocketAddr,
     queue: &Receiver<Request>,
-    answer: &mpsc::Sender<(NodeName, Response)>,
+    answer: &mpsc::Sender<Answered>,
 ) {
     let mut client = None;
+    let mut refusal = String::new();
     while let Ok(request) = queue.recv() {
-        match call(identity, node, address, &mut client, request) {
-            Ok(response) => {
-                if answer.send((node.clone(), response)).is_err() {
-                    return;
+        let outcome = call(identity, node, address, &mut client, request).and_then(|reply| match reply {
+            Reply::Arbitrated(vote) => Response::decode(&vote).map_err(|error| error.to_string()),
+            Reply::Refused(reason) => {
+                // Whoever refuses does so again and again.
+                if refusal != reason {
+                    warn!(seed = node.as_str(), reason, "a seed node refuses to vote");
+                    refusal.clone_from(&reason);
                 }
+                Err(reason)
             }
-            Err(reason) => {
-                debug!(seed = node.as_str(), reason, "no answer");
-                client = None;
-            }
+        });
+        if let Err(reason) = &outcome {
+            debug!(seed = node.as_str(), reason, "no vote");
+        }
+        if answer.send((node.clone(), outcome)).is_err() {
+            return;
         }
     }
 }
@@ -158,7 +211,7 @@ fn call(
     address: SocketAddr,
     client: &mut Option<Client>,
     request: Request,
-) -> Result<Response, String> {
+) -> Result<Reply, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let open = match client {
         Some(open) => open,
@@ -168,12 +221,13 @@ fn call(
             client.insert(Client::open(connection, CONNECT).map_err(|error| text(&error))?)
         }
     };
-    let question = postcard::to_stdvec(&Question::Arbitrate(request)).map_err(|error| text(&error))?;
-    let reply = open.call(&question, Instant::now() + ANSWER).map_err(|error| text(&error))?;
-    match postcard::from_bytes(&reply) {
-        Ok(Reply::Arbitrated(response)) => Ok(*response),
-        Err(error) => Err(format!("the answer is not understood: {error}")),
+    let question = Question::Arbitrate(request.encode().map_err(|error| text(&error))?);
+    let question = postcard::to_stdvec(&question).map_err(|error| text(&error))?;
+    let reply = open.call(&question, Instant::now() + ANSWER);
+    if reply.is_err() {
+        *client = None;
     }
+    Reply::decode(&reply.map_err(|error| text(&error))?)
 }
 
 #[cfg(test)]
@@ -188,16 +242,20 @@ mod tests {
         let ask = Ask::Prepare { workload: "bank".parse().unwrap(), counter: 7 };
         let request = Request { cluster: ClusterId(1), seeds_version: 1, attempt: Attempt(2), ask };
         let mut expected = vec![0];
-        expected.extend(postcard::to_stdvec(&request).unwrap());
-        assert_eq!(postcard::to_stdvec(&Question::Arbitrate(request)).unwrap(), expected);
+        expected.extend(postcard::to_stdvec(&request.encode().unwrap()).unwrap());
+        let question = Question::Arbitrate(request.encode().unwrap());
+        assert_eq!(postcard::to_stdvec(&question).unwrap(), expected);
 
         let answer = Answer::Declined(Declined::Blank);
         let response = Response { cluster: ClusterId(1), attempt: Attempt(2), answer };
         let mut bytes = vec![0];
-        bytes.extend(postcard::to_stdvec(&response).unwrap());
-        let Reply::Arbitrated(read) = postcard::from_bytes(&bytes).unwrap();
-        assert_eq!(*read, response);
-        // An agent's refusal is another variant: not understood, and never taken for a vote.
-        assert!(postcard::from_bytes::<Reply>(&[6, 0]).is_err());
+        bytes.extend(postcard::to_stdvec(&response.encode().unwrap()).unwrap());
+        let read = Reply::decode(&bytes).unwrap();
+        assert_eq!((read.encode().unwrap(), &read), (bytes, &Reply::Arbitrated(response.encode().unwrap())));
+        // An agent's refusal, one of its other answers, and nothing.
+        let refused = Reply::Refused("no".into());
+        assert_eq!(Reply::decode(&[6, 2, b'n', b'o']), Ok(refused.clone()));
+        assert_eq!(refused.encode().unwrap(), [6, 2, b'n', b'o']);
+        assert!(Reply::decode(&[4]).is_err() && Reply::decode(&[]).is_err());
     }
 }

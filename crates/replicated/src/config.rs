@@ -8,6 +8,8 @@ use outlive_cluster::{ClusterId, NameError, NodeName, Seeds, SeedsError, Workloa
 use outlive_stream::tls::{Identity, IdentityError};
 use serde::Deserialize;
 
+use crate::protection::WaitFor;
+
 /// What a program does while it has no backup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -70,9 +72,12 @@ pub struct Config {
     pub detection: Duration,
     /// What is done without a backup.
     pub when_exposed: WhenExposed,
-    /// How many bytes may be on their way to the backup before commits wait: 64 MiB unless said otherwise.
+    /// How many backups hold a commit before it is acknowledged.
+    pub wait_for: WaitFor,
+    /// How many bytes may be on their way to a backup: 64 MiB unless said otherwise. Beyond that commits wait for a backup
+    /// that is waited for, and one that is not is let go of.
     pub unacknowledged: usize,
-    /// A backup that lives and is slower than this is let go of; `None`, the default, waits for it.
+    /// A backup that lives and is slower than this is let go of; `None`, the default, waits for it. It joins again.
     pub patience: Option<Duration>,
     /// Starts anew, from nothing, a program that is lost: the word of its operator that whoever held it in this
     /// generation is dead for good, and its backup as well.
@@ -144,6 +149,8 @@ struct File {
     detection_ms: Option<u64>,
     #[serde(default)]
     when_exposed: WhenExposed,
+    #[serde(default)]
+    wait_for: WaitFor,
     unacknowledged: Option<usize>,
     patience_ms: Option<u64>,
     lost_generation: Option<u64>,
@@ -169,6 +176,7 @@ impl Config {
             peers,
             detection: DETECTION,
             when_exposed: WhenExposed::Run,
+            wait_for: WaitFor::All,
             unacknowledged: UNACKNOWLEDGED,
             patience: None,
             lost_generation: None,
@@ -180,7 +188,12 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let file: File = toml::from_str(&text)
+        Self::parse(&text, path)
+    }
+
+    /// From the text of a file, which `path` is the name of where something is wrong with it.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text)
             .map_err(|error| ConfigError::Parse { path: path.to_owned(), reason: error.to_string() })?;
         let identity = Identity::load(&file.tls.ca, &file.tls.cert, &file.tls.key)?;
         let cluster = file.cluster.parse().map_err(|_| ConfigError::Cluster(file.cluster.clone()))?;
@@ -192,6 +205,7 @@ impl Config {
             config.detection = Duration::from_millis(detection);
         }
         config.when_exposed = file.when_exposed;
+        config.wait_for = file.wait_for;
         config.unacknowledged = file.unacknowledged.unwrap_or(UNACKNOWLEDGED);
         config.patience = file.patience_ms.map(Duration::from_millis);
         config.lost_generation = file.lost_generation;

@@ -35,7 +35,7 @@ pub(crate) enum Followed {
     Incompatible(Incompatible),
     /// Both sides run versions of this library that do not speak with each other.
     OtherVersion(u16),
-    /// It ended. `complete`: all that there was had come, and was acknowledged up to this commit.
+    /// It ended. `complete`: the state is whole, with all that there was up to this commit.
     Ended { complete: Option<u64>, why: String, noticed: Instant },
 }
 
@@ -118,8 +118,8 @@ fn run(core: &Core, stream: Stream, plans: &Plans) -> Followed {
         why
     });
     core.store.report_calls_to(None);
-    info!(why, commit = copy.commit, complete = copy.complete, "the link to the primary has ended");
-    let complete = copy.complete.then_some(copy.commit);
+    let complete = copy.whole();
+    info!(why, commit = copy.commit, ?complete, "the link to the primary has ended");
     Followed::Ended { complete, why, noticed: Instant::now() }
 }
 
@@ -181,15 +181,28 @@ pub(crate) struct Copy<'a> {
     batched: u64,
     /// All images have come.
     complete: bool,
+    /// Something could not be applied, and a part of it may have been.
+    torn: bool,
 }
 
 impl<'a> Copy<'a> {
     pub fn new(store: &'a Arc<Store>, plans: &'a Plans, commit: u64) -> Self {
-        Self { store, plans, items: Items::default(), commit, batched: commit, complete: false }
+        Self { store, plans, items: Items::default(), commit, batched: commit, complete: false, torn: false }
     }
 
-    /// Whether a batch ended with it.
+    /// The last commit, if everything up to it is here and nothing of another: only such a state may be taken over.
+    pub fn whole(&self) -> Option<u64> {
+        (self.complete && !self.torn).then_some(self.commit)
+    }
+
+    /// Whether a batch ended with it. After an error nothing more is to be made of this copy.
     pub fn take(&mut self, payload: &[u8]) -> Result<bool, String> {
+        let outcome = self.apply(payload);
+        self.torn |= outcome.is_err();
+        outcome
+    }
+
+    fn apply(&mut self, payload: &[u8]) -> Result<bool, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let Some((said, length)) = number(payload).map_err(|error| text(&error))? else {
             return Err("a frame ends within its number".into());
@@ -287,13 +300,14 @@ mod tests {
         let mut good = copy(&store, &plans);
         let whole = [(Item::Image, &image[..]), (Item::Image, none), (Item::Commit, none)];
         assert_eq!(good.take(&frame(2, &whole)), Ok(true));
-        assert_eq!((good.commit, good.complete), (5, true));
+        assert_eq!(good.whole(), Some(5));
         // After that: an image, an object that nobody has, a lost commit, one too many.
         let mut refused = |payload: &[u8]| good.take(payload).unwrap_err();
         assert!(refused(&frame(0, &[(Item::Image, &image)])).contains("after the last"));
         assert!(refused(&frame(0, &[(Item::Commit, &foreign)])).contains("commit 6"));
         assert!(refused(&frame(4, &[(Item::Commit, none)])).contains("has 3 commits, and 1"));
         assert!(refused(&[0x80]).contains("ends within"));
+        assert_eq!(good.whole(), None);
 
         let again = self::store();
         let early = copy(&again, &plans).take(&frame(1, &[(Item::Image, none)]));

@@ -1,7 +1,6 @@
 //! How a live program is: asked of its processes over the link's own port, by whoever has a certificate of the cluster.
 
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use outlive_stream::frame::KindSet;
 use outlive_stream::hello::{Stream, VERSIONS};
@@ -9,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Node};
 use crate::message::INSPECTED;
-use crate::node::status_of;
+use crate::node::{BackupStatus, status_of};
+use crate::protection::Stage;
 use crate::rights::HANDSHAKE;
 use crate::ship::Core;
 use crate::store::Role;
@@ -21,12 +21,12 @@ pub struct Inspection {
     pub node: String,
     /// `primary`, `backup`, `deposed`, or `alone` before it is any of these.
     pub role: String,
-    /// How it stands with its backup, as `Phase` names it; of the primary.
+    /// How it stands with its backups, as `Phase` names it; of the primary.
     pub phase: Option<String>,
     /// In which generation it speaks; 0 unless it is the primary.
     pub generation: u64,
-    /// The node of its backup; of the primary.
-    pub backup: Option<String>,
+    /// Its backups; of the primary.
+    pub backups: Vec<InspectedBackup>,
     /// Objects: statics, what a `Ref` leads to, collections, handles.
     pub objects: u64,
     /// The last commit that is part of its state: made by the primary, applied by a backup.
@@ -35,12 +35,25 @@ pub struct Inspection {
     pub acknowledged: u64,
     /// Bytes of records that it has sent to backups, or got from its primary, since it began.
     pub bytes: u64,
-    /// Bytes of records that the backup has not confirmed; of the primary.
+    /// Replicated functions that fail on a backup, and what they say; of the primary.
+    pub failing: Vec<String>,
+}
+
+/// One backup, as its primary says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectedBackup {
+    /// Its node.
+    pub node: String,
+    /// `joining`, `sent` everything and has not confirmed it yet, or `complete`.
+    pub stage: String,
+    /// Whether the seed nodes know that it may take over.
+    pub counts: bool,
+    /// How many commits of the primary it has not confirmed; of a complete one.
+    pub lag_commits: Option<u64>,
+    /// Bytes of records that it has not confirmed.
     pub unacknowledged_bytes: u64,
     /// For how long the oldest of them has been on its way, in µs; 0 if there are none.
     pub lag_us: u64,
-    /// Replicated functions that fail on the backup, and what they say; of the primary.
-    pub failing: Vec<String>,
 }
 
 /// Why a process did not say how it is.
@@ -60,7 +73,7 @@ const FROM_INSPECTED: KindSet = KindSet::of(&[INSPECTED]);
 pub(crate) fn inspection(core: &Core) -> Inspection {
     let status = status_of(core);
     let state = core.state();
-    let flow = state.flow(Instant::now());
+    let shipped = state.shipped;
     drop(state);
     let role = match status.role {
         Role::Alone => "alone",
@@ -75,14 +88,30 @@ pub(crate) fn inspection(core: &Core) -> Inspection {
         role: role.into(),
         phase: status.phase.map(|phase| format!("{phase:?}")),
         generation: status.generation,
-        backup: status.backup,
+        backups: status.backups.iter().map(|backup| inspected(backup, status.last)).collect(),
         objects: core.store.objects() as u64,
         commit: if is_backup { applied.commit } else { status.last },
         acknowledged: status.acknowledged,
-        bytes: if is_backup { applied.bytes } else { flow.sent },
-        unacknowledged_bytes: flow.unacknowledged as u64,
-        lag_us: u64::try_from(flow.oldest.as_micros()).unwrap_or(u64::MAX),
+        bytes: if is_backup { applied.bytes } else { shipped },
         failing: status.failing,
+    }
+}
+
+fn inspected(backup: &BackupStatus, last: u64) -> InspectedBackup {
+    let stage = match backup.stage {
+        Stage::Joining => "joining",
+        Stage::Sent(_) => "sent",
+        Stage::Complete => "complete",
+        Stage::Lost => "lost",
+    };
+    let complete = backup.stage == Stage::Complete;
+    InspectedBackup {
+        node: backup.node.clone(),
+        stage: stage.into(),
+        counts: backup.counts,
+        lag_commits: complete.then(|| last.saturating_sub(backup.held)),
+        unacknowledged_bytes: backup.unacknowledged as u64,
+        lag_us: u64::try_from(backup.lag.as_micros()).unwrap_or(u64::MAX),
     }
 }
 

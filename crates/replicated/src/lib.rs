@@ -1,7 +1,7 @@
 //! High availability as a property of variables, types and functions.
 //!
 //! Mark state with `#[replicated]`, change it through its write guards, and [`commit()`]: when that returns, a backup in
-//! another process holds every change, and will go on from there if this one dies.
+//! another process (or as many of several as [`WaitFor`] says) holds every change, and will go on from there if this one dies.
 //!
 //! ```
 //! use outlive_replicated::{commit, replicated, Map};
@@ -33,17 +33,16 @@
 //! | `lock`, `object`, `store` | who changes an object; objects; all of them by their ids, and how they follow a primary |
 //! | `transaction` | what a thread or task changed since its last commit: shipped whole, or undone |
 //! | `root`, `collection`, `reference` | marked statics, collections, `Ref` and the collection of garbage |
-//! | `call` | marked functions, `Handle`: what is opened on both sides by the same call |
+//! | [`dynamic`] | state whose types are only known while the program runs: for other languages |
+//! | `call` | marked functions, `Handle`: what is opened on all sides by the same call |
 //! | [`protection`] | when a commit may be acknowledged, without any I/O |
-//! | `message`, `ship`, `follow` | the link: what is said on it, the primary's side, the backup's |
+//! | `message`, `feed`, `ship`, `follow` | the link: what is said on it, the primary's side, to each backup and to all, the backup's |
 //! | `arbitration`, `rights`, `seed` | who may speak: asking for it, keeping it, the seed nodes |
 //! | `config`, `node` | [`start`] |
-//! | `inspect` | how a live pair is, asked from outside |
+//! | `inspect` | how a live program is, asked from outside |
 //! | `request` | repeated requests |
 //! | `doctor` | what a program does wrong with its transactions, found while it runs |
 //! | `testing` | scenarios with real processes that are killed (feature `testing`) |
-//!
-//! Not here yet: more than one backup at a time.
 //!
 //! Invariant: nothing here knows the agent; arbitration is crate `cluster`'s.
 
@@ -57,6 +56,8 @@ mod call;
 mod collection;
 mod config;
 mod doctor;
+pub mod dynamic;
+mod feed;
 mod follow;
 mod inspect;
 mod lock;
@@ -64,6 +65,7 @@ mod message;
 mod node;
 mod object;
 pub mod protection;
+mod reading;
 mod reference;
 mod request;
 mod rights;
@@ -78,9 +80,14 @@ mod testing_point;
 mod transaction;
 mod value;
 mod wire;
+mod write;
 
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod link_tests;
+#[cfg(test)]
+mod several_tests;
 #[cfg(test)]
 mod tests;
 
@@ -96,17 +103,20 @@ pub use collection::{
 };
 pub use config::{Config, ConfigError, Node, WhenExposed};
 pub use doctor::{Finding, OutputGuard, Premature, doctor, output_guard};
-pub use inspect::{Inspection, NotInspected, inspect};
+pub use inspect::{InspectedBackup, Inspection, NotInspected, inspect};
 pub use lock::Deadlock;
-pub use node::{How, NotHandedOver, StartError, Started, Status, hand_over, start, status, stop};
+pub use node::{
+    BackupStatus, How, NotHandedOver, StartError, Started, Status, hand_over, start, status, stop,
+};
 pub use outlive_cluster::ClusterId;
 #[cfg(feature = "testing")]
 pub use outlive_replicated_macros::failover_test;
 pub use outlive_replicated_macros::replicated;
 pub use outlive_stream::tls::Identity;
+pub use protection::WaitFor;
 pub use reference::{Ref, collect_garbage};
 pub use request::{RequestError, RequestId, forget_client, once};
-pub use root::{ReadGuard, RefReadGuard, RefWriteGuard, Root, Write, WriteGuard};
+pub use root::{Read, ReadGuard, RefReadGuard, RefWriteGuard, Root, WriteGuard};
 pub use schema::{Incompatible, Plans, Schema};
 pub use seed::{Seed, SeedError};
 pub use store::{Role, Sink, Store};
@@ -116,6 +126,7 @@ pub use transaction::{
 };
 pub use value::Value;
 pub use wire::WireError;
+pub use write::Write;
 
 /// For what the macros write.
 #[doc(hidden)]

@@ -5,18 +5,22 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use outlive_cluster::Holder;
+
+use crate::follow::Followed;
 use crate::link_tests::pair::{Pair, until};
 use crate::protection::Phase;
-use crate::store::{Role, Sink};
+use crate::store::{Role, Sink, kind};
+use crate::wire::{Mode, Writer};
 use crate::{CommitError, Started, commit};
 
-mod pair {
+pub(crate) mod pair {
     use super::*;
     use crate::node::{join, prepare, status_of};
     use crate::object::Shared;
-    use crate::root::Write;
     use crate::ship::Core;
     use crate::testing::{Cluster, free_address};
+    use crate::write::Write;
     use crate::{Config, List, Node, StartError, Store};
 
     pub type Items = List<u64>;
@@ -33,18 +37,22 @@ mod pair {
     impl Side {
         pub fn push(&self, value: u64) -> Result<(), CommitError> {
             let root = &self.root;
-            Write::begin(root, |root| root.body.write()).unwrap().push(value);
+            Write::begin(root).unwrap().push(value);
             commit()
         }
 
         pub fn push_async(&self, value: u64) -> crate::Commit {
+            self.try_push_async(value).unwrap()
+        }
+
+        pub fn try_push_async(&self, value: u64) -> Result<crate::Commit, CommitError> {
             let root = &self.root;
-            Write::begin(root, |root| root.body.write()).unwrap().push(value);
-            crate::commit_async().unwrap()
+            Write::begin(root).unwrap().push(value);
+            crate::commit_async()
         }
 
         pub fn values(&self) -> Vec<u64> {
-            self.root.body.read().read().iter().copied().collect()
+            crate::reading::read_arc(&self.root).0.read().iter().copied().collect()
         }
 
         pub fn phase(&self) -> Option<Phase> {
@@ -69,7 +77,7 @@ mod pair {
 
     impl Pair {
         pub fn new() -> Self {
-            let nodes = ["a", "b", "c"];
+            let nodes = ["a", "b", "c", "d"];
             let nodes = nodes.map(|name| Node { name: name.into(), address: free_address() }).to_vec();
             Self { cluster: Cluster::new(), nodes }
         }
@@ -407,6 +415,167 @@ fn a_place_that_cannot_be_handed_over_is_kept() {
     assert_eq!(first.phase(), Some(Phase::Protected));
 }
 
+/// The seed nodes were asked to accept it, and are not heard any more. That the next attempt reaches none of them says nothing
+/// of the one before.
+#[test]
+fn r5_a_hand_over_whose_outcome_is_unknown_is_not_taken_for_one_that_did_not_happen() {
+    let pair = Pair::new();
+    let (first, second, started) = pair.protected();
+    first.push(1).unwrap();
+    first.core.arbiter.cut_off_in_the_middle.store(true, Ordering::Relaxed);
+    let handed_over = {
+        let first = Arc::clone(&first);
+        thread::spawn(move || crate::node::hand_over_in(&first.core))
+    };
+    until("it is cut off", || first.core.arbiter.cut_off.load(Ordering::Relaxed));
+    let answer = {
+        let first = Arc::clone(&first);
+        thread::spawn(move || first.push(2))
+    };
+    // The attempt of unknown outcome takes two seconds, as does the next one, which proposes nothing.
+    thread::sleep(Duration::from_secs(5));
+    assert!(!handed_over.is_finished() && !answer.is_finished(), "it goes on as the primary");
+    first.reconnect();
+    handed_over.join().unwrap().unwrap();
+    assert_eq!(answer.join().unwrap(), Err(CommitError::Deposed));
+    assert!(matches!(started.join().unwrap().unwrap(), Started::TakenOver { .. }));
+    assert_eq!(second.values(), [1]);
+}
+
+/// The same of a first primary: it would wait for ever for itself.
+#[test]
+fn a_first_primary_asks_until_it_knows_whether_it_is_the_first() {
+    let pair = Pair::new();
+    let first = Arc::new(pair.prepare(pair.config(0)));
+    first.core.arbiter.cut_off_in_the_middle.store(true, Ordering::Relaxed);
+    let started = {
+        let core = Arc::clone(&first.core);
+        thread::spawn(move || crate::node::join(&core))
+    };
+    until("it is cut off", || first.core.arbiter.cut_off.load(Ordering::Relaxed));
+    thread::sleep(Duration::from_secs(5));
+    first.reconnect();
+    until("it has begun", || started.is_finished());
+    assert_eq!(started.join().unwrap().unwrap(), Started::Fresh);
+}
+
+/// What it holds may be half of a transaction: it gets another copy of everything, and never the primary's place.
+#[test]
+fn a_backup_that_could_not_apply_a_commit_does_not_take_over() {
+    let pair = Pair::new();
+    let (first, second, started) = pair.protected();
+    first.push(1).unwrap();
+    // So that it is the backup that asks first.
+    first.core.arbiter.cut_off.store(true, Ordering::Relaxed);
+    let mut records = Writer::new(Mode::Content, None);
+    let mut record = Writer::new(Mode::Content, None);
+    record.number(1_000_000 * kind::COUNT + kind::CHANGE);
+    records.sized(&record.bytes);
+    first.core.submit(&records.bytes).unwrap();
+    thread::sleep(Duration::from_secs(1));
+    assert!(!started.is_finished(), "it has taken over with what it could not apply");
+    first.reconnect();
+    first.push(2).unwrap();
+    until("it is in step again", || first.phase() == Some(Phase::Protected) && second.values() == [1, 2]);
+    first.isolate();
+    assert!(matches!(started.join().unwrap().unwrap(), Started::TakenOver { .. }));
+}
+
+/// Of one's own cluster, and wrong all the same.
+#[test]
+fn a_backup_that_says_it_is_another_is_refused_and_the_primary_stays() {
+    let pair = Pair::new();
+    let (first, second, _started) = pair.protected();
+    let third = pair.prepare(pair.config(2));
+    let (me, backup) = {
+        let state = first.core.state();
+        (state.me.clone(), state.feeds[0].backup.clone())
+    };
+    for taken in [&me, &backup] {
+        let who = Holder { incarnation: taken.incarnation, node: "c".parse().unwrap() };
+        let core = Arc::clone(&third.core);
+        let (me, address) = (me.clone(), pair.nodes[0].address);
+        let ended = thread::spawn(move || crate::follow::follow(&core, &who, &me, address));
+        let since = std::time::Instant::now();
+        while !ended.is_finished() && since.elapsed() < Duration::from_secs(2) {
+            first.push(since.elapsed().as_millis() as u64).unwrap();
+        }
+        let ended = ended.join().unwrap();
+        let Followed::NotNow(why) = ended else { panic!("it follows") };
+        assert!(why.contains("already"), "{why}");
+    }
+    first.push(1).unwrap();
+    assert_eq!((first.phase(), second.values()), (Some(Phase::Protected), first.values()));
+}
+
+/// What waits behind a full link, and behind seed nodes that do not answer, hears that the program ends.
+#[test]
+fn a_commit_that_waits_for_room_ends_with_the_program_also_without_a_majority() {
+    let pair = Pair::new();
+    let mut config = pair.config(0);
+    (config.unacknowledged, config.detection) = (1000, Duration::from_secs(60));
+    let (first, started) = pair.start(config);
+    assert_eq!(started.join().unwrap().unwrap(), Started::Fresh);
+    let mut config = pair.config(1);
+    config.detection = Duration::from_secs(60);
+    let (second, _started) = pair.start(config);
+    until("the pair is protected", || first.phase() == Some(Phase::Protected));
+    // Nothing is applied there while somebody reads.
+    let root = second.root.body.read();
+    let reads = root.read();
+    let commits = {
+        let first = Arc::clone(&first);
+        thread::spawn(move || (0..1000).try_for_each(|value| first.try_push_async(value).map(drop)))
+    };
+    until("the link is full", || {
+        first.core.state().feeds.iter().any(|feed| feed.is_full(10, first.core.config.unacknowledged))
+    });
+    thread::sleep(Duration::from_millis(200));
+    assert!(!commits.is_finished());
+    first.core.arbiter.cut_off.store(true, Ordering::Relaxed);
+    let stops = {
+        let first = Arc::clone(&first);
+        thread::spawn(move || crate::node::stop_in(&first.core))
+    };
+    until("the commits have ended", || commits.is_finished());
+    assert_eq!(commits.join().unwrap(), Err(CommitError::Stopped));
+    assert!(!stops.is_finished());
+    drop(reads);
+    first.reconnect();
+    stops.join().unwrap().unwrap();
+}
+
+/// Whoever waits for room says so once, however often he looks.
+#[test]
+fn who_waits_for_room_is_remembered_once() {
+    let pair = Pair::new();
+    let mut config = pair.config(0);
+    config.unacknowledged = 1000;
+    let (first, started) = pair.start(config);
+    assert_eq!(started.join().unwrap().unwrap(), Started::Fresh);
+    let (second, _started) = pair.start(pair.config(1));
+    until("the pair is protected", || first.phase() == Some(Phase::Protected));
+    let root = second.root.body.read();
+    let reads = root.read();
+    let commits: Vec<_> = (0..2)
+        .map(|_| {
+            let first = Arc::clone(&first);
+            thread::spawn(move || {
+                (0..1000).for_each(|value| drop(first.push_async(value)));
+                first.push(1000)
+            })
+        })
+        .collect();
+    // Many times the time after which he looks again.
+    thread::sleep(first.core.config.beat() * 20);
+    let waiting = first.core.state().room.len();
+    assert!(waiting <= 2, "{waiting} wait for room");
+    drop(reads);
+    for commits in commits {
+        commits.join().unwrap().unwrap();
+    }
+}
+
 /// Whoever has a certificate of the cluster sees both sides; nobody else does (R6).
 #[test]
 fn a_live_pair_is_inspected() {
@@ -422,12 +591,14 @@ fn a_live_pair_is_inspected() {
     };
     let (a, b) = (of("a").unwrap(), of("b").unwrap());
     assert_eq!((a.role.as_str(), a.phase.as_deref()), ("primary", Some("Protected")));
-    assert_eq!((a.backup.as_deref(), b.role.as_str()), (Some("b"), "backup"));
+    let [backup] = &a.backups[..] else { panic!("{a:?}") };
+    assert_eq!((backup.node.as_str(), backup.counts, b.role.as_str()), ("b", true, "backup"));
+    assert_eq!((backup.stage.as_str(), backup.lag_commits, b.backups.len()), ("complete", Some(0), 0));
     assert_eq!((a.commit, a.acknowledged, b.commit), (first.core.last(), first.core.last(), a.commit));
     // Nine statics and the list in each.
     assert_eq!((a.objects, b.objects), (18, 18));
     assert!(a.bytes > 10 * 5 && b.bytes >= a.bytes, "{a:?}, {b:?}");
-    assert_eq!((a.unacknowledged_bytes, a.lag_us, a.failing.len()), (0, 0, 0));
+    assert_eq!((backup.unacknowledged_bytes, backup.lag_us, a.failing.len()), (0, 0, 0));
     // The third does not run, and its answer says that.
     let gone = of("c").unwrap_err().to_string();
     assert!(gone.contains("refused"), "{gone}");

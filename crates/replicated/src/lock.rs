@@ -1,13 +1,15 @@
 //! Who changes an object: one transaction at a time, from its first change to its commit.
 //!
 //! Locks held to the end of a transaction are what orders transactions that touch the same object. Two that wait for
-//! each other are found when the second begins to wait, and that one is told.
+//! each other are found when the second begins to wait, and that one is told; also where one waits for who only reads.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::reading;
 
 /// Two transactions would wait for each other for ever: the one that is told gives up and is undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,7 +20,7 @@ pub struct Deadlock;
 
 /// How often a waiting transaction looks again: the owner of what it waits for may have changed and begun to wait for
 /// us. Rare, so that its cost is none.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 const WAITERS: u64 = 1;
 const PLACES: usize = 64;
@@ -31,8 +33,23 @@ struct Place {
 
 static WAITING: [Place; PLACES] = [const { Place { lock: Mutex::new(()), freed: Condvar::new() } }; PLACES];
 
-/// Which transaction waits for which.
-static EDGES: Mutex<Option<HashMap<u64, u64>>> = Mutex::new(None);
+/// Who waits, by the number of its transaction, or by one that it has been given.
+static WAITS: Mutex<Option<HashMap<u64, Wait>>> = Mutex::new(None);
+
+struct Wait {
+    on: On,
+    /// What its thread holds read guards of meanwhile, by place.
+    reads: Vec<usize>,
+}
+
+/// What is waited for.
+#[derive(Clone, Copy)]
+pub(crate) enum On {
+    /// That a transaction ends.
+    End(u64),
+    /// That nobody reads an object any more.
+    Readers(usize),
+}
 
 /// The owner of one object: a transaction's number, or none.
 #[derive(Default)]
@@ -83,7 +100,7 @@ impl Owner {
         if self.0.compare_exchange(current, current | WAITERS, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return Ok(());
         }
-        let _edge = Edge::new(transaction, owner)?;
+        let _edge = Edge::new(transaction, On::End(owner))?;
         place.freed.wait_for(&mut held, LOOK_AGAIN);
         Ok(())
     }
@@ -94,29 +111,38 @@ impl Owner {
     }
 }
 
-/// "This transaction waits for that one", for as long as it lives.
-struct Edge(u64);
+/// "This one waits for that", for as long as it lives.
+pub(crate) struct Edge(u64);
 
 impl Edge {
-    fn new(from: u64, to: u64) -> Result<Self, Deadlock> {
-        let mut edges = EDGES.lock();
-        let edges = edges.get_or_insert_default();
-        let mut at = to;
-        while let Some(next) = edges.get(&at) {
-            if *next == from {
-                return Err(Deadlock);
+    pub fn new(from: u64, on: On) -> Result<Self, Deadlock> {
+        let mut waits = WAITS.lock();
+        let waits = waits.get_or_insert_default();
+        waits.insert(from, Wait { on, reads: reading::places() });
+        let (mut seen, mut next) = (HashSet::new(), vec![on]);
+        while let Some(on) = next.pop() {
+            match on {
+                On::End(of) if of == from => {
+                    waits.remove(&from);
+                    return Err(Deadlock);
+                }
+                On::End(of) if seen.insert(of) => next.extend(waits.get(&of).map(|wait| wait.on)),
+                On::End(_) => {}
+                // Who reads it and waits for nothing will be done.
+                On::Readers(of) => {
+                    let readers = waits.iter().filter(|(_, wait)| wait.reads.contains(&of));
+                    next.extend(readers.map(|(reader, _)| On::End(*reader)));
+                }
             }
-            at = *next;
         }
-        edges.insert(from, to);
         Ok(Self(from))
     }
 }
 
 impl Drop for Edge {
     fn drop(&mut self) {
-        if let Some(edges) = EDGES.lock().as_mut() {
-            edges.remove(&self.0);
+        if let Some(waits) = WAITS.lock().as_mut() {
+            waits.remove(&self.0);
         }
     }
 }

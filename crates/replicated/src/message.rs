@@ -23,7 +23,7 @@ use crate::transaction::TRANSACTION_LIMIT;
 use crate::wire::{Short, WireError};
 
 /// Raised with every change of what is on this wire.
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 
 const FIRST: u8 = Kind::FIRST_APPLICATION;
 /// First, from the backup.

@@ -13,12 +13,16 @@ use tracing::{info, warn};
 use crate::arbitration::Arbiter;
 use crate::config::{Config, WhenExposed};
 use crate::follow::{Followed, follow};
-use crate::protection::{Phase, Protection};
-use crate::rights::{admit_all, arbitrate};
+use crate::protection::{Phase, Protection, Stage};
+use crate::rights::{admit_all, arbitrate, lost_by};
 use crate::schema::Incompatible;
 use crate::ship::{AGAIN, Core};
 use crate::store::{Role, Sink, Store};
 use crate::transaction::CommitError;
+
+/// While other backups have not said yet that they have stopped, until it is asked again. An answer takes two writes to the
+/// disks of seed nodes.
+const SOON: Duration = Duration::from_millis(10);
 
 /// While a process waits for something that only others can bring about, how often it says so.
 const SAY: Duration = Duration::from_secs(10);
@@ -101,7 +105,7 @@ pub enum StartError {
 pub struct Status {
     /// What it is.
     pub role: Role,
-    /// How it stands with its backup, once it is the primary.
+    /// How it stands with its backups, once it is the primary.
     pub phase: Option<Phase>,
     /// In which generation it speaks; 0 before.
     pub generation: u64,
@@ -109,10 +113,27 @@ pub struct Status {
     pub last: u64,
     /// The last commit that may be acknowledged.
     pub acknowledged: u64,
-    /// The node of its backup.
-    pub backup: Option<String>,
+    /// Its backups.
+    pub backups: Vec<BackupStatus>,
     /// Replicated functions that fail on the backup and are tried again there, and what they say.
     pub failing: Vec<String>,
+}
+
+/// How it stands with one backup of a primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupStatus {
+    /// Its node.
+    pub node: String,
+    /// Whether the seed nodes know that it may take over.
+    pub counts: bool,
+    /// How far it is.
+    pub stage: Stage,
+    /// The last commit that it holds, once it has [all that there was](Stage::Complete).
+    pub held: u64,
+    /// Bytes of records that it has not confirmed.
+    pub unacknowledged: usize,
+    /// For how long the oldest of them has been on its way.
+    pub lag: Duration,
 }
 
 static CORE: Mutex<Option<Arc<Core>>> = Mutex::new(None);
@@ -158,6 +179,8 @@ pub struct NotHandedOver(String);
 /// Hands this primary's place over to its backup, for maintenance or for a newer version of the program: commits wait,
 /// the backup has all of them, the seed nodes are told. From then on every commit here fails with
 /// [`CommitError::Deposed`], and the process is to end. Clients that are cut off find the other, which begins at once.
+///
+/// Returns once it is known whether it came about: while the seed nodes do not answer, it waits, and so do commits.
 pub fn hand_over() -> Result<(), NotHandedOver> {
     let core = CORE.lock().clone();
     let core = core.ok_or_else(|| NotHandedOver("this process has not started".into()))?;
@@ -168,30 +191,50 @@ pub(crate) fn hand_over_in(core: &Core) -> Result<(), NotHandedOver> {
     let (to, generation) = core.drain().map_err(NotHandedOver)?;
     let by = core.state().me.incarnation;
     let order = Transition::Switchover { by, generation, to: to.incarnation, stays: false };
+    match ask_until_known(core, order, "whether the place is handed over") {
+        Outcome::Granted(_) => {
+            info!(%to, "handed over");
+            // Its end is what tells the backup.
+            core.end(&mut core.state(), CommitError::Deposed);
+            Ok(())
+        }
+        Outcome::Refused(refused) => {
+            let mut state = core.state();
+            match lost_by(&refused.why) {
+                // An earlier attempt was granted after all, or another has taken over.
+                Some(why) => core.end(&mut state, why),
+                None => core.stay(&mut state),
+            }
+            Err(NotHandedOver(refused.to_string()))
+        }
+        outcome => {
+            core.stay(&mut core.state());
+            Err(NotHandedOver(unsettled(&outcome)))
+        }
+    }
+}
+
+/// Asks for a transition until it is known whether it came about. That no majority was heard settles it only if no attempt
+/// before may have left a proposal: what one seed node has accepted, anybody's next attempt may complete.
+fn ask_until_known(core: &Core, transition: Transition, what: &str) -> Outcome {
+    let mut patience = Patience(None);
+    let mut unsure = false;
     loop {
-        match core.arbiter.ask(order.clone()) {
-            Outcome::Granted(_) => {
-                info!(%to, "handed over");
-                // Its end is what tells the backup.
-                core.end(&mut core.state(), CommitError::Deposed);
-                return Ok(());
+        match core.arbiter.ask(transition.clone()) {
+            Outcome::NoMajority(why) if !unsure => return Outcome::NoMajority(why),
+            Outcome::NoMajority(why) | Outcome::Unknown(why) => {
+                unsure = true;
+                patience.say(&format!("it is not known {what}, and this process waits: {why}"));
+                thread::sleep(AGAIN);
             }
-            // Silent until it is known whether it happened.
-            Outcome::Unknown(_) => thread::sleep(AGAIN),
-            outcome => {
-                core.stay(&mut core.state());
-                let why = match outcome {
-                    Outcome::Refused(refused) => refused.to_string(),
-                    other => unsettled(&other),
-                };
-                return Err(NotHandedOver(why));
-            }
+            outcome => return outcome,
         }
     }
 }
 
 pub(crate) fn status_of(core: &Core) -> Status {
-    let state = core.state();
+    let mut state = core.state();
+    state.forget_gone(&core.store);
     let protection = state.protection.as_ref();
     Status {
         role: core.store.role(),
@@ -199,7 +242,7 @@ pub(crate) fn status_of(core: &Core) -> Status {
         generation: protection.map_or(0, Protection::generation),
         last: protection.map_or(0, Protection::last),
         acknowledged: protection.map_or(0, Protection::released),
-        backup: state.backup.as_ref().map(|backup| backup.node.to_string()),
+        backups: state.backups(),
         failing: state.failing.values().cloned().collect(),
     }
 }
@@ -266,7 +309,6 @@ pub(crate) fn prepare(store: &Arc<Store>, config: Config) -> Result<Arc<Core>, S
         return Err(StartError::AlreadyStarted);
     }
     spawn("replicated rights", Arc::clone(&core), |core| arbitrate(core))?;
-    spawn("replicated tend", Arc::clone(&core), |core| core.tend())?;
     spawn("replicated listen", Arc::clone(&core), move |core| admit_all(core, &listener))?;
     Ok(core)
 }
@@ -294,6 +336,7 @@ impl Patience {
 pub(crate) fn join(core: &Arc<Core>) -> Result<Started, StartError> {
     let mut patience = Patience(None);
     let followed = AtomicBool::new(false);
+    let mut stopped = None;
     loop {
         // One incarnation follows once: what it says after it has lost its primary is never taken for another's.
         let me = fresh_holder(&core.config)?;
@@ -307,14 +350,20 @@ pub(crate) fn join(core: &Arc<Core>) -> Result<Started, StartError> {
                         return Ok(started);
                     }
                 }
-                Some(Holding::Held { primary, .. }) => {
+                Some(Holding::Held { primary, backups, .. }) => {
                     let current = register.as_ref();
                     if let Some(started) = restart_lost(core, &me, current)? {
                         return Ok(started);
                     }
-                    match follow_one(core, &me, primary, &followed)? {
+                    let named = |before: &Stopped| backups.iter().any(|backup| backup.holder == before.me);
+                    let next = match stopped.take() {
+                        Some(before) if named(&before) => take_over(core, primary, before),
+                        before => follow_one(core, &me, primary, &followed, before)?,
+                    };
+                    match next {
                         Next::TakenOver(started) => return Ok(started),
-                        Next::Again(reason) => {
+                        Next::Again(reason, before) => {
+                            stopped = before;
                             let held = current.map(Register::to_string).unwrap_or_default();
                             patience.say(&format!("{held}; this process waits: {reason}"));
                         }
@@ -336,26 +385,23 @@ fn unsettled(outcome: &Outcome) -> String {
 
 /// The first primary, unless another was first. A right whose granting is unknown is asked for until it is known.
 fn create(core: &Core, me: &Holder) -> Option<Started> {
-    loop {
-        match core.arbiter.ask(Transition::Create { by: me.clone() }) {
-            Outcome::Granted(register) => {
-                core.lead(me.clone(), protection(core, register.generation, 0));
-                core.store.set_role(Role::Primary);
-                return Some(Started::Fresh);
-            }
-            Outcome::Unknown(_) => thread::sleep(AGAIN),
-            outcome => {
-                info!(?outcome, "this process is not the first");
-                return None;
-            }
+    match ask_until_known(core, Transition::Create { by: me.clone() }, "whether this process is the first") {
+        Outcome::Granted(register) => {
+            core.lead(me.clone(), protection(core, register.generation, 0));
+            core.store.set_role(Role::Primary);
+            Some(Started::Fresh)
+        }
+        outcome => {
+            info!(?outcome, "this process is not the first");
+            None
         }
     }
 }
 
 fn protection(core: &Core, generation: u64, last: u64) -> Protection {
     match core.config.when_exposed {
-        WhenExposed::Run => Protection::new(generation, last),
-        WhenExposed::Wait => Protection::waiting(generation, last),
+        WhenExposed::Run => Protection::new(generation, last, core.config.wait_for),
+        WhenExposed::Wait => Protection::waiting(generation, last, core.config.wait_for),
     }
 }
 
@@ -375,7 +421,7 @@ fn restart_lost(
         by: me.clone(),
         generation,
         lost: primary.incarnation,
-        lost_backup: register.synced_backup().map(|backup| backup.incarnation),
+        lost_backups: register.backups().iter().map(|backup| backup.holder.incarnation).collect(),
     };
     loop {
         match core.arbiter.ask(again.clone()) {
@@ -390,9 +436,19 @@ fn restart_lost(
     }
 }
 
+/// A backup that has lost its primary, and acknowledges nothing more. Its state is whole and stays as it is until another
+/// copy begins to come: should the register name it, or name it again, its word counts, and others may wait for it.
+struct Stopped {
+    me: Holder,
+    commit: u64,
+    why: String,
+    noticed: Instant,
+}
+
 enum Next {
     TakenOver(Started),
-    Again(String),
+    /// Why this process waits, and what it still holds.
+    Again(String, Option<Stopped>),
 }
 
 fn follow_one(
@@ -400,42 +456,47 @@ fn follow_one(
     me: &Holder,
     primary: &Holder,
     followed: &AtomicBool,
+    before: Option<Stopped>,
 ) -> Result<Next, StartError> {
     if primary.node == me.node {
         // An earlier process of this very node. Its backup takes over, or nobody does.
-        return Ok(Next::Again(format!("an earlier process of {} held it", me.node)));
+        return Ok(Next::Again(format!("an earlier process of {} held it", me.node), before));
     }
     let Some(address) = core.config.peer(&primary.node) else {
         return Err(StartError::UnknownPeer(primary.node.clone()));
     };
     match follow(core, me, primary, address) {
-        Followed::NotNow(reason) => Ok(Next::Again(reason)),
+        Followed::NotNow(reason) => Ok(Next::Again(reason, before)),
         Followed::Incompatible(why) => Err(why.into()),
         Followed::OtherVersion(version) => Err(StartError::OtherVersion(version)),
         Followed::Ended { complete: None, why, .. } => {
             followed.store(true, Ordering::Relaxed);
-            Ok(Next::Again(why))
+            Ok(Next::Again(why, None))
         }
         Followed::Ended { complete: Some(commit), why, noticed } => {
             followed.store(true, Ordering::Relaxed);
-            take_over(core, me, primary, commit, why, noticed)
+            Ok(take_over(core, primary, Stopped { me: me.clone(), commit, why, noticed }))
         }
     }
 }
 
-fn take_over(
-    core: &Core,
-    me: &Holder,
-    primary: &Holder,
-    commit: u64,
-    why: String,
-    noticed: Instant,
-) -> Result<Next, StartError> {
+fn take_over(core: &Core, primary: &Holder, stopped: Stopped) -> Next {
+    let Stopped { me, commit, why, noticed } = &stopped;
     let mut patience = Patience(None);
+    let mut soon = SOON;
     let register = loop {
-        match core.arbiter.ask(Transition::BackupTakesOver { by: me.incarnation }) {
-            Outcome::Granted(register) => break register,
-            Outcome::Refused(refused) => return Ok(Next::Again(refused.to_string())),
+        match core.arbiter.ask(Transition::BackupTakesOver { by: me.incarnation, held: *commit }) {
+            Outcome::Granted(register) if register.primary().is_some_and(|primary| primary == me) => {
+                break register;
+            }
+            Outcome::Granted(register) => {
+                patience.say(&format!(
+                    "the primary is lost ({why}), and more of its backups must say so: {register}"
+                ));
+                thread::sleep(soon);
+                soon = AGAIN.min(soon * 2);
+            }
+            Outcome::Refused(refused) => return Next::Again(refused.to_string(), Some(stopped)),
             outcome => {
                 patience.say(&format!("the primary is lost ({why}), and {}", unsettled(&outcome)));
                 thread::sleep(AGAIN);
@@ -443,15 +504,15 @@ fn take_over(
         }
     };
     let granted = Instant::now();
-    core.lead(me.clone(), protection(core, register.generation, commit));
+    core.lead(me.clone(), protection(core, register.generation, *commit));
     core.store.take_over();
     let how = How {
         from: primary.node.to_string(),
         generation: register.generation,
-        why,
-        granted_in: granted - noticed,
+        why: why.clone(),
+        granted_in: granted - *noticed,
         ready_in: granted.elapsed(),
     };
     info!(?how, commit, "this process has taken over");
-    Ok(Next::TakenOver(Started::TakenOver { commit, how }))
+    Next::TakenOver(Started::TakenOver { commit: *commit, how })
 }

@@ -10,6 +10,7 @@ use crate::lock::Owner;
 use crate::store::Store;
 use crate::value::Value;
 use crate::wire::{Reader, WireError, Writer};
+use crate::write::Hold;
 
 /// What an object holds.
 pub trait Body: Send + Sync + 'static {
@@ -48,8 +49,8 @@ pub struct Shared<B> {
     /// 0: not in any store yet, and nothing that happens to it is logged.
     id: AtomicU64,
     pub(crate) owner: Owner,
-    /// A guard lives through which its owner changes it.
-    pub(crate) writing: AtomicBool,
+    /// How its owner has its lock.
+    pub(crate) hold: Hold,
     /// Its owner has remembered what it was.
     pub(crate) remembered: AtomicBool,
     store: OnceLock<Arc<Store>>,
@@ -61,7 +62,7 @@ impl<B: Body> Shared<B> {
         Arc::new(Self {
             id: AtomicU64::new(0),
             owner: Owner::default(),
-            writing: AtomicBool::new(false),
+            hold: Hold::default(),
             remembered: AtomicBool::new(false),
             store: OnceLock::new(),
             body: Arc::new(RwLock::new(body)),
@@ -71,6 +72,18 @@ impl<B: Body> Shared<B> {
     #[inline]
     pub(crate) fn id(&self) -> u64 {
         self.id.load(Ordering::Relaxed)
+    }
+
+    /// Where it is, for as long as a guard of it lives.
+    #[inline]
+    pub(crate) fn place(&self) -> usize {
+        Arc::as_ptr(&self.body).addr()
+    }
+
+    /// Whether its owner, who asks, has remembered what it was.
+    #[inline]
+    pub(crate) fn is_remembered(&self) -> bool {
+        self.remembered.load(Ordering::Relaxed)
     }
 
     /// The store it is in, once it has an id.
@@ -117,8 +130,13 @@ pub trait AnyObject: Send + Sync {
     fn trace(&self, visit: &mut dyn FnMut(u64));
     /// Whether a guard lives through which its owner changes it. For the owner.
     fn is_written(&self) -> bool;
+    /// Where it is, for as long as a guard of it lives.
+    fn place(&self) -> usize;
     /// Ends a transaction's ownership.
-    fn release(&self);
+    ///
+    /// # Safety
+    /// For the transaction that owns it alone, on the thread that the transaction is with.
+    unsafe fn release(&self);
     /// Runs `then` while nobody changes it, or is about to commit a change of it.
     fn at_rest(&self, then: &mut AtRest<'_>);
     /// For going back to its type.
@@ -151,15 +169,22 @@ impl<B: Body> AnyObject for Shared<B> {
     }
 
     fn is_written(&self) -> bool {
-        self.writing.load(Ordering::Relaxed)
+        self.hold.is_written()
     }
 
-    fn release(&self) {
+    fn place(&self) -> usize {
+        Self::place(self)
+    }
+
+    // SAFETY: as the trait says: only the transaction that owns it calls this.
+    unsafe fn release(&self) {
+        // SAFETY: as for this.
+        unsafe { self.let_go() };
         self.owner.release();
     }
 
     fn at_rest(&self, then: &mut AtRest<'_>) {
-        let body = crate::transaction::read_at_rest(self, || self.body.read());
+        let body = crate::transaction::read_at_rest(self, |patience| self.body.try_read_for(patience));
         then(&|to| body.encode_content(to));
     }
 

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::object::{AnyObject, Shared};
-use crate::root::{Held, RefReadGuard, RefWriteGuard, Write};
+use crate::reading::read_arc;
+use crate::root::{Read, RefReadGuard, RefWriteGuard};
 use crate::schema::{Shape, SharedType, Types};
 use crate::store::{Store, kind};
-use crate::transaction::{CommitError, WriteError, give_up, read_at_rest, record_other};
+use crate::transaction::{CommitError, WriteError, give_up, record_other};
 use crate::value::Value;
 use crate::wire::{Mode, Reader, WireError, Writer};
+use crate::write::{Held, Write};
 
 /// Leads to a replicated object from anywhere in replicated state, on both sides alike. It is an id and may be copied;
 /// objects may lead to each other in circles. What is no longer reached from a marked static is collected by
@@ -121,7 +123,7 @@ impl<T: Value> Ref<T> {
 
     pub(crate) fn try_read_in(&self, store: &Store) -> Result<RefReadGuard<T>, WriteError> {
         let shared = self.shared(store)?;
-        Ok(read_at_rest(&shared, || shared.body.read_arc()))
+        Ok(Read::new(read_arc(&shared)))
     }
 
     /// Changes the object as plain data: see [`Root::write`](crate::Root::write).
@@ -138,7 +140,7 @@ impl<T: Value> Ref<T> {
     }
 
     pub(crate) fn try_write_in(&self, store: &Store) -> Result<RefWriteGuard<T>, WriteError> {
-        Write::begin(Held(self.shared(store)?), |shared| shared.body.write_arc())
+        Write::begin(Held(self.shared(store)?))
     }
 }
 

@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use outlive_cluster::{Outcome, Transition, Why};
+use outlive_cluster::{Holder, Outcome, Transition, Why};
 use outlive_stream::hello::{Stream, VERSIONS};
 use tracing::{info, warn};
 
 use crate::inspect;
 use crate::message::{FROM_BACKUP, HELLO, Hello, INSPECTED, READY, VERSION, WELCOME, Welcome};
-use crate::protection::{Ask, Protection};
+use crate::protection::{MAX_BACKUPS, Protection};
 use crate::ship::{AGAIN, Core};
 use crate::transaction::CommitError;
 
@@ -33,56 +33,56 @@ pub(crate) fn purpose(core: &Core) -> String {
 pub(crate) fn arbitrate(core: &Core) {
     let mut state = core.state();
     loop {
-        let (Some(ask), Some(protection)) = (state.ask, &state.protection) else {
+        let Some(group) = state.protection.as_mut().and_then(Protection::ask) else {
             if state.over.is_some() {
                 return;
             }
             core.asked.wait(&mut state);
             continue;
         };
-        let (by, generation) = (state.me.incarnation, protection.generation());
-        let transition = match (ask, &state.backup) {
-            (Ask::AddBackup, Some(backup)) => {
-                Transition::AddBackup { by, generation, backup: backup.clone() }
-            }
-            (Ask::AddBackup, None) => {
-                // Lost since, which asks for something else.
-                state.ask = None;
-                continue;
-            }
-            (Ask::Alone, _) => Transition::PrimaryAlone { by, generation },
-        };
+        let named = state.feeds.iter().filter(|feed| group.backups.contains(&feed.link.number));
+        let backups: Vec<Holder> = named.map(|feed| feed.backup.clone()).collect();
+        let needed = u8::try_from(group.needed).unwrap_or(u8::MAX);
+        let transition = Transition::Backups { by: state.me.incarnation, backups, needed };
         drop(state);
         let outcome = core.arbiter.ask(transition);
         state = core.state();
-        if state.ask != Some(ask) {
-            // The backup was lost meanwhile: what is asked then settles this as well.
-            continue;
-        }
         match outcome {
             Outcome::Granted(register) => {
-                info!(?ask, generation = register.generation, "granted");
-                state.ask = None;
+                info!(%register, "granted");
                 if let Some(protection) = &mut state.protection {
-                    protection.granted(ask, register.generation);
+                    protection.granted(group, register.generation);
                 }
                 state.wake();
             }
-            Outcome::Refused(refused) => {
-                warn!(?ask, %refused, "this process has lost its place");
-                let why = match refused.why {
-                    Why::Stopped => CommitError::Stopped,
-                    _ => CommitError::Deposed,
-                };
-                core.end(&mut state, why);
-                return;
-            }
+            Outcome::Refused(_) if state.over.is_some() => return,
+            Outcome::Refused(refused) => match lost_by(&refused.why) {
+                Some(why) => {
+                    warn!(%refused, "this process has lost its place");
+                    core.end(&mut state, why);
+                    return;
+                }
+                // Still the primary, with the backups that it had: what needs others is not acknowledged.
+                None => {
+                    warn!(%refused, "the seed nodes refuse these backups");
+                    parking_lot::MutexGuard::unlocked(&mut state, || thread::sleep(AGAIN));
+                }
+            },
             Outcome::NoMajority(why) | Outcome::Unknown(why) => {
-                warn!(?ask, %why, "the seed nodes do not answer: nothing is acknowledged");
+                warn!(backups = group.backups.len(), %why, "the seed nodes do not answer: what needs their word is not acknowledged");
                 parking_lot::MutexGuard::unlocked(&mut state, || thread::sleep(AGAIN));
             }
             Outcome::Read(_) => {}
         }
+    }
+}
+
+/// How a primary's commits end that was refused something, if it is no longer the primary.
+pub(crate) fn lost_by(refused: &Why) -> Option<CommitError> {
+    match refused {
+        Why::Stopped => Some(CommitError::Stopped),
+        Why::NotPrimary(_) | Why::NeverCreated => Some(CommitError::Deposed),
+        _ => None,
     }
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn admit_all(core: &Arc<Core>, listener: &TcpListener) {
     }
 }
 
-fn admit(core: &Core, socket: TcpStream) -> Result<(), String> {
+fn admit(core: &Arc<Core>, socket: TcpStream) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let connection = core.config.identity.accept(socket, HANDSHAKE).map_err(|error| text(&error))?;
     let expected = purpose(core);
@@ -165,7 +165,7 @@ fn welcome(core: &Core, hello: &Hello) -> Welcome {
     let state = core.state();
     let primary = state.me.clone();
     let may = match (&state.protection, &state.over) {
-        (Some(protection), None) => may_join(protection),
+        (Some(protection), None) => may_join(protection).and_then(|()| state.may_be(&hello.backup)),
         _ => Err("this process is not the primary".into()),
     };
     drop(state);
@@ -176,8 +176,8 @@ fn welcome(core: &Core, hello: &Hello) -> Welcome {
 }
 
 fn may_join(protection: &Protection) -> Result<(), String> {
-    match protection.phase() {
-        crate::protection::Phase::Exposed => Ok(()),
-        phase => Err(format!("it has a backup already ({phase:?})")),
+    match protection.members().len() {
+        MAX_BACKUPS.. => Err(format!("it has {MAX_BACKUPS} backups, as many as there may be")),
+        _ => Ok(()),
     }
 }

@@ -1,16 +1,18 @@
 //! Marked statics, and the guards through which marked values are read and changed.
 
-use std::ops::{Deref, DerefMut};
-use std::sync::atomic::Ordering;
+use std::fmt;
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::lock_api::{ArcRwLockReadGuard, ArcRwLockWriteGuard};
-use parking_lot::{RawRwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::lock_api::ArcRwLockReadGuard;
+use parking_lot::{RawRwLock, RwLockReadGuard};
 
 use crate::object::Shared;
+use crate::reading::{Reading, read};
 use crate::store::Store;
-use crate::transaction::{WriteError, give_up, own, panic_passed, read_at_rest, remember};
+use crate::transaction::{WriteError, give_up};
 use crate::value::Value;
+use crate::write::{Held, Write};
 
 /// A marked static: what `#[replicated] static NAME: T = …` becomes.
 pub struct Root<T: Value> {
@@ -20,13 +22,46 @@ pub struct Root<T: Value> {
 }
 
 /// Plain reading of a marked static.
-pub type ReadGuard<'a, T> = RwLockReadGuard<'a, T>;
+pub type ReadGuard<'a, T> = Read<RwLockReadGuard<'a, T>>;
 /// Plain reading of what a `Ref` leads to.
-pub type RefReadGuard<T> = ArcRwLockReadGuard<RawRwLock, T>;
+pub type RefReadGuard<T> = Read<ArcRwLockReadGuard<RawRwLock, T>>;
 /// Plain changing of a marked static.
-pub type WriteGuard<'a, T> = Write<T, RwLockWriteGuard<'a, T>, &'a Arc<Shared<T>>>;
+pub type WriteGuard<'a, T> = Write<T, &'a Arc<Shared<T>>>;
 /// Plain changing of what a `Ref` leads to.
-pub type RefWriteGuard<T> = Write<T, ArcRwLockWriteGuard<RawRwLock, T>, Held<T>>;
+pub type RefWriteGuard<T> = Write<T, Held<T>>;
+
+/// A read guard: plain reading of a marked value, which nobody changes meanwhile.
+pub struct Read<G> {
+    guard: G,
+    _reading: Reading,
+}
+
+impl<G> Read<G> {
+    pub(crate) fn new((guard, reading): (G, Reading)) -> Self {
+        Self { guard, _reading: reading }
+    }
+}
+
+impl<G: Deref> Deref for Read<G> {
+    type Target = G::Target;
+
+    #[inline]
+    fn deref(&self) -> &Self::Target {
+        &self.guard
+    }
+}
+
+impl<G: fmt::Debug> fmt::Debug for Read<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.guard.fmt(f)
+    }
+}
+
+impl<G: fmt::Display> fmt::Display for Read<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.guard.fmt(f)
+    }
+}
 
 impl<T: Value> Root<T> {
     /// What the macro writes.
@@ -52,8 +87,12 @@ impl<T: Value> Root<T> {
 
     /// Reads it as plain data. Waits while another transaction has changed it and not committed.
     pub fn read(&self) -> ReadGuard<'_, T> {
-        let shared = self.shared();
-        read_at_rest(shared, || shared.body.read())
+        let body = &self.shared().body;
+        Read::new(read(
+            self.shared(),
+            |patience| body.try_read_for(patience),
+            |patience| body.try_read_recursive_for(patience),
+        ))
     }
 
     /// Changes it as plain data: what differs when this thread's transaction ends is part of it. The object is the
@@ -67,12 +106,12 @@ impl<T: Value> Root<T> {
 
     /// Like [`write`](Self::write), and says why not.
     pub fn try_write(&self) -> Result<WriteGuard<'_, T>, WriteError> {
-        Write::begin(self.shared(), |shared| shared.body.write())
+        Write::begin(self.shared())
     }
 }
 
-impl<T: Value> std::fmt::Debug for Root<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<T: Value> fmt::Debug for Root<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "replicated {}", self.name)
     }
 }
@@ -90,74 +129,5 @@ inventory::collect!(RootEntry);
 pub(crate) fn register_all() {
     for entry in inventory::iter::<RootEntry> {
         (entry.register)();
-    }
-}
-
-/// A write guard: plain access to a marked value. What the value was is remembered by the transaction, with the first
-/// guard of it; what differs is found when it ends. So any number of writes cost one comparison, and ship one change.
-pub struct Write<T: Value, G: DerefMut<Target = T>, O: Deref<Target = Arc<Shared<T>>>> {
-    guard: G,
-    /// Whether it is part of a store.
-    tracked: bool,
-    object: O,
-}
-
-/// An `Arc`, as something that leads to one.
-pub struct Held<T: Value>(pub(crate) Arc<Shared<T>>);
-
-impl<T: Value> Deref for Held<T> {
-    type Target = Arc<Shared<T>>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
-    }
-}
-
-impl<T: Value, G: DerefMut<Target = T>, O: Deref<Target = Arc<Shared<T>>>> Write<T, G, O> {
-    #[inline]
-    pub(crate) fn begin(object: O, lock: impl FnOnce(&O) -> G) -> Result<Self, WriteError> {
-        let shared: &Arc<Shared<T>> = &object;
-        let tracked = own(shared)?;
-        // Only its owner looks at these two, which is this thread from here on.
-        if tracked && shared.writing.load(Ordering::Relaxed) {
-            return Err(WriteError::GuardAlive);
-        }
-        let guard = lock(&object);
-        let shared: &Arc<Shared<T>> = &object;
-        if tracked {
-            if !shared.remembered.load(Ordering::Relaxed) {
-                remember(shared, guard.shadow())?;
-            }
-            shared.writing.store(true, Ordering::Relaxed);
-        }
-        Ok(Self { guard, tracked, object })
-    }
-}
-
-impl<T: Value, G: DerefMut<Target = T>, O: Deref<Target = Arc<Shared<T>>>> Deref for Write<T, G, O> {
-    type Target = T;
-
-    #[inline]
-    fn deref(&self) -> &T {
-        &self.guard
-    }
-}
-
-impl<T: Value, G: DerefMut<Target = T>, O: Deref<Target = Arc<Shared<T>>>> DerefMut for Write<T, G, O> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.guard
-    }
-}
-
-impl<T: Value, G: DerefMut<Target = T>, O: Deref<Target = Arc<Shared<T>>>> Drop for Write<T, G, O> {
-    #[inline]
-    fn drop(&mut self) {
-        if self.tracked {
-            self.object.writing.store(false, Ordering::Relaxed);
-            if std::thread::panicking() {
-                panic_passed();
-            }
-        }
     }
 }

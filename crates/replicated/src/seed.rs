@@ -2,16 +2,18 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 use std::thread;
 use std::time::Duration;
 
-use outlive_cluster::{Acceptor, MembershipError, NodeName, RedbStorage, Seeds, Standing, StoreError};
+use outlive_cluster::{
+    Acceptor, MembershipError, NameError, NodeName, RedbStorage, Request, Seeds, Standing, StoreError,
+};
 use outlive_stream::rpc;
 use outlive_stream::tls::{HandshakeError, Identity};
 use parking_lot::Mutex;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::arbitration::{Question, Reply};
 
@@ -121,15 +123,74 @@ impl Seed {
         Ok(())
     }
 
-    /// What is not understood is answered with nothing, which the asker does not understand either.
     fn answer(&self, from: &str, question: &[u8]) -> Vec<u8> {
-        let (Ok(from), Ok(Question::Arbitrate(request))) =
-            (from.parse::<NodeName>(), postcard::from_bytes(question))
-        else {
-            return Vec::new();
-        };
+        let reply = self.vote(from, question).map_or_else(Reply::Refused, Reply::Arbitrated);
+        // An answer that cannot be encoded is none: the asker says that it does not understand it.
+        reply.encode().unwrap_or_default()
+    }
+
+    /// Its vote, or why it has none.
+    fn vote(&self, from: &str, question: &[u8]) -> Result<Vec<u8>, String> {
+        let from: NodeName = from.parse().map_err(|error: NameError| error.to_string())?;
+        let Question::Arbitrate(request) = postcard::from_bytes(question).map_err(|_| {
+            "the question is not understood: both programs may not be of the same version".to_owned()
+        })?;
+        let request = Request::decode(&request).map_err(|error| {
+            // Who is of another version asks again and again.
+            static SAID: Once = Once::new();
+            SAID.call_once(|| warn!(%from, %error, "questions to this seed node are not answered"));
+            error.to_string()
+        })?;
         // What it promises is on disk before it leaves.
         let response = self.acceptor.lock().handle(&from, &request);
-        postcard::to_stdvec(&Reply::Arbitrated(Box::new(response))).unwrap_or_default()
+        response.encode().map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use outlive_cluster::{ClusterId, Outcome, Transition};
+
+    use super::*;
+    use crate::arbitration::Arbiter;
+    use crate::testing::Cluster;
+
+    /// What is asked arrives as a question of another version.
+    #[test]
+    fn a_seed_node_of_another_version_says_so_to_whoever_asks() {
+        let cluster = Cluster::new();
+        let names: Vec<NodeName> = ["t1", "t2", "t3"].map(|name| name.parse().unwrap()).to_vec();
+        let seeds = Seeds::new(ClusterId(7), 1, names.clone()).unwrap();
+        let mut addresses = Vec::new();
+        let directory = tempfile::tempdir().unwrap();
+        for name in &names {
+            let home = directory.path().join(name.as_str());
+            std::fs::create_dir(&home).unwrap();
+            let seed = Seed::open(&home, cluster.identity(name.as_str()), seeds.clone(), true).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            addresses.push(listener.local_addr().unwrap());
+            thread::spawn(move || {
+                for socket in listener.incoming().flatten() {
+                    let connection = seed.identity.accept(socket, HANDSHAKE).unwrap();
+                    let served = rpc::serve(connection, |from, question| {
+                        let mut question = question.to_vec();
+                        // Behind the number of the question and the message's length.
+                        question[2] += 1;
+                        seed.answer(from, &question)
+                    });
+                    // Until the asker is gone.
+                    drop(served);
+                }
+            });
+        }
+        let address_of =
+            |name: &NodeName| names.iter().position(|known| known == name).map(|place| addresses[place]);
+        let identity = cluster.identity("a");
+        let arbiter = Arbiter::new(seeds, "bank".parse().unwrap(), &identity, address_of).unwrap();
+        for outcome in [arbiter.read(), arbiter.ask(Transition::Stop { generation: 1 })] {
+            let Outcome::NoMajority(why) = outcome else { panic!("{outcome:?}") };
+            let why = why.to_string();
+            assert!(why.contains("t1 gave no vote: the peer speaks version 3 of arbitration"), "{why}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::call::Calls;
 use crate::doctor::Watch;
+use crate::dynamic::NotDeclared;
 use crate::object::{AnyObject, Body, Shared};
 use crate::schema::{Plans, RootDefinition, Schema, Shape, SharedType, Types};
 use crate::transaction::{World, keeping};
@@ -67,6 +68,10 @@ pub trait Sink: Send + Sync {
     fn call(&self, _calls: &[(u64, Vec<u8>)]) -> Result<(), crate::CommitError> {
         Ok(())
     }
+    /// Whether [`wait`](Self::wait) would return at once.
+    fn is_settled(&self, number: u64) -> bool {
+        self.is_acknowledged(number)
+    }
     /// Waits until it may be acknowledged.
     fn wait(&self, number: u64) -> Result<(), crate::CommitError>;
     /// Asks to be woken when it may be, or says how it ended.
@@ -96,6 +101,8 @@ pub struct Store {
     /// What the primary has and this program no longer does.
     ignored: Mutex<HashSet<u64>>,
     root_types: Mutex<BTreeMap<String, (String, Shape)>>,
+    /// Functions that the program says it has, besides the marked ones.
+    announced: Mutex<Vec<String>>,
     /// Statics of the primary whose content has not come yet.
     unsent: Mutex<HashSet<u64>>,
     pub(crate) world: World,
@@ -118,6 +125,7 @@ impl Store {
             sink: OnceLock::new(),
             ignored: Mutex::default(),
             root_types: Mutex::default(),
+            announced: Mutex::default(),
             unsent: Mutex::default(),
             world: World::default(),
             calls: Calls::default(),
@@ -200,6 +208,11 @@ impl Store {
         self.part(id).lock().get(&id)?.object.upgrade()
     }
 
+    /// Whether there is an object of this id. Nothing ends by asking.
+    pub(crate) fn has(&self, id: u64) -> bool {
+        self.part(id).lock().get(&id).is_some_and(|entry| entry.object.strong_count() > 0)
+    }
+
     pub(crate) fn object_as<B: Body>(&self, id: u64) -> Result<Arc<Shared<B>>, WireError> {
         let object = self.object(id).ok_or(WireError::UnknownObject(id))?;
         object.into_any().downcast().map_err(|_| WireError::OtherType(id))
@@ -218,6 +231,35 @@ impl Store {
         object.body.read().encode(&mut content);
         self.roots.lock().insert(name.to_owned(), Arc::clone(object) as _);
         self.root_types.lock().insert(name.to_owned(), (T::name(), T::shape()));
+    }
+
+    /// Makes a static known whose type is described at run time.
+    pub(crate) fn add_described<B: Body>(
+        self: &Arc<Self>,
+        name: &str,
+        object: &Arc<Shared<B>>,
+        of: String,
+        shape: Shape,
+        types: Vec<(String, crate::schema::Definition)>,
+    ) -> Result<(), NotDeclared> {
+        if self.roots.lock().contains_key(name) {
+            return Err(NotDeclared::Taken(name.to_owned()));
+        }
+        self.types.write().describe(types).map_err(NotDeclared::OtherType)?;
+        object.attach(self, self.next_id());
+        self.roots.lock().insert(name.to_owned(), Arc::clone(object) as _);
+        self.root_types.lock().insert(name.to_owned(), (of, shape));
+        Ok(())
+    }
+
+    /// See [`announce_function`](crate::dynamic::announce_function); `false` if it was announced before.
+    pub(crate) fn announce(&self, name: &str) -> bool {
+        let mut announced = self.announced.lock();
+        let new = !announced.iter().any(|known| known == name);
+        if new {
+            announced.push(name.to_owned());
+        }
+        new
     }
 
     /// Makes a type and all that it is made of known.
@@ -244,7 +286,11 @@ impl Store {
             types: self.types.read().definitions.clone(),
             roots: roots.collect(),
             shared: self.shared.read().iter().map(|(name, of)| (name.clone(), of.shape.clone())).collect(),
-            functions: crate::call::names(),
+            // Behind the marked ones, whose places are their numbers on the wire.
+            functions: crate::call::names()
+                .into_iter()
+                .chain(self.announced.lock().iter().cloned())
+                .collect(),
         }
     }
 
@@ -355,6 +401,17 @@ impl Store {
                 Some((_, object)) => self.register(root.id, object),
                 None => self.ignore(root.id),
             }
+        }
+    }
+
+    /// Takes apart what leads in a circle: a process has one store and keeps it, tests make many.
+    #[cfg(test)]
+    pub(crate) fn dismantle(&self) {
+        let roots = std::mem::take(&mut *self.roots.lock());
+        drop(roots);
+        for part in &self.parts {
+            let entries = std::mem::take(&mut *part.lock());
+            drop(entries);
         }
     }
 

@@ -10,9 +10,9 @@ use proptest::prelude::*;
 
 use crate::object::Shared;
 use crate::reference::collect_garbage_in;
-use crate::root::Write;
 use crate::store::{Role, Sink, Store, kind};
 use crate::wire::{Mode, Writer};
+use crate::write::Write;
 use crate::{
     Bytes, CommitError, Counter, Deque, List, Map, OrderedMap, Ref, Set, Text, Value, WireError, commit,
     replicated, rollback,
@@ -189,11 +189,11 @@ impl Side {
     }
 
     fn write(&self) -> crate::WriteGuard<'_, All> {
-        Write::begin(&self.all, |all| all.body.write()).unwrap()
+        Write::begin(&self.all).unwrap()
     }
 
     fn seen(&self) -> Model {
-        let all = self.all.body.read();
+        let all = crate::reading::read_arc(&self.all).0;
         Model {
             number: all.number,
             map: all.map.read().clone_plain(),
@@ -333,7 +333,7 @@ impl Side {
                 model.reference = Some(part);
             }
             Step::RefChange(count) => {
-                let reference = self.all.body.read().reference;
+                let reference = crate::reading::read_arc(&self.all).0.reference;
                 if let (Some(to), Some(part)) = (reference, &mut model.reference) {
                     to.try_write_in(&self.store).unwrap().count = count;
                     part.count = count;
@@ -531,7 +531,7 @@ fn a_guard_that_lives_holds_the_commit_up() {
     let guard = side.write();
     assert_eq!(commit(), Err(CommitError::GuardAlive));
     assert_eq!(rollback(), Err(CommitError::GuardAlive));
-    assert_eq!(Write::begin(&side.all, |all| all.body.write()).err(), Some(crate::WriteError::GuardAlive));
+    assert_eq!(Write::begin(&side.all).err(), Some(crate::WriteError::GuardAlive));
     drop(guard);
     commit().unwrap();
 }
@@ -589,7 +589,7 @@ fn tasks_on_one_thread_have_their_own_transactions() {
         assert!(second.as_mut().poll(&mut context).is_ready());
         assert!(first.as_mut().poll(&mut context).is_ready());
     }
-    assert_eq!((a.body.read().number, b.body.read().number), (1, 0));
+    assert_eq!((crate::reading::read_arc(&a).0.number, crate::reading::read_arc(&b).0.number), (1, 0));
 }
 
 #[test]
@@ -608,7 +608,7 @@ fn circles_are_collected_and_what_is_reached_is_not() {
         a
     };
     let (kept, lost) = (ring(&store), ring(&store));
-    *Write::begin(&first, |first| first.body.write()).unwrap() = Some(kept);
+    *Write::begin(&first).unwrap() = Some(kept);
     commit().unwrap();
     assert_eq!(collect_garbage_in(&store, std::time::Duration::ZERO), Ok(Some(2)));
     assert!(lost.try_read_in(&store).is_err() && kept.try_read_in(&store).is_ok());
@@ -662,19 +662,19 @@ fn schemas_are_compared_by_name() {
     primary.images(|records| backup.apply(records, Some(&plans), true).unwrap());
 
     {
-        let mut root = Write::begin(&of_primary, |root| root.body.write()).unwrap();
+        let mut root = Write::begin(&of_primary).unwrap();
         root.gone.push(4);
         root.kept = 5;
         root.was = "text".into();
     }
     commit().unwrap();
     {
-        let mut root = Write::begin(&of_primary, |root| root.body.write()).unwrap();
+        let mut root = Write::begin(&of_primary).unwrap();
         root.gone = List::new();
         root.gone.push(4);
     }
     commit().unwrap();
-    Write::begin(&of_primary, |root| root.body.write()).unwrap().gone.push(4);
+    Write::begin(&of_primary).unwrap().gone.push(4);
     commit().unwrap();
     for records in log.0.lock().iter() {
         backup.apply(records, Some(&plans), false).unwrap();

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::lock::Deadlock;
+use crate::lock::{Deadlock, LOOK_AGAIN, Owner};
 use crate::object::{AnyObject, Body, Shared};
+use crate::reading;
 use crate::store::{Role, Sink, Store, kind};
 use crate::value::{Diff, Value};
 use crate::wire::{Mode, Reader, Writer};
@@ -31,7 +32,7 @@ pub enum CommitError {
     #[error("this program was stopped: nothing is acknowledged any more")]
     Stopped,
     /// The transaction goes on.
-    #[error("a write guard of this transaction still lives: drop it before the commit")]
+    #[error("a guard of what this transaction has changed still lives: drop it before the transaction ends")]
     GuardAlive,
     /// The transaction was undone.
     #[error(
@@ -66,8 +67,8 @@ pub enum WriteError {
     /// See [`Deadlock`].
     #[error(transparent)]
     Deadlock(#[from] Deadlock),
-    /// The same transaction has a write guard of the same object.
-    #[error("this object is being written by a guard of this very thread: drop that one first")]
+    /// This thread has a guard of the same object, to write to it or, where it asks for another, to read it.
+    #[error("this very thread has a guard of this object: drop that one first")]
     GuardAlive,
     /// What the `Ref` led to was collected.
     #[error(
@@ -161,7 +162,7 @@ thread_local! {
 }
 
 /// A value that may have changed since the transaction began to write to it.
-trait Remembered: Send {
+pub(crate) trait Remembered: Send {
     /// Whether it has. While a guard of it lives nobody can say, and it counts as changed.
     fn differs(&self) -> bool;
     /// Logs what has; `false` if a guard of it still lives.
@@ -175,15 +176,19 @@ struct Before<T: Value> {
 
 impl<T: Value> Remembered for Before<T> {
     fn differs(&self) -> bool {
+        // SAFETY: the transaction that remembers it owns it, and is with this thread.
+        unsafe { self.object.let_go() };
         // Nobody else may write: only a guard of this very transaction is in the way.
         self.object.body.try_read_recursive().is_none_or(|value| value.differs(&self.shadow))
     }
 
     fn log(&self, tx: &mut Tx) -> bool {
+        // SAFETY: the transaction that remembers it owns it, and is with this thread.
+        unsafe { self.object.let_go() };
         let Some(value) = self.object.body.try_read_recursive() else { return false };
         self.object.remembered.store(false, Ordering::Relaxed);
         if value.differs(&self.shadow) {
-            tx.record(self.object.id(), kind::CHANGE, |diff| value.diff(&self.shadow, diff));
+            tx.change(self.object.id(), |diff| value.diff(&self.shadow, diff));
         }
         true
     }
@@ -213,6 +218,11 @@ impl Tx {
             broken: None,
             over: false,
         })
+    }
+
+    /// What has changed of an object that it owns.
+    pub(crate) fn change(&mut self, id: u64, change: impl FnOnce(&mut Diff<'_>)) {
+        self.record(id, kind::CHANGE, change);
     }
 
     /// One change. If it writes nothing, there was none.
@@ -266,6 +276,11 @@ impl Tx {
         self.owned.iter().any(|object| object.is_written())
     }
 
+    /// Whether undoing it would wait for a guard of this thread.
+    fn cannot_be_undone(&self) -> bool {
+        self.is_written() || reading::reads_one_of(&self.owned)
+    }
+
     /// Its memory is the thread's next transaction's, unless it is much.
     fn recycle(mut self: Box<Self>) {
         self.redo.bytes.clear();
@@ -284,7 +299,8 @@ impl Tx {
         self.over = true;
         self.store.watch.ends(self.id);
         for object in self.owned.drain(..) {
-            object.release();
+            // SAFETY: this transaction owns it until here, and is with this thread.
+            unsafe { object.release() };
         }
         self.store.world.leave();
     }
@@ -379,6 +395,13 @@ pub(crate) fn keeping<R>(apply: impl FnOnce() -> R) -> R {
     apply()
 }
 
+/// Whether the transaction of this thread is the owner.
+#[inline]
+pub(crate) fn is_current(owner: &Owner) -> bool {
+    let current = CURRENT_ID.get();
+    current != 0 && owner.is(current)
+}
+
 fn take_current() -> Option<Box<Tx>> {
     CURRENT_ID.try_with(|id| id.set(0)).ok()?;
     CURRENT.try_with(|current| current.borrow_mut().take()).ok()?
@@ -411,9 +434,8 @@ fn with<R>(store: &Arc<Store>, then: impl FnOnce(&mut Tx) -> R) -> Result<R, Wri
 /// Makes the object this transaction's own, waiting for another's to end. `false`: it is in no store.
 #[inline]
 pub(crate) fn own<B: Body>(object: &Arc<Shared<B>>) -> Result<bool, WriteError> {
-    let current = CURRENT_ID.get();
     // Only what is in a store has an owner.
-    if current != 0 && object.owner.is(current) {
+    if is_current(&object.owner) {
         return Ok(true);
     }
     own_slowly(object)
@@ -435,6 +457,10 @@ fn own_slowly<B: Body>(object: &Arc<Shared<B>>) -> Result<bool, WriteError> {
 #[inline]
 pub(crate) fn record<B: Body, R>(object: &Shared<B>, change: impl FnOnce(Option<&mut Diff<'_>>) -> R) -> R {
     let Some(store) = object.store() else { return change(None) };
+    // At a thread's end a guard may outlive its transaction, which has said so: this change is no part of it.
+    if CURRENT.try_with(|_| ()).is_err() {
+        return change(None);
+    }
     CURRENT.with(|current| match &mut *current.borrow_mut() {
         Some(tx) if Arc::ptr_eq(&tx.store, store) => {
             tx.record(object.id(), kind::CHANGE, |diff| change(Some(diff)))
@@ -471,10 +497,17 @@ pub(crate) fn created(store: &Arc<Store>, objects: Vec<Arc<dyn AnyObject>>) -> R
 #[cold]
 #[inline(never)]
 pub(crate) fn remember<T: Value>(object: &Arc<Shared<T>>, shadow: T::Shadow) -> Result<(), WriteError> {
+    remember_as(object, Box::new(Before { object: Arc::clone(object), shadow }))
+}
+
+/// The same, by something else that finds what has changed of it.
+pub(crate) fn remember_as<B: Body>(
+    object: &Arc<Shared<B>>,
+    before: Box<dyn Remembered>,
+) -> Result<(), WriteError> {
     let Some(store) = object.store() else { return Ok(()) };
     object.remembered.store(true, Ordering::Relaxed);
-    let before = Before { object: Arc::clone(object), shadow };
-    with(store, |tx| tx.remembered.push(Box::new(before)))
+    with(store, |tx| tx.remembered.push(before))
 }
 
 /// A panic passed a write guard of this thread's transaction.
@@ -497,7 +530,7 @@ pub(crate) enum Open {
 
 pub(crate) fn open() -> Open {
     let changed = CURRENT.try_with(|current| {
-        current.try_borrow().is_ok_and(|tx| tx.as_ref().is_some_and(|tx| tx.has_changed()))
+        current.try_borrow().is_ok_and(|tx| tx.as_ref().is_some_and(|tx| tx.has_changed() || tx.is_written()))
     });
     if changed.unwrap_or(false) {
         return Open::Uncommitted;
@@ -509,25 +542,39 @@ pub(crate) fn open() -> Open {
     }
 }
 
-/// Takes `lock` at a moment when no other transaction has changed the object and not committed.
+/// Takes `lock`, which waits for it no longer than it is told, at a moment when no other transaction has changed the object
+/// and not committed.
 #[inline]
-pub(crate) fn read_at_rest<B: Body, G>(object: &Shared<B>, lock: impl Fn() -> G) -> G {
-    loop {
-        let guard = lock();
-        let current = CURRENT_ID.get();
-        if object.owner.is_free() || (current != 0 && object.owner.is(current)) {
-            return guard;
+pub(crate) fn read_at_rest<B: Body, G>(object: &Shared<B>, lock: impl Fn(Duration) -> Option<G>) -> G {
+    let is_ours = is_current(&object.owner);
+    if is_ours {
+        if object.hold.is_written() {
+            give_up(WriteError::GuardAlive);
         }
-        drop(guard);
-        if let Err(deadlock) = object.owner.wait(if current == 0 { reader_id() } else { current }) {
+        // SAFETY: it is owned by the transaction that is with this thread.
+        unsafe { object.let_go() };
+    }
+    loop {
+        // Before the lock as well: its owner keeps that until it commits.
+        if is_ours || object.owner.is_free() {
+            // Not for ever: whoever is to own it meanwhile may wait for what this thread owns or reads.
+            if let Some(guard) = lock(LOOK_AGAIN)
+                && (is_ours || object.owner.is_free())
+            {
+                return guard;
+            }
+        } else if let Err(deadlock) = object.owner.wait(waiting_id()) {
             give_up(deadlock.into());
         }
     }
 }
 
-/// A number for a thread that waits and has no transaction. It owns nothing, so nobody waits for it.
-fn reader_id() -> u64 {
-    NEXT.fetch_add(1, Ordering::Relaxed)
+/// The number by which this thread waits. If it has no transaction it owns nothing, and is given one.
+pub(crate) fn waiting_id() -> u64 {
+    match CURRENT_ID.get() {
+        0 => NEXT.fetch_add(1, Ordering::Relaxed),
+        current => current,
+    }
 }
 
 /// Ends what the thread does with the transaction: [`transaction`] catches it, and tries again where that helps.
@@ -550,6 +597,17 @@ impl Commit {
     /// Its place in the order of all commits; 0 before `start`.
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Of a number that [`number`](Self::number) gave, in a place that could not keep the commit itself.
+    pub fn of_number(number: u64) -> Self {
+        Self { sink: Store::global().sink().map(Arc::clone), number }
+    }
+
+    /// Whether the backup holds it, without waiting; `None` if that is not known yet.
+    pub fn try_wait(&self) -> Option<Result<(), CommitError>> {
+        let Some(sink) = &self.sink else { return Some(Ok(())) };
+        sink.is_settled(self.number).then(|| sink.wait(self.number))
     }
 
     /// Waits until the backup holds it.
@@ -596,6 +654,11 @@ pub fn commit_async() -> Result<Commit, CommitError> {
             tx.recycle();
             drop(take_kept());
             commit_of(&store, number)
+        }
+        // It says so again when it is committed again.
+        Err(_) if tx.cannot_be_undone() => {
+            put_current(Some(tx));
+            Err(CommitError::GuardAlive)
         }
         Err(error) => {
             tx.roll_back()?;
@@ -646,10 +709,23 @@ fn commit_of(store: &Arc<Store>, number: Option<u64>) -> Result<Commit, CommitEr
     Ok(Commit { sink, number })
 }
 
+/// Whether this thread has changed something and not committed.
+fn is_begun() -> bool {
+    CURRENT.with_borrow(|tx| {
+        tx.as_ref().is_some_and(|tx| tx.has_changed() || tx.is_written() || !tx.redo.created.is_empty())
+    })
+}
+
+/// Has this thread's transaction end after whatever the thread keeps in variables of its own that it uses for the first time
+/// after this: guards, which are part of it.
+pub(crate) fn ready_thread() {
+    let _ = CURRENT.try_with(|_| ());
+}
+
 /// Undoes what this thread changed since its last commit.
 pub fn rollback() -> Result<(), CommitError> {
     let Some(mut tx) = take_current() else { return Ok(()) };
-    if tx.is_written() {
+    if tx.cannot_be_undone() {
         put_current(Some(tx));
         return Err(CommitError::GuardAlive);
     }
@@ -657,7 +733,8 @@ pub fn rollback() -> Result<(), CommitError> {
 }
 
 /// Runs `work` as one transaction: committed if it returns `Ok`, undone if it returns `Err` or panics, and run again
-/// if it and another wait for each other. What was changed and not committed before is part of it.
+/// if it and another wait for each other. What was changed and not committed before is part of it: as that cannot be done
+/// again, [`CommitError::Deadlock`] says that all of it was undone.
 ///
 /// ```
 /// use outlive_replicated::{replicated, transaction, TransactionError};
@@ -678,6 +755,7 @@ pub fn rollback() -> Result<(), CommitError> {
 /// ```
 pub fn transaction<T, E>(mut work: impl FnMut() -> Result<T, E>) -> Result<T, TransactionError<E>> {
     let mut pause = Duration::from_micros(50);
+    let was_begun = is_begun();
     loop {
         match catch_unwind(AssertUnwindSafe(&mut work)) {
             Ok(Ok(value)) => {
@@ -692,6 +770,9 @@ pub fn transaction<T, E>(mut work: impl FnMut() -> Result<T, E>) -> Result<T, Tr
                 rollback()?;
                 if !matches!(panic.downcast_ref(), Some(WriteError::Deadlock(_))) {
                     resume_unwind(panic);
+                }
+                if was_begun {
+                    return Err(CommitError::Deadlock(Deadlock).into());
                 }
             }
         }

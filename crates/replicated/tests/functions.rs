@@ -203,3 +203,14 @@ fn a_call_that_may_be_retried_is_reported_and_done_later(run: &Run) {
         assert_eq!((process_of("patient"), process_of("late")), (here, here));
     }
 }
+
+#[replicated(lazy, name = "functions::named")]
+fn named(from: u64, to: u64, value: u64, arguments: u64, store: u64) -> u64 {
+    from + to + value + arguments + store
+}
+
+#[test]
+fn arguments_may_have_any_names() {
+    let handle = named(1, 2, 3, 4, 5).unwrap();
+    assert_eq!(*handle.lock().unwrap(), 15);
+}

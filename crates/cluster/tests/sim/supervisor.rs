@@ -228,7 +228,8 @@ impl Supervisor {
             Some(Transition::Switchover { .. }) => counts.switchovers += 1,
             Some(Transition::RestartLost { .. }) => counts.restarts += 1,
             Some(Transition::Stop { .. }) => counts.stops += 1,
-            Some(Transition::Create { .. }) | None => {}
+            // The simulation is of the epoch engine, which has one backup.
+            Some(Transition::Create { .. } | Transition::Backups { .. }) | None => {}
         }
     }
 
@@ -289,9 +290,9 @@ impl Supervisor {
                     }
                     context.checker.order(by.incarnation);
                 }
-                let lost_backup = backup.map(|backup| backup.incarnation);
+                let lost_backups = backup.map(|backup| backup.incarnation).into_iter().collect();
                 let (generation, lost) = (register.generation, primary.incarnation);
-                Transition::RestartLost { by, generation, lost, lost_backup }
+                Transition::RestartLost { by, generation, lost, lost_backups }
             }
             _ => Transition::Create { by },
         };
@@ -464,7 +465,7 @@ impl Supervisor {
         let Role::Backup(backup) = &mut self.role else { return };
         if self.asking.is_none() && context.now - backup.heard > DETECTION {
             backup.stopped = true;
-            self.ask(Some(Transition::BackupTakesOver { by: self.me.incarnation }), false, context);
+            self.ask(Some(Transition::BackupTakesOver { by: self.me.incarnation, held: 0 }), false, context);
         }
     }
 

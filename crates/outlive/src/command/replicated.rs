@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use outlive_replicated::{Config, Inspection};
+use outlive_replicated::{Config, InspectedBackup, Inspection};
 use serde::Serialize;
 
 use super::{print, print_json, table};
@@ -85,15 +85,12 @@ fn shown(rows: &[Row]) -> String {
             let Some(now) = &row.inspection else {
                 let note = row.error.clone().unwrap_or_default();
                 let mut cells = vec![row.node.clone(), "silent".into()];
-                cells.resize(9, String::new());
+                cells.resize(10, String::new());
                 cells.push(note);
                 return cells;
             };
-            let lag = match row.lag_commits {
-                Some(lag) => format!("{lag} commits"),
-                None if now.role == "primary" => format!("{} B, {} us", now.unacknowledged_bytes, now.lag_us),
-                None => String::new(),
-            };
+            let lag = row.lag_commits.map_or_else(String::new, |lag| format!("{lag} commits"));
+            let backups: Vec<String> = now.backups.iter().map(shown_backup).collect();
             vec![
                 row.node.clone(),
                 now.role.clone(),
@@ -104,11 +101,35 @@ fn shown(rows: &[Row]) -> String {
                 number(row.commits_per_second),
                 number(row.bytes_per_second),
                 lag,
+                backups.join("; "),
                 now.failing.join("; "),
             ]
         })
         .collect();
-    let header =
-        ["NODE", "ROLE", "PHASE", "GENERATION", "OBJECTS", "COMMIT", "COMMITS/S", "BYTES/S", "LAG", "NOTE"];
+    let header = [
+        "NODE",
+        "ROLE",
+        "PHASE",
+        "GENERATION",
+        "OBJECTS",
+        "COMMIT",
+        "COMMITS/S",
+        "BYTES/S",
+        "LAG",
+        "BACKUPS",
+        "NOTE",
+    ];
     table::render(&header, &cells)
+}
+
+/// A backup as its primary sees it: what is on its way to it, and for how long.
+fn shown_backup(backup: &InspectedBackup) -> String {
+    let InspectedBackup { node, stage, unacknowledged_bytes, lag_us, .. } = backup;
+    let lag = match backup.lag_commits {
+        Some(lag) => format!("{lag} commits, "),
+        None => String::new(),
+    };
+    // Who counts may take over; of who does not, how far it is.
+    let stage = if backup.counts { String::new() } else { format!(" {stage}") };
+    format!("{node}{stage}: {lag}{unacknowledged_bytes} B, {lag_us} us")
 }
