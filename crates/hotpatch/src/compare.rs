@@ -3,15 +3,17 @@
 //! Two items are the same if their bytes are, outside of relocated fields, and each relocation means the same: the same
 //! named thing, or, for what has no name (strings, constants, jump tables), the same content.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 
-use iced_x86::{Code, FlowControl, InstructionInfoFactory, Register};
+use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Register};
 use object::elf;
 
+use crate::lines::{Lines, are_lines_of_one_place};
 use crate::unit::{Kind, Place, Relocation, Symbol, Unit, decode};
 
-/// Functions that are given the line they are called from, and the register it is in. A different line alone is no change:
-/// it is only printed, by a function that does not return or only reports.
+/// Functions that are given the line they are called from, and the register it is in, for objects without debug information. A
+/// different line alone is no change: it is only printed, by a function that does not return or only reports.
 const LINE_ARGUMENTS: [(&str, Register); 5] = [
     // glibc, assert.h: (assertion, file, line, function).
     ("__assert_fail", Register::EDX),
@@ -41,11 +43,14 @@ pub struct Pair<'a> {
     pub partners: Vec<Option<usize>>,
     /// Static variables of functions, in the new build, that may be one of several in the old.
     pub unclear: Vec<usize>,
+    /// Of both objects, once they were needed.
+    lines: OnceCell<(Lines, Lines)>,
 }
 
 impl<'a> Pair<'a> {
     pub fn new(old: &'a Unit, new: &'a Unit) -> Self {
-        let mut pair = Self { old, new, partners: vec![None; new.items.len()], unclear: Vec::new() };
+        let partners = vec![None; new.items.len()];
+        let mut pair = Self { old, new, partners, unclear: Vec::new(), lines: OnceCell::new() };
         let named: HashMap<(&str, bool), usize> = old
             .items
             .iter()
@@ -205,7 +210,9 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// Whether two functions differ only in lines that they pass to one of [`LINE_ARGUMENTS`].
+    /// Whether two functions differ only in the numbers of the lines that they are on (`__LINE__`).
+    ///
+    /// The old code goes on with the old numbers, whatever it uses them for.
     fn only_lines_differ(&self, old: usize, new: usize) -> bool {
         let (a, b) = (&self.old.items[old], &self.new.items[new]);
         let mut factory = InstructionInfoFactory::new();
@@ -230,6 +237,12 @@ impl<'a> Pair<'a> {
             }
             if range.clone().any(relocated) {
                 return false;
+            }
+            if immediates(x, y).is_some_and(|numbers| {
+                let (was, is) = self.lines.get_or_init(|| (Lines::parse(self.old), Lines::parse(self.new)));
+                are_lines_of_one_place((was, old), (is, new), numbers)
+            }) {
+                continue;
             }
             if x.code() != Code::Mov_r32_imm32 || y.code() != x.code() || x.op0_register() != y.op0_register()
             {
@@ -265,6 +278,16 @@ impl<'a> Pair<'a> {
             LINE_ARGUMENTS.iter().any(|(function, argument)| function == name && *argument == register)
         })
     }
+}
+
+/// The numbers in two instructions that are otherwise equal.
+fn immediates(x: &Instruction, y: &Instruction) -> Option<(u64, u64)> {
+    let mut operands = (0..x.op_count()).filter(|operand| x.try_immediate(*operand).is_ok());
+    let (operand, None) = (operands.next()?, operands.next()) else { return None };
+    let (was, is) = (x.try_immediate(operand).ok()?, y.try_immediate(operand).ok()?);
+    let mut other = *x;
+    other.try_set_immediate_u64(operand, is).ok()?;
+    (other == *y).then_some((was, is))
 }
 
 impl Unit {

@@ -45,6 +45,17 @@ impl Error {
     pub fn unfit(why: impl Into<String>) -> Self {
         Self::Unfit(why.into())
     }
+
+    /// Says as well what became of what had begun.
+    pub(crate) fn with(self, outcome: &str) -> Self {
+        match self {
+            error if outcome.is_empty() => error,
+            Self::Target { attempted, source } => {
+                Self::Target { attempted: format!("{attempted} ({outcome})"), source }
+            }
+            error => Self::Unfit(format!("{error}; {outcome}")),
+        }
+    }
 }
 
 fn list(refusals: &[Refusal]) -> String {

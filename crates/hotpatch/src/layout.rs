@@ -78,7 +78,7 @@ impl Types {
             Error::malformed(format!("debug information of {}", unit.name), why.to_string())
         };
         let file = ElfFile64::<Endianness>::parse(unit.raw.as_slice()).map_err(|e| malformed(&e))?;
-        let sections = relocated(&file, &unit.raw).map_err(|e| malformed(&e))?;
+        let sections = relocated(&file, &unit.raw, |_| 0).map_err(|e| malformed(&e))?;
         if !sections.contains_key(".debug_info") {
             return Ok(None);
         }
@@ -364,9 +364,10 @@ fn nodes(dwarf: &gimli::Dwarf<Slice<'_>>, unit: &gimli::Unit<Slice<'_>>) -> giml
 
 /// The debug sections with their relocations applied: in an object file all addresses are 0, so what matters are the
 /// distances into other debug sections.
-fn relocated<'a>(
+pub(crate) fn relocated<'a>(
     file: &ElfFile64<'a, Endianness>,
     raw: &'a [u8],
+    base: impl Fn(usize) -> u64,
 ) -> object::Result<HashMap<String, Cow<'a, [u8]>>> {
     let endian = Endianness::Little;
     let sections = file.elf_section_table();
@@ -389,8 +390,10 @@ fn relocated<'a>(
         };
         let bytes = target.to_mut();
         for entry in entries {
-            let symbol = symbols.symbol(object::SymbolIndex(entry.r_sym(endian, false) as usize))?;
-            let value = symbol.st_value(endian).wrapping_add_signed(entry.r_addend.get(endian)).to_le_bytes();
+            let index = entry.r_sym(endian, false) as usize;
+            let value =
+                symbols.symbol(object::SymbolIndex(index))?.st_value(endian).wrapping_add(base(index));
+            let value = value.wrapping_add_signed(entry.r_addend.get(endian)).to_le_bytes();
             let width = match entry.r_type(endian, false) {
                 elf::R_X86_64_64 => 8,
                 elf::R_X86_64_32 => 4,

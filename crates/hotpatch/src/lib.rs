@@ -2,13 +2,14 @@
 //! and without a pause. How, and why that is safe: docs/hotpatch.md. It knows nothing of the engines.
 //!
 //! The stages, in their order: [`record`] a build, [`build`] a patch against it (objects are read by [`unit`], programs by
-//! [`program`], compared by [`compare`], types by [`layout`]), write and read it by [`patch`], change a process by [`running`].
+//! [`program`], compared by [`compare`], types by [`layout`], places in the source by [`lines`]), write and read it by [`patch`], change a process by [`running`].
 
 pub mod build;
 pub mod compare;
 pub mod error;
 pub mod keys;
 pub mod layout;
+pub mod lines;
 pub mod patch;
 pub mod program;
 pub mod record;

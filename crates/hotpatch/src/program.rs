@@ -162,6 +162,16 @@ impl Program {
         self.globals.get(name).copied()
     }
 
+    /// A hidden symbol of an object that was not compiled here (`__dso_handle`, of the compiler's own crtbegin): in a library such are local,
+    /// and GNU's linker lists them behind those of all objects, under no file's name.
+    pub fn hidden(&self, name: &str) -> Option<Defined> {
+        let behind = self.groups.last().filter(|group| group.source.is_empty())?;
+        match behind.symbols.get(name)?.as_slice() {
+            [defined] => Some(*defined),
+            _ => None,
+        }
+    }
+
     pub fn stub(&self, name: &str) -> Option<u64> {
         self.stubs.get(name).copied()
     }

@@ -207,8 +207,9 @@ impl<'a> Tree<'a> {
         command
     }
 
+    /// Builds give way to whatever else the machine has to do.
     fn shell(&self, command: &mut Command, text: &str) {
-        command.args(["--", "sh", "-e", "-c", text]);
+        command.args(["--", "nice", "-n", "19", "sh", "-e", "-c", text]);
     }
 
     /// Builds under the recorder; the programs are linked anew, so that they are in the record.

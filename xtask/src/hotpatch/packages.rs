@@ -260,7 +260,9 @@ pub const PACKAGES: [Package; 9] = [
     Package {
         name: "sqlite3",
         needs: &["tcl"],
-        configure: "./configure --disable-shared --disable-readline",
+        // As debian/rules has it, as far as fixes are of these parts.
+        configure: "CFLAGS='-g -O2 -DSQLITE_ENABLE_SESSION -DSQLITE_ENABLE_PREUPDATE_HOOK -DSQLITE_ENABLE_FTS3 -DSQLITE_ENABLE_RTREE \
+                    -DSQLITE_SECURE_DELETE -DSQLITE_ENABLE_COLUMN_METADATA' ./configure --disable-shared --disable-readline --enable-fts5",
         build: "make -j2 sqlite3",
         links: &["sqlite3", ".libs/sqlite3"],
         load: Kind::Sql,

@@ -403,6 +403,19 @@ impl<'a> Assembler<'a, '_> {
         {
             return Some(Target::Program(stub));
         }
+        let stub = program.stub(name);
+        // A stub is how the program calls what it does not have itself.
+        let hidden = || if stub.is_none() { program.hidden(name) } else { None };
+        let own = program.global(name).or_else(hidden);
+        // What is at its address is who chooses, also if it was compiled here.
+        if own.is_some_and(|defined| defined.kind == elf::STT_GNU_IFUNC.0) {
+            self.refuse(
+                Why::Ifunc,
+                from,
+                format!("it refers to {name}, of which the program chose one when it started"),
+            );
+            return None;
+        }
         if let Some((at, value)) = self.selected.globals.get(name).copied() {
             let is_known = self.selected.address(self.both, at).is_some();
             // Of an archive's member that was not linked, another's may be what the program has.
@@ -423,22 +436,14 @@ impl<'a> Assembler<'a, '_> {
                 return None;
             }
         }
-        if let Some(defined) = program.global(name) {
-            if defined.kind == elf::STT_GNU_IFUNC.0 {
-                self.refuse(
-                    Why::Ifunc,
-                    from,
-                    format!("it refers to {name}, of which the program chose one when it started"),
-                );
-                return None;
-            }
+        if let Some(defined) = own {
             if defined.kind == elf::STT_TLS.0 {
                 self.refuse(Why::ThreadLocalModel, from, format!("it takes the address of {name}"));
                 return None;
             }
             return Some(Target::Program(defined.address));
         }
-        if let Some(stub) = program.stub(name) {
+        if let Some(stub) = stub {
             return Some(Target::Program(stub));
         }
         if symbol.place == Place::Common {

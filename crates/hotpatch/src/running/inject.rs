@@ -14,13 +14,18 @@
 //! the calls, and its registers are put back by `ptrace`.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::frame::Frame;
 use super::memory::{Mapping, Memory};
+use super::moment::{Moment, Sight};
+use super::together::{Store, Try};
 use crate::error::{Error, Result, TargetContext};
 use crate::sys;
+use crate::sys::preferred::Preferred;
 use crate::sys::ptrace::{self, Event, Registers, Tid};
 
 /// What a thread is asked to do.
@@ -99,6 +104,10 @@ pub trait Caller {
     /// Whether it can have a function of the process called.
     fn calls_functions(&self) -> bool;
 
+    /// Stores a byte in a moment in which no thread of the process is in some code, if this is one. Says as well how long the threads
+    /// were stopped for it.
+    fn store(&mut self, store: &Store<'_>) -> Result<(Try, Duration)>;
+
     /// The longest time that a thread was held.
     fn longest_hold(&self) -> Duration;
 }
@@ -112,6 +121,8 @@ pub struct Ptrace<'a> {
     steps: Steps<'a>,
     gadgets: Option<Gadgets>,
     desk: Option<Desk>,
+    sight: Option<Sight>,
+    preferred: Option<Preferred>,
     longest: Duration,
 }
 
@@ -142,6 +153,12 @@ const FUNCTION_LIMIT: Duration = ERRAND_LIMIT;
 /// Between looks at a thread that is to stop. A stop takes microseconds: a longer sleep would be a longer hold, and none at all
 /// could keep the processor from the thread.
 const STOP_LOOK: Duration = Duration::from_micros(5);
+/// After some looks: a sleep so short that its timer has gone off before the kernel looks for another thread is none (`do_nanosleep`), and
+/// so keeps the processor.
+const STOP_LOOK_MOST: Duration = Duration::from_micros(80);
+
+/// How long a thread of ours may take from being joined to being gone: microseconds, unless it has to wait for a processor.
+const GONE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Calls that return EINTR when they are interrupted and have done nothing by then, so that they can be made again.
 const AGAIN: [libc::c_long; 12] = [
@@ -175,7 +192,15 @@ const RESTART_BLOCK: i64 = -516;
 
 impl<'a> Ptrace<'a> {
     pub fn new(memory: &'a Memory, steps: Steps<'a>) -> Self {
-        Self { memory, steps, gadgets: None, desk: None, longest: Duration::ZERO }
+        Self {
+            memory,
+            steps,
+            gadgets: None,
+            desk: None,
+            sight: None,
+            preferred: None,
+            longest: Duration::ZERO,
+        }
     }
 }
 
@@ -188,16 +213,10 @@ impl Caller for Ptrace<'_> {
         };
         let candidates = candidates(self.memory)?;
         let (memory, steps) = (self.memory, self.steps);
-        // A thread of its own: when it ends, whatever it traced is let go, also what would not stop.
-        let (results, held) = thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    Session { memory, mappings: &mappings, gadgets, desk: self.desk, steps }
-                        .run(&candidates, calls)
-                })
-                .join()
-        })
-        .unwrap_or_else(|_| Err(Error::unfit("the thread that traces came to an end")))?;
+        let desk = self.desk;
+        let (results, held) = by_own_thread(|| {
+            Session { memory, mappings: &mappings, gadgets, desk, steps }.run(&candidates, calls)
+        })?;
         self.longest = self.longest.max(held);
         Ok(results)
     }
@@ -208,6 +227,15 @@ impl Caller for Ptrace<'_> {
 
     fn calls_functions(&self) -> bool {
         true
+    }
+
+    fn store(&mut self, store: &Store<'_>) -> Result<(Try, Duration)> {
+        let sight = match self.sight.take() {
+            Some(sight) if sight.is_current(self.memory)? => sight,
+            _ => Sight::read(self.memory)?,
+        };
+        let sight = self.sight.insert(sight);
+        Moment { memory: self.memory, sight, steps: self.steps }.attempt(store, &mut self.preferred)
     }
 
     fn longest_hold(&self) -> Duration {
@@ -428,6 +456,7 @@ impl Session<'_> {
             return Err(No::This("cannot be left alone with it".to_owned()));
         }
         seize(self.memory, tid)?;
+        interrupt(tid)?;
         (self.steps)("seized");
         let begun = await_stop(self.memory, tid, STOP_LIMIT)?;
         (self.steps)("stopped");
@@ -678,13 +707,26 @@ impl Session<'_> {
     }
 }
 
-/// Becomes the tracer of a thread, and asks it to stop.
+/// Has a thread of its own do what traces: when it ends, whatever it traced is let go, also what would not stop. Returns when that is so.
+pub(super) fn by_own_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let traced = || (fs::read_link("/proc/thread-self"), work());
+    let (own, outcome) = thread::scope(|scope| scope.spawn(traced).join())
+        .map_err(|_| Error::unfit("the thread that traces came to an end"))?;
+    // It can be joined before it lets go (`exit_mm` comes before `exit_notify` in kernel/exit.c), and is in no list any more after that.
+    if let Ok(own) = own {
+        let (path, deadline) = (Path::new("/proc").join(own), Instant::now() + GONE_LIMIT);
+        while path.exists() && Instant::now() < deadline {
+            thread::sleep(STOP_LOOK);
+        }
+    }
+    outcome
+}
+
+/// Becomes the tracer of a thread, which goes on.
 pub(super) fn seize(memory: &Memory, tid: Tid) -> Result<(), No> {
     match ptrace::seize(tid) {
-        Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-            return Err(No::Ever(ENDED.to_owned()));
-        }
+        Ok(()) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(No::Ever(ENDED.to_owned())),
         Err(error) => {
             let tracer = memory.status(tid, "TracerPid").filter(|tracer| tracer != "0");
             let why = match tracer {
@@ -693,9 +735,13 @@ pub(super) fn seize(memory: &Memory, tid: Tid) -> Result<(), No> {
                 }
                 None => format!("process {} may not be traced: {error}", memory.pid),
             };
-            return Err(No::All(Error::unfit(why)));
+            Err(No::All(Error::unfit(why)))
         }
     }
+}
+
+/// Asks a thread that is seized to stop.
+pub(super) fn interrupt(tid: Tid) -> Result<(), No> {
     match ptrace::interrupt(tid) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(No::Ever(ENDED.to_owned())),
         outcome => Ok(outcome.or_target(|| format!("interrupt thread {tid}"))?),
@@ -707,6 +753,7 @@ pub(super) fn seize(memory: &Memory, tid: Tid) -> Result<(), No> {
 pub(super) fn await_stop(memory: &Memory, tid: Tid, limit: Duration) -> Result<Instant, No> {
     let deadline = Instant::now() + limit;
     let mut seen = Instant::now();
+    let mut rest = STOP_LOOK;
     loop {
         let look = Instant::now();
         match ptrace::wait(tid, false).or_target(|| format!("wait for thread {tid}"))? {
@@ -728,7 +775,8 @@ pub(super) fn await_stop(memory: &Memory, tid: Tid, limit: Duration) -> Result<I
             }
             None => {
                 seen = look;
-                thread::sleep(STOP_LOOK);
+                thread::sleep(rest);
+                rest = (rest * 2).min(STOP_LOOK_MOST);
             }
         }
     }
@@ -759,6 +807,12 @@ fn has_signal(memory: &Memory, tid: Tid) -> bool {
     let set =
         |field| Memory::field(&text, field).and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(0);
     (set("SigPnd") | set("ShdPnd")) & !set("SigBlk") != 0
+}
+
+/// Whether a thread that stands was in a call that its stop interrupted: it slept there.
+pub(super) fn was_asleep(regs: &Registers) -> bool {
+    let code = regs.rax as i64;
+    regs.orig_rax as i64 >= 0 && (RESTART.contains(&code) || code == -i64::from(libc::EINTR))
 }
 
 /// Whether the kernel would not make a call again that must be (EINTR without a signal).

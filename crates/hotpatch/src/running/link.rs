@@ -131,11 +131,11 @@ impl<'a> Plan<'a> {
         Some(self.address(index as u32, code, data))
     }
 
-    /// What imported names are in this process.
-    pub fn imports(&self, memory: &Memory, scope: &Scope) -> Result<Vec<Option<Found>>> {
+    /// What imported names are in this process, for a part that belongs to `module`.
+    pub fn imports(&self, memory: &Memory, scope: &Scope, module: &Module) -> Result<Vec<Option<Found>>> {
         let mut found = Vec::with_capacity(self.part.imports.len());
         for import in &self.part.imports {
-            let address = scope.resolve(memory, &import.name)?;
+            let address = scope.resolve(memory, &import.name, module)?;
             if address.is_none() && !import.is_weak {
                 return Err(Error::unfit(format!(
                     "the patch uses {}, which nothing in the process has",

@@ -132,7 +132,30 @@ impl Memory {
 
     /// `/proc/PID/task/TID/status`, for who needs several fields.
     pub fn status_text(&self, tid: Tid) -> Option<String> {
-        fs::read_to_string(format!("/proc/{}/task/{tid}/status", self.pid)).ok()
+        self.read_status(tid).ok()
+    }
+
+    /// A thread may have any bytes for its name, which is in it: also half a letter.
+    fn read_status(&self, tid: Tid) -> io::Result<String> {
+        let text = fs::read(format!("/proc/{}/task/{tid}/status", self.pid))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// What a thread does, in one letter (`State` in proc_pid_status(5)); `None` if it has ended.
+    pub fn state(&self, tid: Tid) -> Result<Option<char>> {
+        match self.read_status(tid) {
+            Ok(text) => match Self::field(&text, "State").and_then(|state| state.chars().next()) {
+                None => Err(Error::unfit(format!("the status of thread {tid} has no state"))),
+                Some('Z' | 'X') => Ok(None),
+                Some(state) => Ok(Some(state)),
+            },
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error).or_target(|| format!("read the status of thread {tid}")),
+        }
     }
 
     pub fn field<'a>(text: &'a str, field: &str) -> Option<&'a str> {

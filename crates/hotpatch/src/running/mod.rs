@@ -11,6 +11,7 @@ mod inject;
 mod link;
 mod memory;
 mod modules;
+mod moment;
 mod region;
 mod together;
 mod unwind;
@@ -23,7 +24,9 @@ use inject::{DESK_CODE, DESK_WORDS, Ptrace, desk_code};
 #[cfg(test)]
 pub(crate) use link::lay_out;
 pub use memory::PAGE;
+pub use moment::{Stacks, Whereabouts};
 pub use region::{Notes, Region, State};
+pub use together::{Avoided, Change, Store, Try};
 
 use crate::error::{Error, Result};
 use crate::patch::{Part, Patch, PieceKind, Signed, When, hex};
@@ -33,7 +36,7 @@ use link::Plan;
 use memory::Memory;
 use modules::{Module, Scope};
 use region::{Gates, HEAD, Off, Switched};
-use together::{FLAG, GATE, Moment, above, avoided_by, gate_code, gate_places, lead_to_gates};
+use together::{FLAG, GATE, above, avoided_by, gate_code, gate_places, lead_to_gates};
 
 /// Room behind the notes of a region, for a patch that is applied again over others than before.
 const NOTES_ROOM: u64 = 1024;
@@ -149,7 +152,7 @@ impl<'a> Patcher<'a> {
         let scope = Scope::of(&self.memory, &modules, &signed.patch);
         for meeting in self.meet(&signed.patch, signed.id, &modules, &regions)? {
             let plan = Plan::new(meeting.part);
-            plan.imports(&self.memory, &scope)?;
+            plan.imports(&self.memory, &scope, &meeting.module)?;
             self.switches(&meeting, &plan, 0, 0, &regions)?;
             let length = HEAD + plan.code_length + plan.data_length + PAGE;
             link::place(&mappings, &meeting.module, meeting.part.is_fixed, length)?;
@@ -335,9 +338,7 @@ impl<'a> Patcher<'a> {
         }
         steps("hooks before");
         let avoided = if is_together { avoided_by(&meetings, &prepared, &regions) } else { Vec::new() };
-        let moment =
-            if is_together { Some(Moment::new(&self.memory, &modules, &avoided, steps)?) } else { None };
-        let held = self.switch_unit(&mut prepared, true, moment.as_ref())?;
+        let held = self.switch_unit(&mut prepared, true, &avoided, caller)?;
         for region in &prepared {
             call_hooks(caller, region, When::After)?;
         }
@@ -361,12 +362,6 @@ impl<'a> Patcher<'a> {
                 "the patch has hooks, and the process's tracer calls no functions of it: only a process without a tracer can get it",
             ));
         }
-        if self.is_together || patch.is_together {
-            return Err(Error::unfit(
-                "its functions are to switch together, and the process's tracer looks into no stacks: only a process without a tracer \
-                 can get it",
-            ));
-        }
         Ok(())
     }
 
@@ -381,7 +376,7 @@ impl<'a> Patcher<'a> {
         Common { flag, warnings }: &mut Common,
     ) -> Result<(Region, u64)> {
         let mut plan = Plan::new(meeting.part);
-        let imports = plan.imports(&self.memory, scope)?;
+        let imports = plan.imports(&self.memory, scope, &meeting.module)?;
         let mut notes = notes(signed, meeting);
         notes.switched = self.switches(meeting, &plan, 0, 0, regions)?;
         if signed.patch.is_cumulative {
@@ -456,11 +451,12 @@ impl<'a> Patcher<'a> {
             let object = data + data_end;
             notes.is_unwindable = register_unwind(&self.memory, modules, caller, table, object)?;
             if !notes.is_unwindable {
-                warnings.push(
-                    "the process's unwinder could not be told (libgcc_s is not loaded, or its tracer calls no functions): backtraces will \
-                     end at patched functions"
-                        .to_owned(),
-                );
+                let warning = "the process's unwinder could not be told (libgcc_s is not loaded, or its tracer calls no functions): \
+                               backtraces will end at patched functions";
+                // Once, of however many parts.
+                if !warnings.iter().any(|other| other == warning) {
+                    warnings.push(warning.to_owned());
+                }
             }
         }
         let hooks = meeting.part.hooks.iter();
@@ -545,7 +541,13 @@ impl<'a> Patcher<'a> {
     /// entry of any is, and until all entries of all are. What switches at one instant does so by the byte of its gates, in a moment
     /// in which no thread is in the functions: when all entries lead to gates, and as long as they do. Returns how long the threads
     /// were held for it.
-    fn switch_unit(&self, unit: &mut [Region], on: bool, moment: Option<&Moment<'_>>) -> Result<Duration> {
+    fn switch_unit(
+        &self,
+        unit: &mut [Region],
+        on: bool,
+        avoided: &[Avoided],
+        caller: &mut dyn Caller,
+    ) -> Result<Duration> {
         let (meanwhile, then) =
             if on { (State::Applying, State::Applied) } else { (State::Reverting, State::Reverted) };
         for region in unit.iter_mut() {
@@ -553,11 +555,13 @@ impl<'a> Patcher<'a> {
             (self.steps)(if on { "applying" } else { "reverting" });
         }
         let entries = || unit.iter().try_for_each(|region| self.switch(region, on));
-        let flag = unit.iter().find_map(|region| region.notes.gates).map(|gates| gates.flag);
-        let memory = &self.memory;
-        let instant = || match (moment, flag) {
-            (Some(moment), Some(flag)) => moment.take(&|| memory.write(flag, &[u8::from(on)])),
-            _ => Ok(Duration::ZERO),
+        let gated = unit.iter().find_map(|region| Some((region, region.notes.gates?.flag)));
+        let mut instant = || match gated {
+            Some((region, at)) => {
+                let change = Change { at, byte: u8::from(on), mark: region.mark(&self.memory)? };
+                together::in_a_moment(&self.memory, caller, avoided, Some(&change))
+            }
+            None => Ok(Duration::ZERO),
         };
         let outcome = if on {
             entries().and_then(|()| instant())
@@ -567,7 +571,7 @@ impl<'a> Patcher<'a> {
         if let Err(error) = outcome {
             let modules = modules::find(&self.memory, &self.memory.mappings()?);
             return Err(match self.settle(&modules) {
-                Ok(_) => error,
+                Ok(settled) => error.with(&settled.join("; ")),
                 Err(further) => {
                     Error::unfit(format!("{error}; and what was begun could not be undone: {further}"))
                 }
@@ -650,6 +654,13 @@ impl<'a> Patcher<'a> {
             let Some(name) = unit.first().map(|region| region.notes.name.clone()) else { continue };
             // Entries that lead to gates: one byte says whether the functions had switched.
             let gates = unit.iter().find_map(|region| region.notes.gates);
+            if gates.is_some() && interrupted.is_some() {
+                // Both states mean the same while the byte decides. Who was asked to store it and has not yet finds another, and does not.
+                for region in unit.iter_mut().filter(|region| region.state.is_underway()) {
+                    region.set_state(&self.memory, region.state.other_way())?;
+                    (self.steps)("settling");
+                }
+            }
             let has_switched = match gates {
                 Some(gates) => self.memory.array::<1>(gates.flag)? != [0],
                 None => false,
@@ -721,27 +732,25 @@ impl<'a> Patcher<'a> {
         if is_new {
             synchronise(caller, &regions)?;
         }
+        let everything = self.list()?;
+        let mut held = Duration::ZERO;
+        // What there is no moment for is refused before a hook undoes what the functions rely on.
+        if regions.iter().any(|region| region.notes.hooks.iter().any(|(at, _)| *at == When::Revert)) {
+            for unit in regions.chunk_by(|one, other| one.notes.patch == other.notes.patch) {
+                if unit.iter().any(|region| region.notes.gates.is_some()) {
+                    let avoided = above(unit, &everything);
+                    held = held.max(together::in_a_moment(&self.memory, caller, &avoided, None)?);
+                }
+            }
+        }
         // The parts of one patch are reverted together; of several the last first.
         for region in &regions {
             call_hooks(caller, region, When::Revert)?;
         }
-        let everything = self.list()?;
-        let mut held = Duration::ZERO;
         for unit in regions.chunk_by_mut(|one, other| one.notes.patch == other.notes.patch) {
             let is_together = unit.iter().any(|region| region.notes.gates.is_some());
-            if is_together && !caller.calls_functions() {
-                return Err(Error::unfit(format!(
-                    "the functions of {} are to switch back together, and the process's tracer looks into no stacks",
-                    unit[0].notes.name
-                )));
-            }
             let avoided = if is_together { above(unit, &everything) } else { Vec::new() };
-            let moment = if is_together {
-                Some(Moment::new(&self.memory, &modules, &avoided, self.steps)?)
-            } else {
-                None
-            };
-            held = held.max(self.switch_unit(unit, false, moment.as_ref())?);
+            held = held.max(self.switch_unit(unit, false, &avoided, caller)?);
             functions += unit.iter().map(|region| region.notes.switched.len()).sum::<usize>();
         }
         Ok(Report {

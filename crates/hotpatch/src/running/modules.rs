@@ -279,9 +279,9 @@ impl Scope {
         if asks { Self::read(memory, modules) } else { Self { modules: Vec::new() } }
     }
 
-    /// A function or variable by its name. A function that its library chose when it started is taken from a module that has been
-    /// given it.
-    pub fn resolve(&self, memory: &Memory, name: &str) -> Result<Option<Found>> {
+    /// A function or variable by its name, for code that belongs to `user`. A function that its library chose when it started is
+    /// taken from a module that has been given it, or bound when `user` first calls it.
+    pub fn resolve(&self, memory: &Memory, name: &str, user: &Module) -> Result<Option<Found>> {
         let Some((owner, found)) =
             self.modules.iter().find_map(|(module, exports)| Some((module, exports.get(name)?)))
         else {
@@ -290,20 +290,49 @@ impl Scope {
         if found.kind != elf::STT_GNU_IFUNC.0 {
             return Ok(Some(found));
         }
-        for (_, exports) in &self.modules {
+        let function = |address| Some(Found { address, kind: elf::STT_FUNC.0 });
+        let mut unbound = None;
+        for (module, exports) in &self.modules {
             for slot in exports.slots_of(name) {
                 let address = memory.word(slot)?;
                 // Until it is first called, a slot leads to its own module.
                 if owner.holds(address) {
-                    return Ok(Some(Found { address, kind: elf::STT_FUNC.0 }));
+                    return Ok(function(address));
+                }
+                // Another module can be unloaded, and its linkage table with it.
+                if module.start == user.start && module.holds(address) {
+                    unbound = unbound.or(linkage_entry(memory, slot, address));
                 }
             }
+        }
+        if let Some(address) = unbound {
+            return Ok(function(address));
         }
         Err(Error::unfit(format!(
             "the patch calls {name}, of which {} chose one when it started, and nothing in the process has asked for it yet",
             owner.path
         )))
     }
+}
+
+/// What to call so that a slot that is not bound yet is: its entry of the procedure linkage table, `jmp [slot]; push number; jmp`, in
+/// which the slot leads to the push (System V ABI, AMD64 supplement, 5.2). Where the jump is elsewhere (`.plt.sec`) the push itself: each
+/// call has it bound anew, to the same.
+fn linkage_entry(memory: &Memory, slot: u64, address: u64) -> Option<u64> {
+    const END_BRANCH: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+    const PUSH: u8 = 0x68;
+    const JUMP_BY_SLOT: [u8; 2] = [0xff, 0x25];
+    let at: [u8; 5] = memory.array(address).ok()?;
+    let is_push = at[0] == PUSH || at[..4] == END_BRANCH && at[4] == PUSH;
+    if !is_push {
+        return None;
+    }
+    let entry = address.checked_sub(6)?;
+    let before: [u8; 6] = memory.array(entry).ok()?;
+    let distance = i32::from_le_bytes([before[2], before[3], before[4], before[5]]);
+    let leads_by_slot =
+        before[..2] == JUMP_BY_SLOT && address.wrapping_add_signed(i64::from(distance)) == slot;
+    Some(if leads_by_slot { entry } else { address })
 }
 
 /// The Build-ID in a note segment (Linux Standard Base, 10.8: name size, size, type, name, content, each padded to 4).
@@ -334,11 +363,11 @@ mod tests {
         let libc = modules.iter().find(|module| module.path.contains("libc.so")).unwrap();
         assert!(!libc.build_id.is_empty());
         let scope = Scope::read(&memory, &modules);
-        let found = scope.resolve(&memory, "getpid").unwrap().unwrap();
+        let found = scope.resolve(&memory, "getpid", libc).unwrap().unwrap();
         assert!(libc.holds(found.address));
-        assert_eq!(scope.resolve(&memory, "no_such_name_anywhere").unwrap(), None);
+        assert_eq!(scope.resolve(&memory, "no_such_name_anywhere", libc).unwrap(), None);
         // Chosen when libc started, by what the processor can do.
-        let chosen = scope.resolve(&memory, "memcpy").unwrap().unwrap();
+        let chosen = scope.resolve(&memory, "memcpy", libc).unwrap().unwrap();
         assert_eq!(chosen.kind, elf::STT_FUNC.0);
         assert!(libc.holds(chosen.address));
     }

@@ -29,6 +29,7 @@ const MAGIC: &[u8; 16] = b"OUTLIVE-HOTPATCH";
 const VERSION: u32 = 3;
 pub const HEAD: u64 = 64;
 const STATE_AT: u64 = 20;
+const NOTES_HASH_AT: u64 = 56;
 /// Largest notes that are read.
 const MOST_NOTES: u64 = 16 << 20;
 
@@ -56,6 +57,15 @@ impl State {
     /// Whether some entries may be switched and others not.
     pub fn is_underway(self) -> bool {
         matches!(self, Self::Applying | Self::Reverting)
+    }
+
+    /// Of a state that is underway the one that is so in the other direction; others as they are.
+    pub fn other_way(self) -> Self {
+        match self {
+            Self::Applying => Self::Reverting,
+            Self::Reverting => Self::Applying,
+            other => other,
+        }
     }
 
     pub fn word(self) -> &'static str {
@@ -168,6 +178,12 @@ impl Region {
         memory.write(self.address + STATE_AT, &[state as u8])?;
         self.state = state;
         Ok(())
+    }
+
+    /// Where its state and its place are in the process, and what is there: nobody else's change of the patch leaves both as they are.
+    pub fn mark(&self, memory: &Memory) -> Result<(u64, Vec<u8>)> {
+        let at = self.address + STATE_AT;
+        Ok((at, memory.read(at, (NOTES_HASH_AT - STATE_AT) as usize)?))
     }
 
     fn read(memory: &Memory, address: u64, end: u64) -> Option<Self> {

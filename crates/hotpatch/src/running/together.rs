@@ -4,33 +4,26 @@
 //! It is stored in a moment in which no thread is in any of the functions, in the old ones or in the new: all threads are stopped for
 //! that, for as long as it takes to look into their stacks. If one of them is in the way, all go on, and it is tried again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::inject::{ENDED, No, after, await_stop, is_rewound, seize};
-use super::memory::{Mapping, Memory};
-use super::modules::Module;
+use super::Meeting;
+use super::inject::Caller;
+use super::memory::Memory;
 use super::region::{Gates, Notes, Region};
-use super::unwind::{Place, Tables};
-use super::{Meeting, Steps};
-use crate::error::{Error, Result, TargetContext};
-use crate::sys;
-use crate::sys::ptrace::{self, Registers, Tid};
+use crate::error::{Error, Result};
+use crate::sys::ptrace::Tid;
 
 /// How long a moment is waited for.
 const LIMIT: Duration = Duration::from_secs(10);
 /// After so long those that are in the way run on while the others are held: on a busy machine they come to a processor too seldom.
 const EASY: Duration = Duration::from_secs(1);
-/// How long the others are held for that at most: what one in the way waits for may be theirs to do.
-const PATIENCE: Duration = Duration::from_millis(50);
-/// How long those in the way run before they are looked at again.
-const TURN: Duration = Duration::from_millis(1);
-/// Between two tries: the program runs most of the time.
+/// Between two tries, at least.
 const REST: Duration = Duration::from_millis(5);
-/// How long one thread may take to stop while others are held: it may have to wait for a processor.
-const STOP_LIMIT: Duration = Duration::from_millis(50);
+/// And so many times as long as the threads were held for the last: the program runs most of the time.
+const REST_PER_HOLD: u32 = 4;
 /// Threads that are named when there is no such moment.
 const MOST_NAMED: usize = 8;
 
@@ -56,235 +49,86 @@ pub(super) fn gate_code(at: u64, flag: u64, old: u64, new: u64) -> Option<Vec<u8
 
 /// Code in which no thread may be, with the name of the function or patch that it belongs to.
 #[derive(Debug, Clone)]
-pub(super) struct Avoided {
+pub struct Avoided {
     pub name: String,
     pub range: Range<u64>,
 }
 
-/// A process whose threads are all to be stopped for a moment.
-pub(super) struct Moment<'a> {
-    memory: &'a Memory,
-    tables: Tables,
-    avoided: &'a [Avoided],
-    steps: Steps<'a>,
+/// A byte that is to be stored.
+#[derive(Debug, Clone)]
+pub struct Change {
+    pub at: u64,
+    pub byte: u8,
+    /// Bytes of the process that say that it is still wanted, and where they are: for who stores it later than it was asked, when whoever
+    /// asked may have given up.
+    pub mark: (u64, Vec<u8>),
 }
 
-/// How one try ended.
-enum Try {
+/// What is to be done in a moment in which no thread is in some code.
+#[derive(Debug, Clone, Copy)]
+pub struct Store<'a> {
+    pub avoided: &'a [Avoided],
+    /// `None` if it is only to be known whether there is such a moment.
+    pub change: Option<&'a Change>,
+    /// Those in the way may go on for a little while, with the others held.
+    pub is_patient: bool,
+}
+
+/// How one try to store it ended.
+#[derive(Debug)]
+pub enum Try {
     Done,
     /// Threads that were in the way, each with the function that it was in.
     InTheWay(Vec<(Tid, String)>),
-    /// One that did not stop in time: on a busy machine it may not have come to a processor.
+    /// The process, or this thread of it, did not stop in time: on a busy machine it may not have come to a processor.
     StillRuns(Tid, String),
 }
 
-impl<'a> Moment<'a> {
-    /// Reads the tables of all modules.
-    pub fn new(
-        memory: &'a Memory,
-        modules: &[Module],
-        avoided: &'a [Avoided],
-        steps: Steps<'a>,
-    ) -> Result<Self> {
-        let mappings = memory.mappings()?;
-        let mut modules = modules.to_vec();
-        modules.extend(Module::of_kernel(memory, &mappings));
-        let tables = Tables::read(memory, &modules, &mappings);
-        Ok(Self { memory, tables, avoided, steps })
-    }
-
-    /// Does something in a moment in which no thread is in the code to be avoided. Returns the longest time that the threads were
-    /// stopped for it.
-    pub fn take(&self, act: &(dyn Fn() -> Result<()> + Sync)) -> Result<Duration> {
-        let begun = Instant::now();
-        let mut longest = Duration::ZERO;
-        let mut known = Vec::new();
-        loop {
-            let patience = if begun.elapsed() < EASY { Duration::ZERO } else { PATIENCE };
-            // A thread of its own for each try: when it ends, whatever it traced is let go, also what would not stop.
-            let (outcome, held) = thread::scope(|scope| scope.spawn(|| self.attempt(patience, act)).join())
-                .unwrap_or_else(|_| {
-                    (Err(Error::unfit("the thread that traces came to an end")), Duration::ZERO)
-                });
-            longest = longest.max(held);
-            (self.steps)("all let go");
-            match outcome? {
-                Try::Done => return Ok(longest),
-                Try::InTheWay(threads) => known = threads,
-                Try::StillRuns(tid, why) if known.is_empty() => known = vec![(tid, why)],
-                Try::StillRuns(..) => {}
-            }
-            if begun.elapsed() > LIMIT {
-                return Err(self.refusal(&known));
-            }
-            thread::sleep(REST);
+/// Tries until no thread is in the way. Returns the longest time that the threads were stopped for it.
+pub(super) fn in_a_moment(
+    memory: &Memory,
+    caller: &mut dyn Caller,
+    avoided: &[Avoided],
+    change: Option<&Change>,
+) -> Result<Duration> {
+    let begun = Instant::now();
+    let mut longest = Duration::ZERO;
+    let mut known = Vec::new();
+    loop {
+        let is_patient = begun.elapsed() > EASY;
+        let (outcome, held) = caller.store(&Store { avoided, change, is_patient })?;
+        longest = longest.max(held);
+        match outcome {
+            Try::Done => return Ok(longest),
+            Try::InTheWay(threads) => known = threads,
+            Try::StillRuns(tid, why) if known.is_empty() => known = vec![(tid, why)],
+            Try::StillRuns(..) => {}
         }
-    }
-
-    fn attempt(&self, patience: Duration, act: &dyn Fn() -> Result<()>) -> (Result<Try>, Duration) {
-        sys::prefer_this_thread();
-        let mut stopped = BTreeMap::new();
-        let mappings = match self.memory.mappings() {
-            Ok(mappings) => mappings,
-            Err(error) => return (Err(error), Duration::ZERO),
-        };
-        let begun = Instant::now();
-        let outcome = self.with_all_stopped(&mappings, &mut stopped, patience, act);
-        for tid in stopped.keys() {
-            // One that was killed meanwhile is gone.
-            let _ = ptrace::detach(*tid, 0);
+        if begun.elapsed() > LIMIT {
+            return Err(refusal(memory, &known));
         }
-        (outcome, begun.elapsed())
+        thread::sleep(REST.max((held * REST_PER_HOLD).min(LIMIT / 10)));
     }
+}
 
-    fn with_all_stopped(
-        &self,
-        mappings: &[Mapping],
-        stopped: &mut BTreeMap<Tid, Registers>,
-        patience: Duration,
-        act: &dyn Fn() -> Result<()>,
-    ) -> Result<Try> {
-        let begun = Instant::now();
-        loop {
-            if let Some((tid, why)) = self.stop_all(stopped)? {
-                return Ok(Try::StillRuns(tid, why));
-            }
-            (self.steps)("all stopped");
-            let mut in_the_way = Vec::new();
-            for (tid, regs) in stopped.iter() {
-                in_the_way.extend(self.where_it_is_not_to_be(mappings, regs)?.map(|name| (*tid, name)));
-            }
-            if in_the_way.is_empty() {
-                break;
-            }
-            if begun.elapsed() >= patience {
-                return Ok(Try::InTheWay(in_the_way));
-            }
-            for (tid, _) in &in_the_way {
-                ptrace::resume(*tid, 0).or_target(|| format!("resume thread {tid}"))?;
-            }
-            thread::sleep(TURN);
-            for (tid, _) in &in_the_way {
-                stopped.remove(tid);
-                // One that has ended meanwhile is found to have by who waits for it.
-                let _ = ptrace::interrupt(*tid);
-            }
-            let again = in_the_way.into_iter().map(|(tid, _)| tid).collect();
-            if let Some((tid, why)) = self.await_all(again, stopped, &mut BTreeSet::new())? {
-                return Ok(Try::StillRuns(tid, why));
-            }
-        }
-        (self.steps)("nobody in the way");
-        act()?;
-        (self.steps)("switched together");
-        Ok(Try::Done)
+fn refusal(memory: &Memory, threads: &[(Tid, String)]) -> Error {
+    let mut named: Vec<String> = threads
+        .iter()
+        .take(MOST_NAMED)
+        .map(|(tid, place)| {
+            let name = memory.status(*tid, "Name").unwrap_or_default();
+            format!("thread {tid} ({name}) was in {place}")
+        })
+        .collect();
+    if threads.len() > MOST_NAMED {
+        named.push(format!("{} more", threads.len() - MOST_NAMED));
     }
-
-    /// Stops all threads, those as well that a thread makes meanwhile. If one would not stop, says which, and what it is in.
-    fn stop_all(&self, stopped: &mut BTreeMap<Tid, Registers>) -> Result<Option<(Tid, String)>> {
-        let mut ended = BTreeSet::new();
-        loop {
-            let mut fresh = Vec::new();
-            for tid in self.memory.threads()? {
-                if stopped.contains_key(&tid) || ended.contains(&tid) {
-                    continue;
-                }
-                // The first thread of a process stays in the list when it has ended.
-                let state = self.memory.status(tid, "State").and_then(|state| state.chars().next());
-                match state {
-                    None | Some('Z' | 'X') => {
-                        ended.insert(tid);
-                        continue;
-                    }
-                    Some(_) => {}
-                }
-                match seize(self.memory, tid) {
-                    Ok(()) => fresh.push(tid),
-                    Err(No::All(error)) => return Err(error),
-                    Err(No::This(_) | No::Ever(_)) => {
-                        ended.insert(tid);
-                    }
-                }
-            }
-            if fresh.is_empty() {
-                return Ok(None);
-            }
-            if let Some(one) = self.await_all(fresh, stopped, &mut ended)? {
-                return Ok(Some(one));
-            }
-        }
-    }
-
-    /// Waits until threads that were asked to have stopped.
-    fn await_all(
-        &self,
-        asked: Vec<Tid>,
-        stopped: &mut BTreeMap<Tid, Registers>,
-        ended: &mut BTreeSet<Tid>,
-    ) -> Result<Option<(Tid, String)>> {
-        for tid in asked {
-            match await_stop(self.memory, tid, STOP_LIMIT) {
-                Ok(_) => {}
-                Err(No::All(error)) => return Err(error),
-                Err(No::This(why) | No::Ever(why)) => {
-                    if self.memory.threads()?.contains(&tid) && why != ENDED {
-                        return Ok(Some((tid, format!("a system call, in which it {why}"))));
-                    }
-                    ended.insert(tid);
-                    continue;
-                }
-            }
-            let regs = ptrace::registers(tid).or_target(|| format!("read the registers of thread {tid}"))?;
-            // A call that was interrupted without a signal is made again, as if nothing had been.
-            let again = after(self.memory, tid, &regs);
-            if is_rewound(&regs, &again) {
-                ptrace::set_registers(tid, &again)
-                    .or_target(|| format!("set the registers of thread {tid}"))?;
-            }
-            stopped.insert(tid, regs);
-        }
-        Ok(None)
-    }
-
-    /// The name of the code that a stopped thread is in or goes back to, if it is to be avoided.
-    fn where_it_is_not_to_be(&self, mappings: &[Mapping], regs: &Registers) -> Result<Option<String>> {
-        let mut found = None;
-        let mut take = |place: Place| {
-            let address = match place {
-                Place::At(at) => at,
-                // The call is before it; a function's last instruction may be one.
-                Place::Behind(at) => at.wrapping_sub(1),
-            };
-            found =
-                self.avoided.iter().find(|avoided| avoided.range.contains(&address)).map(|a| a.name.clone());
-            found.is_some()
-        };
-        match self.tables.walk(self.memory, mappings, regs, &mut take) {
-            Ok(()) => Ok(found),
-            Err(Error::Unfit(why)) => Ok(Some(format!("what cannot be told: {why}"))),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn refusal(&self, threads: &[(Tid, String)]) -> Error {
-        let mut named: Vec<String> = threads
-            .iter()
-            .take(MOST_NAMED)
-            .map(|(tid, place)| {
-                let name = self.memory.status(*tid, "Name").unwrap_or_default();
-                format!("thread {tid} ({name}) was in {place}")
-            })
-            .collect();
-        if threads.len() > MOST_NAMED {
-            named.push(format!("{} more", threads.len() - MOST_NAMED));
-        }
-        Error::unfit(format!(
-            "process {} had no moment within {} s in which no thread was in the functions that switch together: {}",
-            self.memory.pid,
-            LIMIT.as_secs(),
-            named.join(", ")
-        ))
-    }
+    Error::unfit(format!(
+        "process {} had no moment within {} s in which no thread was in the functions that switch together: {}",
+        memory.pid,
+        LIMIT.as_secs(),
+        named.join(", ")
+    ))
 }
 
 /// Where the gates are, in the order of the entries.

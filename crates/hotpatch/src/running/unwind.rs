@@ -14,14 +14,21 @@ use super::modules::Module;
 use crate::error::{Error, Result};
 use crate::sys::ptrace::Registers;
 
-/// Largest table that is read from a process: a browser's has some ten MiB.
+/// Largest table that is read from a process: a browser's has some ten MiB. And of all together; modules beyond are walked over word by word.
 const MOST_TABLE: u64 = 256 << 20;
+const MOST_TABLES: u64 = 512 << 20;
 /// A thread that is in more functions than this is in a recursion without an end.
 const MOST_FRAMES: usize = 1 << 16;
 /// Most of a stack that is given out word by word.
 const MOST_WORDS: u64 = 64 << 20;
 /// What is read of a stack at once.
 const CHUNK: u64 = 64 << 10;
+/// Stacks of one thread: a handler on its own stack may be interrupted by one that is not, and so on.
+const MOST_STACKS: usize = 16;
+/// In a `struct sigcontext` (arch/x86/include/uapi/asm/sigcontext.h) the word of `cs`, `gs`, `fs` and `ss`, as it is of every 64-bit program
+/// (`__USER_CS` and `__USER_DS`, arch/x86/include/asm/segment.h), comes behind `rsp`, `rip` and `eflags`.
+const SEGMENTS: u64 = 0x002b_0000_0000_0033;
+const BEFORE_SEGMENTS: usize = 3;
 /// Registers by their numbers in DWARF (System V ABI, x86-64, figure 3.36): 16 is the return address.
 const STACK: usize = 7;
 const RETURN: usize = 16;
@@ -38,7 +45,7 @@ struct Table {
     frames: Vec<u8>,
 }
 
-/// Those of all modules, read while the process runs: they do not change.
+/// Those of all modules, read while the process runs: they do not change while the modules are the same.
 pub(super) struct Tables {
     tables: Vec<Table>,
 }
@@ -55,7 +62,9 @@ pub(super) enum Place {
 impl Tables {
     pub fn read(memory: &Memory, modules: &[Module], mappings: &[Mapping]) -> Self {
         // A module without tables is walked over word by word.
-        Self { tables: modules.iter().filter_map(|module| Table::read(memory, module, mappings)).collect() }
+        let mut left = MOST_TABLES;
+        let tables = modules.iter().filter_map(|module| Table::read(memory, module, mappings, &mut left));
+        Self { tables: tables.collect() }
     }
 
     /// Hands out every place that the thread is at or goes back to, until `take` has found what it looks for.
@@ -126,17 +135,22 @@ impl Frame {
 }
 
 impl Table {
-    fn read(memory: &Memory, module: &Module, mappings: &[Mapping]) -> Option<Self> {
+    /// `left` is what may still be read.
+    fn read(memory: &Memory, module: &Module, mappings: &[Mapping], left: &mut u64) -> Option<Self> {
+        let mut take = |size: u64| {
+            let size = size.min(MOST_TABLE);
+            *left = left.checked_sub(size)?;
+            usize::try_from(size).ok()
+        };
         let (at, size) = module.unwind_index?;
-        let index = memory.read(at, usize::try_from(size.min(MOST_TABLE)).ok()?).ok()?;
+        let index = memory.read(at, take(size)?).ok()?;
         let bases = BaseAddresses::default().set_eh_frame_hdr(at);
         let frames_at = match parse(&index, &bases)?.eh_frame_ptr() {
             Pointer::Direct(address) => address,
             Pointer::Indirect(_) => return None,
         };
         let mapping = mappings.iter().find(|m| (m.start..m.end).contains(&frames_at))?;
-        let length = (mapping.end - frames_at).min(MOST_TABLE);
-        let frames = memory.read(frames_at, usize::try_from(length).ok()?).ok()?;
+        let frames = memory.read(frames_at, take(mapping.end - frames_at)?).ok()?;
         Some(Self {
             start: module.start,
             end: module.end,
@@ -263,7 +277,7 @@ struct Stack<'a> {
     mappings: &'a [Mapping],
 }
 
-impl Stack<'_> {
+impl<'a> Stack<'a> {
     fn word(&mut self, at: u64) -> Option<u64> {
         if let Some(word) = self.kept(at) {
             return Some(word);
@@ -281,24 +295,51 @@ impl Stack<'_> {
         Some(u64::from_le_bytes(std::array::from_fn(|index| word[index])))
     }
 
-    /// All words of a stack from here on.
+    /// All words of a stack from here on, and of the stack that a signal interrupted, where its handler has one of its own (sigaltstack(2)).
     fn words(&mut self, from: u64, take: &mut dyn FnMut(Place) -> bool) -> Result<()> {
-        // A stack that grew since the mappings were read begins below where it did.
-        let mapping = self.mappings.iter().find(|m| from < m.end && m.start <= from.saturating_add(CHUNK));
-        let Some(mapping) = mapping.filter(|m| m.is_writable && m.end - from.min(m.end) <= MOST_WORDS) else {
-            return Err(Error::unfit("its stack pointer leads to no stack"));
-        };
-        let mut at = from.next_multiple_of(8);
-        while at < mapping.end {
-            let bytes = self.memory.read(at, (mapping.end - at).min(CHUNK) as usize)?;
-            for word in bytes.chunks_exact(8) {
-                if take(Place::Behind(u64::from_le_bytes(std::array::from_fn(|index| word[index])))) {
-                    return Ok(());
+        let mapping =
+            self.stack_at(from).ok_or_else(|| Error::unfit("its stack pointer leads to no stack"))?;
+        let (mut next, mut seen) = (vec![(from, mapping)], vec![mapping.start]);
+        while let Some((from, mapping)) = next.pop() {
+            let mut at = from.next_multiple_of(8);
+            // Of the words before: the stack pointer, when this one ends the registers of a signal frame.
+            let mut before = [0; BEFORE_SEGMENTS];
+            while at < mapping.end {
+                let bytes = self.memory.read(at, (mapping.end - at).min(CHUNK) as usize)?;
+                for word in bytes.chunks_exact(8) {
+                    let word = u64::from_le_bytes(std::array::from_fn(|index| word[index]));
+                    if take(Place::Behind(word)) {
+                        return Ok(());
+                    }
+                    // A signal interrupted this instruction itself.
+                    if word == SEGMENTS && take(Place::At(before[1])) {
+                        return Ok(());
+                    }
+                    // A frame that is left over from before leads anywhere, also nowhere.
+                    if word == SEGMENTS
+                        && let Some(other) = self.stack_at(before[0])
+                        && !seen.contains(&other.start)
+                    {
+                        if seen.len() == MOST_STACKS {
+                            return Err(Error::unfit("signals have interrupted it on too many stacks"));
+                        }
+                        seen.push(other.start);
+                        next.push((before[0], other));
+                    }
+                    before.rotate_left(1);
+                    before[BEFORE_SEGMENTS - 1] = word;
                 }
+                at += CHUNK;
             }
-            at += CHUNK;
         }
         Ok(())
+    }
+
+    /// What a stack pointer leads to, if that can be a stack.
+    fn stack_at(&self, from: u64) -> Option<&'a Mapping> {
+        // A stack that grew since the mappings were read begins below where it did.
+        let mapping = self.mappings.iter().find(|m| from < m.end && m.start <= from.saturating_add(CHUNK))?;
+        (mapping.is_writable && mapping.end - from.min(mapping.end) <= MOST_WORDS).then_some(mapping)
     }
 }
 
@@ -347,5 +388,49 @@ mod tests {
         assert!(places.len() > 5, "{places:x?}");
         // A walk by tables gives out addresses of code only.
         assert_eq!(is_scanned, 0, "{places:x?}");
+    }
+
+    /// Two stacks: on one a handler runs, and the other has what the signal interrupted.
+    #[test]
+    fn where_tables_end_on_a_signal_stack_the_interrupted_one_is_scanned_as_well() {
+        const SIZE: usize = 1 << 16;
+        let map = || -> *mut u64 {
+            let (readable, flags) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            // SAFETY: a new mapping, between two pages of it that nobody can touch, so that the kernel joins it to no other.
+            unsafe {
+                let at = libc::mmap(std::ptr::null_mut(), SIZE + 2 * 4096, libc::PROT_NONE, flags, -1, 0);
+                assert_ne!(at, libc::MAP_FAILED);
+                let at = at.byte_add(4096);
+                assert_eq!(libc::mprotect(at, SIZE, readable), 0);
+                at.cast()
+            }
+        };
+        let (alternate, main) = (map(), map());
+        let interrupted = main.addr() as u64 + 512;
+        // SAFETY: both are larger than what is written, and nobody else has them.
+        unsafe {
+            main.add(100).write(0x1234);
+            main.add(10).write(0x5678);
+            for (index, word) in [interrupted, 0xabcd, 0x202, SEGMENTS].into_iter().enumerate() {
+                alternate.add(60 + index).write(word);
+            }
+        }
+        let memory = Memory::open(std::process::id().cast_signed()).unwrap();
+        let mappings = memory.mappings().unwrap();
+        let mut stack = Stack { memory: &memory, from: 0, bytes: Vec::new(), mappings: &mappings };
+        let mut places = Vec::new();
+        let mut take = |place| {
+            places.push(place);
+            false
+        };
+        stack.words(alternate.addr() as u64 + 128, &mut take).unwrap();
+        assert!(places.contains(&Place::At(0xabcd)), "it was interrupted there, and not behind it");
+        assert!(places.contains(&Place::Behind(0x1234)), "what called it is on the other stack");
+        assert!(!places.contains(&Place::Behind(0x5678)), "below its pointer a stack holds nothing");
+        for at in [alternate, main] {
+            // SAFETY: mapped above, with the page before it, and used no more.
+            unsafe { libc::munmap(at.byte_sub(4096).cast(), SIZE + 2 * 4096) };
+        }
     }
 }

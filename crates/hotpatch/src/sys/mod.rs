@@ -1,5 +1,6 @@
 //! What this crate asks of the operating system, as typed functions: nothing above has `unsafe`.
 
+pub mod preferred;
 pub mod ptrace;
 
 use std::io;
@@ -35,12 +36,14 @@ pub fn xsave_size(components: u64) -> usize {
     size
 }
 
-/// Lets the calling thread run before ordinary ones, if the system permits: what it holds is held the shorter.
-pub fn prefer_this_thread() {
-    let parameter = libc::sched_param { sched_priority: 1 };
+/// Lets the calling thread run before ordinary ones and before those that it prefers itself, if the system permits: what it holds
+/// is held the shorter. Whether it does.
+pub fn prefer_this_thread() -> bool {
+    let parameter = libc::sched_param { sched_priority: preferred::PRIORITY + 1 };
     // SAFETY: the structure is a local that outlives the call. Without the privilege nothing changes, and nothing depends
     // on it.
-    unsafe {
+    let set = unsafe {
         libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameter)
     };
+    set == 0
 }

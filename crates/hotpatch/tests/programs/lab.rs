@@ -138,6 +138,17 @@ pub fn in_time<T>(mut attempt: impl FnMut() -> outlive_hotpatch::Result<T>) -> o
     }
 }
 
+/// How many threads of a process run before those of other programs.
+pub fn preferred_threads(pid: i32) -> usize {
+    // proc_pid_stat(5): behind the name, which may have any character, policy is field 41; 0 is `SCHED_OTHER`.
+    let is_ordinary = |task: &fs::DirEntry| {
+        let text = fs::read_to_string(task.path().join("stat")).unwrap();
+        text.rsplit_once(')').unwrap().1.split_whitespace().nth(41 - 3) == Some("0")
+    };
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.map(Result::unwrap).filter(|task| !is_ordinary(task)).count()
+}
+
 /// A program that answers lines.
 pub struct Running {
     child: Child,
@@ -173,6 +184,29 @@ impl Running {
         let deadline = Instant::now() + STATE_LIMIT;
         while !fs::read_to_string(&path).unwrap().contains(&format!("State:\t{state}")) {
             assert!(Instant::now() < deadline, "process {} does not come to state {state}", self.pid());
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits until a thread of this name is in a state.
+    pub fn await_thread(&self, name: &str, state: char) {
+        let path = format!("/proc/{}/task", self.pid());
+        let deadline = Instant::now() + STATE_LIMIT;
+        let is_it = |task: fs::DirEntry| {
+            let text = fs::read_to_string(task.path().join("status")).unwrap();
+            text.contains(&format!("Name:\t{name}\n")) && text.contains(&format!("State:\t{state}"))
+        };
+        while !fs::read_dir(&path).unwrap().any(|task| is_it(task.unwrap())) {
+            assert!(Instant::now() < deadline, "thread {name} does not come to state {state}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits until no thread runs before those of other programs any more, as it may while it is stopped.
+    pub fn await_ordinary(&self) {
+        let deadline = Instant::now() + STATE_LIMIT;
+        while preferred_threads(self.pid()) > 0 {
+            assert!(Instant::now() < deadline, "a thread of process {} stays preferred", self.pid());
             thread::sleep(Duration::from_millis(1));
         }
     }

@@ -411,6 +411,7 @@ pub fn die_at_every_step(program: &str, old: &str, new: &str, least: usize) {
                 .arg0("patcher")
                 .status()
                 .unwrap();
+            running.await_ordinary();
             // The process runs, each call is the old or the new function, whole.
             let answer = running.ask("?");
             assert!(is_either(&answer), "{answer} after step {nth} of {what}");

@@ -1,13 +1,16 @@
-// A thread that does not come out of a function before it is told: `i` sends it in, `o` lets it out.
+// A thread that does not come out of a function before it is told: `i` sends it in, `o` lets it out, `n` gives it a name that ends within a
+// letter. `u` says how often the hook of a revert was called.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdio.h>
 
 static sem_t in, out, entered;
+static int undone;
 
 #ifdef FIXED
 #define KEY 2
+void outlive_patch_revert(void) { undone++; }
 #else
 #define KEY 1
 #endif
@@ -42,7 +45,8 @@ int main(void) {
             while (sem_wait(&entered) != 0) {}
         }
         if (line[0] == 'o') sem_post(&out);
-        printf("%d\n", value(0));
+        if (line[0] == 'n') pthread_setname_np(thread, "server\xc3");
+        printf("%d\n", line[0] == 'u' ? undone : value(0));
         fflush(stdout);
     }
     return 0;

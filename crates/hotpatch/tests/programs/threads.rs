@@ -15,6 +15,7 @@ const CYCLES: usize = 10_000;
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("ten_thousand_cycles_under_sixteen_threads_lose_no_call", cycles),
+        trial("an_allocator_that_all_threads_are_in_is_patched_and_nothing_is_lost", allocator),
         trial("calls_reach_the_new_function_and_say_what_that_costs", cost),
     ]
 }
@@ -47,6 +48,44 @@ fn cost() {
     );
     running.revert();
     ask(&mut running, "0");
+}
+
+/// Memory that the old functions gave out is freed by the new ones, and the other way. A moment in which nobody is in them does not come.
+fn allocator() {
+    let recorded = Recorded::new("gcc -O2 -fno-builtin-malloc -pthread $FLAGS -o program allocator.c");
+    let mut running = recorded.start();
+    let mut longest = 0;
+    let signed = recorded.patch();
+    for cycle in 0..200 {
+        longest = longest.max(running.apply(&signed).longest_hold_us);
+        let (counted, least) = allocations(&mut running);
+        await_rounds(&mut running, least);
+        assert!(allocations(&mut running).0 > counted, "no thread is in the new functions in cycle {cycle}");
+        longest = longest.max(running.revert().longest_hold_us);
+        let (counted, least) = allocations(&mut running);
+        assert_eq!(counted, 0, "the old function says so");
+        await_rounds(&mut running, least);
+    }
+    eprintln!("an allocator was patched 200 times, longest hold {longest} us");
+    let error = running.patcher().apply(&together(&recorded)).unwrap_err().to_string();
+    assert!(error.contains("had no moment"), "{error}");
+    assert_eq!(allocations(&mut running).0, 0);
+}
+
+/// Allocations that the new functions have counted, and how far the thread is that is furthest behind.
+fn allocations(running: &mut Running) -> (u64, u64) {
+    let answer = running.ask("?");
+    let words: Vec<u64> = answer.split(' ').map(|word| word.parse().unwrap()).collect();
+    assert_eq!(words[0], 0, "memory that was somebody else's as well: {answer}");
+    (words[1], words[2])
+}
+
+/// Until every thread has gone on.
+fn await_rounds(running: &mut Running, from: u64) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while allocations(running).1 == from {
+        assert!(Instant::now() < deadline, "a thread does not go on");
+    }
 }
 
 fn cycles() {

@@ -1,11 +1,15 @@
 //! Functions that switch at one instant: what two of them agree on holds for every call, and who is in the way is named.
 
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
 use libtest_mimic::Trial;
 use outlive_hotpatch::build::Options;
 use outlive_hotpatch::patch::Signed;
-use outlive_hotpatch::running::State;
+use outlive_hotpatch::running::{Patcher, State};
 
-use super::lab::{Recorded, Running, sign};
+use super::lab::{Recorded, Running, preferred_threads, sign};
 use super::patching::die_at_every_step;
 use super::trial;
 
@@ -16,6 +20,8 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("functions_that_switch_together_agree_at_every_call", agree),
         trial("a_thread_that_stays_in_a_function_is_named_and_nothing_is_switched", stays),
+        trial("a_thread_whose_name_is_no_text_is_looked_at_as_well", named_by_bytes),
+        trial("threads_stay_ordinary_and_uninterrupted_beside_one_that_does_not_stop", waiters),
         trial("a_patch_over_one_that_switched_together_is_switched_together_as_well", over_each_other),
         trial("a_patcher_may_die_at_any_step_of_what_switches_together", || {
             die_at_every_step("pair", "0 1 ", "0 2 ", 20)
@@ -54,16 +60,21 @@ fn agree() {
     }
     assert_eq!(running.regions().len(), 1, "what is applied again takes no more memory");
     eprintln!("{CYCLES} cycles at one instant, longest hold {longest} us");
-    // The same functions, one after the other: the program does see when they do not agree.
+    // The same functions, one after the other: the program does see when they do not agree. A patcher that waits after each gives it
+    // the time.
     let plain = recorded.patch();
-    for _ in 0..CYCLES {
-        running.apply(&plain);
-        running.revert();
-        if seen(&mut running).0 > 0 {
-            return;
+    let wait = |step: &'static str| {
+        if step == "switched" {
+            thread::sleep(Duration::from_millis(100));
         }
-    }
-    panic!("functions were switched one after the other {CYCLES} times, and no call was half old");
+    };
+    let mut patcher = Patcher::open_with_steps(running.pid(), &wait).unwrap();
+    patcher.apply(&plain).unwrap();
+    drop(patcher);
+    assert!(
+        seen(&mut running).0 > 0,
+        "functions were switched one after the other, and no call was half old"
+    );
 }
 
 fn stays() {
@@ -73,6 +84,7 @@ fn stays() {
     assert_eq!(running.ask("i"), "1");
     let error = running.patcher().apply(&signed).unwrap_err().to_string();
     assert!(error.contains("(server) was in serve") && error.contains("no moment"), "{error}");
+    assert!(error.ends_with("fix was interrupted while it was applied, and is reverted"), "{error}");
     assert!(!error.contains("was in value"), "{error}");
     assert_eq!(running.states(), [State::Reverted]);
     assert_eq!(running.ask("?"), "1");
@@ -83,11 +95,13 @@ fn stays() {
     assert_eq!(running.ask("i"), "2");
     let error = running.patcher().revert(false).unwrap_err().to_string();
     assert!(error.contains("(server) was in the code of fix"), "{error}");
+    assert_eq!(running.ask("u"), "0", "what is refused calls no hook");
     assert_eq!(running.states(), [State::Applied]);
     assert_eq!(running.ask("?"), "2");
     running.ask("o");
     running.revert();
     assert_eq!(running.ask("?"), "1");
+    assert_eq!(running.ask("u"), "1");
     // The user may ask for it where the patch does not.
     let plain = recorded.patch();
     assert_eq!(running.ask("i"), "1");
@@ -98,6 +112,39 @@ fn stays() {
     drop(patcher);
     running.apply(&plain);
     assert_eq!(running.ask("?"), "2");
+}
+
+fn named_by_bytes() {
+    let recorded = Recorded::simple("stays");
+    let mut running = recorded.start();
+    running.ask("n");
+    assert_eq!(running.ask("i"), "1");
+    let error = running.patcher().apply(&together(&recorded)).unwrap_err().to_string();
+    assert!(error.contains("was in serve"), "{error}");
+    assert_eq!(running.ask("?"), "1");
+}
+
+fn waiters() {
+    let recorded = Recorded::simple("waiters");
+    let mut running = recorded.start();
+    let signed = together(&recorded);
+    assert_eq!(running.ask("v"), "1, 0 interrupted");
+    running.await_thread("holder", 'D');
+    let pid = running.pid();
+    let preferred = Mutex::new(0);
+    let look = |step: &'static str| {
+        if step == "all let go" {
+            *preferred.lock().unwrap() += preferred_threads(pid);
+        }
+    };
+    let error = Patcher::open_with_steps(pid, &look).unwrap().apply(&signed).unwrap_err().to_string();
+    assert!(error.contains("(holder) was in a system call, in which it sleeps"), "{error}");
+    assert_eq!(*preferred.lock().unwrap(), 0, "threads that were left preferred");
+    assert_eq!(running.ask("o"), "1, 0 interrupted");
+    running.apply(&signed);
+    assert_eq!(running.ask("?"), "2, 0 interrupted");
+    running.revert();
+    assert_eq!(running.ask("?"), "1, 0 interrupted");
 }
 
 fn over_each_other() {

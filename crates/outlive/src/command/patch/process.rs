@@ -79,6 +79,7 @@ pub fn apply(args: &PatchAndProcess) -> Result<()> {
             &format!("{} is applied to process {pid}", signed.patch.name),
         )?);
     }
+    committed(&args.process, &mut all);
     print_json(&args.process, all)
 }
 
@@ -102,7 +103,27 @@ pub fn revert(args: &AllOrLast) -> Result<()> {
             patcher.revert(args.all).for_user().map_err(|failure| also_done(failure, "reverted in", &all))?;
         all.push(said(&report, pid, args.process.json, &format!("process {pid} is reverted"))?);
     }
+    committed(&args.process, &mut all);
     print_json(&args.process, all)
+}
+
+/// What was done to a workload is waited for until it would survive a failover; if that is not known, it is said.
+fn committed(args: &Process, all: &mut [Value]) {
+    // It is done, whatever becomes of the question.
+    let why = match target::await_commit(&args.whom()) {
+        Ok(None) => return,
+        Ok(Some(why)) => why.to_owned(),
+        Err(failure) => format!("it is not known whether the backup has it ({})", failure.message),
+    };
+    let note = format!("{why}: a failover now would undo it");
+    if !args.json {
+        say!("note: {note}");
+    }
+    for value in all {
+        if let Some(warnings) = value["warnings"].as_array_mut() {
+            warnings.push(note.clone().into());
+        }
+    }
 }
 
 /// Of several processes some have been changed before one failed.

@@ -1,18 +1,23 @@
 //! Whom a command is about: one process, or those of a workload, whose supervisor is their tracer and has them make the calls.
 
 use std::fs;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use outlive_epoch::control::Side;
+use outlive_epoch::control::{Side, State};
 use outlive_hotpatch::Error;
-use outlive_hotpatch::running::{Call, Caller, Desk, Patcher, first_failure};
-use outlive_process::tree::Errand;
+use outlive_hotpatch::running::{Call, Caller, Desk, Patcher, Store, Try, first_failure};
+use outlive_process::tree::{Errand, Mark};
 
 use super::ForUser;
 use crate::cli::{Reach, Whom};
 use crate::command::progress;
 use crate::control::{Inspected, Reply, Request, unexpected};
 use crate::error::{Context, Failure, Result};
+
+/// How long a backup is waited for, and how often it is looked: an idle workload has a checkpoint several times a second.
+const COMMIT_LIMIT: Duration = Duration::from_secs(5);
+const COMMIT_LOOK: Duration = Duration::from_millis(5);
 
 /// One process, open.
 pub struct Target<'a> {
@@ -35,13 +40,38 @@ pub fn open<'a>(whom: &Whom<'a>) -> Result<Vec<Target<'a>>> {
     Ok(targets)
 }
 
+/// Waits until what was done to a protected workload is its backup's as well, so that who is told of it can rely on it: a checkpoint that was
+/// taken before may be on its way, and the one after it has everything. Says what keeps it from being known.
+pub fn await_commit(whom: &Whom<'_>) -> Result<Option<&'static str>> {
+    let Some(name) = whom.workload else { return Ok(None) };
+    let (begun, mut wanted) = (Instant::now(), None);
+    loop {
+        let status = inspect(whom.reach, name)?.status;
+        if status.role != Side::Primary || status.state != State::Protected {
+            return Ok(Some("the workload has no backup at this moment"));
+        }
+        let last = *wanted.get_or_insert(status.epoch + 2);
+        if status.epoch >= last {
+            return Ok(None);
+        }
+        if begun.elapsed() > COMMIT_LIMIT {
+            return Ok(Some("the backup has not acknowledged it yet"));
+        }
+        thread::sleep(COMMIT_LOOK);
+    }
+}
+
+fn inspect(reach: &Reach, name: &str) -> Result<Inspected> {
+    let request = Request::Inspect { name: name.to_owned() };
+    match reach.connect()?.call(&request, &mut progress)? {
+        Reply::Inspected(inspected) => Ok(*inspected),
+        other => Err(unexpected(&other)),
+    }
+}
+
 /// The processes of a workload as this host numbers them, parents first, without its init, which is not the program's.
 fn processes(reach: &Reach, name: &str) -> Result<Vec<i32>> {
-    let request = Request::Inspect { name: name.to_owned() };
-    let Inspected { node, status } = match reach.connect()?.call(&request, &mut progress)? {
-        Reply::Inspected(inspected) => *inspected,
-        other => return Err(unexpected(&other)),
-    };
+    let Inspected { node, status } = inspect(reach, name)?;
     let init = i32::try_from(status.init_pid).unwrap_or(0);
     if status.role != Side::Primary || init == 0 || node != status.primary_node {
         let place = status.primary_node.unwrap_or_else(|| "its primary's node".to_owned());
@@ -104,6 +134,36 @@ impl Caller for Supervisor<'_> {
         });
         each.collect::<Option<Vec<u64>>>()
             .ok_or_else(|| Error::Unfit("the supervisor answered for fewer calls than were asked".to_owned()))
+    }
+
+    fn store(&mut self, store: &Store<'_>) -> Result<(Try, Duration), Error> {
+        // Hooks are what somebody looks for beforehand, and a supervisor calls none.
+        let Some(change) = store.change else {
+            return Err(Error::Unfit(
+                "a supervisor does not look where threads are without a change".to_owned(),
+            ));
+        };
+        let request = Request::Store {
+            name: self.name.to_owned(),
+            pid: self.pid,
+            avoided: store.avoided.iter().map(|avoided| avoided.range.clone()).collect(),
+            at: change.at,
+            byte: change.byte,
+            mark: Mark { at: change.mark.0, bytes: change.mark.1.clone() },
+        };
+        let reply = self.reach.connect().and_then(|mut agent| agent.call(&request, &mut progress));
+        let (in_the_way, held_us) = match reply {
+            Ok(Reply::Stored { in_the_way, held_us }) => (in_the_way, held_us),
+            Ok(other) => return Err(Error::Unfit(unexpected(&other).message)),
+            Err(failure) => return Err(Error::Unfit(failure.message)),
+        };
+        let named = |place: Result<usize, String>| match place {
+            Ok(index) => store.avoided.get(index).map_or_else(String::new, |avoided| avoided.name.clone()),
+            Err(why) => format!("what cannot be told: {why}"),
+        };
+        let in_the_way: Vec<_> = in_the_way.into_iter().map(|(tid, place)| (tid, named(place))).collect();
+        let outcome = if in_the_way.is_empty() { Try::Done } else { Try::InTheWay(in_the_way) };
+        Ok((outcome, Duration::from_micros(held_us)))
     }
 
     /// A supervisor has its own.
