@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod failover;
+mod guard;
 mod hotpatch;
 mod replicated;
 mod setup;
@@ -10,6 +11,7 @@ mod supported;
 mod test;
 mod tidy;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -31,6 +33,12 @@ enum Task {
     Demo(demo::Arguments),
     /// Everything that must hold before a change lands
     Test,
+    /// Run a program of tests, and end it if it hangs
+    #[command(hide = true)]
+    Guard {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
     /// Measure, and write the figures to BENCHMARKS.md
     Bench {
         #[command(subcommand)]
@@ -47,6 +55,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run().map(|()| true),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test => test::run().map(|()| true),
+        Task::Guard { command } => guard::run(&command),
         Task::Bench { what } => bench::run(&what),
         Task::Supported => supported::run().map(|()| true),
         Task::Tidy => tidy::run().map(|()| true),
