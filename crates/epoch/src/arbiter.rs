@@ -28,6 +28,9 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// Messages waiting for one seed node. More is dropped: the proposer repeats what matters.
 const QUEUE: usize = 8;
 
+/// What became of a question to a seed node: its answer, or why there is none.
+type Answered = (NodeName, Result<Response, String>);
+
 struct Seed {
     name: NodeName,
     requests: Sender<Request>,
@@ -38,7 +41,7 @@ pub struct Arbiter {
     seeds: Seeds,
     workload: WorkloadName,
     links: Vec<Seed>,
-    responses: Mutex<Receiver<(NodeName, Response)>>,
+    responses: Mutex<Receiver<Answered>>,
     /// What has been promised, and not yet asked for.
     prepared: Mutex<Option<(Transition, Proposer)>>,
     begun: Instant,
@@ -107,7 +110,7 @@ impl Arbiter {
         Proposer::new(seeds, workload, transition, Attempt::random(), now, Limits::default())
     }
 
-    fn responses(&self) -> MutexGuard<'_, Receiver<(NodeName, Response)>> {
+    fn responses(&self) -> MutexGuard<'_, Receiver<Answered>> {
         self.responses.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -118,7 +121,7 @@ impl Arbiter {
         self.run(Proposer::read(seeds, workload, Attempt::random(), now, Limits::default()), &responses)
     }
 
-    fn run(&self, mut proposer: Proposer, responses: &Receiver<(NodeName, Response)>) -> Outcome {
+    fn run(&self, mut proposer: Proposer, responses: &Receiver<Answered>) -> Outcome {
         loop {
             if let Some(outcome) = proposer.outcome() {
                 return outcome.clone();
@@ -128,7 +131,7 @@ impl Arbiter {
     }
 
     /// Sends what is to be sent, and takes one answer, or waits until it is time to do something else.
-    fn step(&self, proposer: &mut Proposer, responses: &Receiver<(NodeName, Response)>) {
+    fn step(&self, proposer: &mut Proposer, responses: &Receiver<Answered>) {
         for outlive_cluster::Action::Send { to, request } in proposer.poll(self.begun.elapsed()) {
             if let Some(seed) = self.links.iter().find(|seed| seed.name == to) {
                 // A full queue is a seed node that does not answer.
@@ -142,7 +145,8 @@ impl Arbiter {
         let now = self.begun.elapsed();
         let until = proposer.wakeup().unwrap_or(now).saturating_sub(now);
         match responses.receive_within(until) {
-            Ok((from, response)) => proposer.on_response(&from, &response, self.begun.elapsed()),
+            Ok((from, Ok(response))) => proposer.on_response(&from, &response, self.begun.elapsed()),
+            Ok((from, Err(reason))) => proposer.on_failure(&from, reason),
             Err(Nothing::Yet) => {}
             // No link could be made at all: nobody will ever answer.
             Err(Nothing::Ever) => thread::sleep(until.min(Duration::from_millis(50))),
@@ -155,22 +159,19 @@ fn carry(
     node: &NodeName,
     address: SocketAddr,
     requests: &Receiver<Request>,
-    answer: &Sender<(NodeName, Response)>,
+    answer: &Sender<Answered>,
 ) {
     // A takeover waits for it, on a machine that may be busy.
     carry_life();
     let mut client: Option<Client> = None;
     while let Some(request) = requests.receive() {
-        match call(identity, node, address, &mut client, request) {
-            Ok(response) => {
-                if answer.send((node.clone(), response)).is_err() {
-                    return;
-                }
-            }
-            Err(reason) => {
-                debug!(seed = node.as_str(), reason, "no answer");
-                client = None;
-            }
+        let answered = call(identity, node, address, &mut client, request);
+        if let Err(reason) = &answered {
+            debug!(seed = node.as_str(), reason, "no answer");
+            client = None;
+        }
+        if answer.send((node.clone(), answered)).is_err() {
+            return;
         }
     }
 }
@@ -190,8 +191,10 @@ fn call(
             client.insert(Client::open(connection, CONNECT).map_err(|error| error.to_string())?)
         }
     };
-    match peer::call(open, &peer::Request::Arbitrate(request), ANSWER)? {
-        peer::Response::Arbitrated(response) => Ok(*response),
+    let question = peer::Request::arbitrate(&request).map_err(|error| error.to_string())?;
+    match peer::call(open, &question, ANSWER)? {
+        peer::Response::Arbitrated(answer) => Response::decode(&answer).map_err(|error| error.to_string()),
+        peer::Response::Refused { reason } => Err(reason),
         other => Err(format!("unexpected answer {other:?}")),
     }
 }

@@ -561,7 +561,7 @@ impl Listening {
     /// Asks for the next generation until the seed nodes say yes or no.
     fn ask(&self, silent: Duration, decided: Instant) {
         loop {
-            match self.arbiter.ask(Transition::BackupTakesOver { by: self.me.incarnation }) {
+            match self.arbiter.ask(Transition::BackupTakesOver { by: self.me.incarnation, held: 0 }) {
                 Outcome::Granted(register) => {
                     info!(generation = register.generation, "taking over");
                     point(Point::TakeoverGranted);

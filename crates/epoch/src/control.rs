@@ -1,6 +1,8 @@
 //! What an agent asks the supervisors of its node, over a socket in the workload's directory: a line of JSON each way.
 
-use outlive_process::tree::Errand;
+use std::ops::Range;
+
+use outlive_process::tree::{Errand, Mark, Whereabouts};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +23,15 @@ pub enum Request {
         pid: i32,
         errands: Vec<Errand>,
     },
+    /// A byte to be stored in a process's memory in a moment in which none of its threads is in the code to be avoided, for whoever
+    /// patches it; tried once, if the mark is there by then.
+    Store {
+        pid: i32,
+        avoided: Vec<Range<u64>>,
+        at: u64,
+        byte: u8,
+        mark: Mark,
+    },
     /// To a synced backup: takes over now, whether its primary lives or not.
     Failover,
 }
@@ -33,6 +44,11 @@ pub enum Response {
     /// What each call of the errands returned, and how long the workload was stopped, in microseconds.
     Returned {
         results: Vec<i64>,
+        held_us: u64,
+    },
+    /// It was stored, or these threads were in the way. The workload was stopped for so long, in microseconds.
+    Stored {
+        in_the_way: Vec<Whereabouts>,
         held_us: u64,
     },
     Failed {

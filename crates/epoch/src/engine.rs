@@ -8,6 +8,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use outlive_cluster::{Holder, Incarnation, NodeName, Outcome, WorkloadName};
+use outlive_process::tree::Look;
 use outlive_stream::tls::Identity;
 
 use crate::arbiter::Arbiter;
@@ -56,10 +57,12 @@ pub struct Engine {
     /// An operator wants this backup to take over.
     pub forced: Arc<AtomicBool>,
     pub pulse: Arc<Pulse>,
+    /// How it is told where threads are, for who patches the workload.
+    pub look: Look,
 }
 
 impl Engine {
-    pub fn new(setup: Setup) -> Result<Self> {
+    pub fn new(setup: Setup, look: Look) -> Result<Self> {
         let node = &setup.node;
         let identity = Arc::new(Identity::load(&node.authority, &node.certificate, &node.key)?);
         let bad_name = |error: outlive_cluster::NameError| Error::Arbitration(error.to_string());
@@ -86,6 +89,7 @@ impl Engine {
             launcher,
             forced: Arc::default(),
             pulse: Arc::default(),
+            look,
             setup,
         })
     }

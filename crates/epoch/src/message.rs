@@ -40,7 +40,7 @@ pub const FROM_PRIMARY: KindSet = KindSet::of(&[
 pub const FROM_BACKUP: KindSet = KindSet::of(&[Kind::ACK, Kind::HEARTBEAT, PAIRING, RUNNING]);
 
 /// Version of everything in this module.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 7;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pairing {
@@ -49,11 +49,25 @@ pub struct Pairing {
     pub fitness: Fitness,
 }
 
+impl Pairing {
+    /// The version first: what follows is only known in this one.
+    pub fn read(payload: &[u8]) -> Result<Self, String> {
+        let not_understood = |error: postcard::Error| format!("not understood: {error}");
+        let (version, _) = postcard::take_from_bytes::<u16>(payload).map_err(not_understood)?;
+        if version != VERSION {
+            return Err(format!("it speaks version {version} of the epoch stream, this node {VERSION}"));
+        }
+        postcard::from_bytes(payload).map_err(not_understood)
+    }
+}
+
 /// What two hosts must have in common for a process to move between them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fitness {
     pub kernel: String,
     pub processor_features: u64,
+    /// Of the supervisor (capabilities(7)): what a process was allowed is not to be refused to the copy of it.
+    pub capabilities: u64,
 }
 
 impl Fitness {
@@ -66,7 +80,9 @@ impl Fitness {
             .lines()
             .find_map(|line| line.strip_prefix("flags").map(str::to_owned))
             .unwrap_or_default();
-        Self { kernel, processor_features: hash(features.as_bytes()) }
+        let status = outlive_process::sys::proc::status(std::process::id().cast_signed());
+        let capabilities = status.map_or(0, |status| status.cap_effective);
+        Self { kernel, processor_features: hash(features.as_bytes()), capabilities }
     }
 
     /// Why a process of one cannot run on the other.
@@ -77,8 +93,15 @@ impl Fitness {
                 self.kernel, other.kernel
             ));
         }
-        (self.processor_features != other.processor_features)
-            .then(|| "the processors have different features; pair hosts of one kind".to_owned())
+        if self.processor_features != other.processor_features {
+            return Some("the processors have different features; pair hosts of one kind".to_owned());
+        }
+        (self.capabilities != other.capabilities).then(|| {
+            format!(
+                "the agents have different capabilities ({:x} and {:x}); run them alike on both",
+                self.capabilities, other.capabilities
+            )
+        })
     }
 }
 
@@ -148,6 +171,27 @@ pub fn packed_size(frame: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_version_is_refused_by_name_whatever_follows_it() {
+        let older = postcard::to_stdvec(&(VERSION - 1, "fewer words")).unwrap();
+        assert!(Pairing::read(&older).is_err_and(|why| why.contains(&format!("version {}", VERSION - 1))));
+        for damaged in [&[][..], &older[..1], &[0xff; 9][..]] {
+            assert!(Pairing::read(damaged).is_err());
+        }
+    }
+
+    #[test]
+    fn hosts_that_differ_in_what_a_process_takes_with_it_are_no_pair() {
+        let mine = Fitness::of_this_host();
+        assert_eq!(mine.differs_from(&Fitness::of_this_host()), None);
+        let older = Fitness { kernel: "6.9.0".into(), ..mine.clone() };
+        let other = Fitness { processor_features: !mine.processor_features, ..mine.clone() };
+        let fewer = Fitness { capabilities: mine.capabilities >> 1, ..mine.clone() };
+        for (theirs, word) in [(older, "kernels"), (other, "processors"), (fewer, "capabilities")] {
+            assert!(mine.differs_from(&theirs).is_some_and(|why| why.contains(word)), "{word}");
+        }
+    }
 
     #[test]
     fn packed_frames_come_out_in_order_and_a_cut_is_found_anywhere() {

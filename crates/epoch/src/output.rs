@@ -9,6 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+
 use crate::error::{Attempt, Result};
 
 /// Capacity asked for each pipe: the most an ordinary system allows (`/proc/sys/fs/pipe-max-size`).
@@ -42,6 +45,19 @@ impl Pipes {
 
     pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
         [self.ends[0].as_fd(), self.ends[1].as_fd()]
+    }
+
+    /// Whether something was written that has not been drained.
+    pub fn waits(&self) -> io::Result<bool> {
+        let mut ends = self.fds().map(|end| PollFd::new(end, PollFlags::POLLIN));
+        match nix::poll::poll(&mut ends, PollTimeout::ZERO) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        let readable =
+            |end: &PollFd<'_>| end.revents().is_some_and(|events| events.contains(PollFlags::POLLIN));
+        Ok(ends.iter().any(readable))
     }
 
     /// Everything written so far.

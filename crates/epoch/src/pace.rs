@@ -19,6 +19,9 @@ const QUIET: Duration = Duration::from_micros(120);
 const FADING: u64 = 4;
 /// How long pure acknowledgements may wait: a quarter of the delayed ACK that peers reckon with (40 ms, `TCP_DELACK_MIN`).
 const ACK_DELAY: Duration = Duration::from_millis(10);
+/// How long what was written on standard output or error may wait: nobody who follows the log notices, and a workload that writes
+/// its pipe full (1 MiB, `PIPE_SIZE`) is not slower than some 20 MB/s by that.
+const OUTPUT_DELAY: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub struct Pace {
@@ -26,14 +29,15 @@ pub struct Pace {
     longest: Duration,
     payload: bool,
     ack_since: Option<Instant>,
+    output_since: Option<Instant>,
     soon: bool,
     /// The last checkpoint's end and length.
     ended: Instant,
     paused: Duration,
-    /// Output seen, and when it last grew.
-    output: (u64, Instant),
-    /// Output seen at the last checkpoint, and how much came in the epoch before it, fading.
-    output_then: u64,
+    /// What the workload has said, and when that last grew.
+    said: (u64, Instant),
+    /// What it had said at the last checkpoint, and how much came in the epoch before it, fading.
+    said_then: u64,
     usual: u64,
 }
 
@@ -50,11 +54,12 @@ impl Pace {
             longest,
             payload: false,
             ack_since: None,
+            output_since: None,
             soon: false,
             ended: now,
             paused: Duration::ZERO,
-            output: (0, now),
-            output_then: 0,
+            said: (0, now),
+            said_then: 0,
             usual: 0,
         }
     }
@@ -67,6 +72,16 @@ impl Pace {
         self.ack_since.get_or_insert(now);
     }
 
+    /// Standard output or error waits to be read, which a checkpoint does.
+    pub fn output_waiting(&mut self, now: Instant) {
+        self.output_since.get_or_insert(now);
+    }
+
+    /// Whether that is known.
+    pub fn knows_of_output(&self) -> bool {
+        self.output_since.is_some()
+    }
+
     /// Something without a frame wants to be committed.
     pub fn wanted(&mut self) {
         self.soon = true;
@@ -77,28 +92,32 @@ impl Pace {
         self.payload = false;
         self.soon = false;
         self.ack_since = None;
+        self.output_since = None;
         self.ended = now;
         self.paused = paused;
-        let said = self.output.0.saturating_sub(self.output_then);
-        self.output_then = self.output.0;
+        let said = self.said.0.saturating_sub(self.said_then);
+        self.said_then = self.said.0;
         self.usual = said.max(self.usual - self.usual.div_ceil(FADING));
     }
 
-    /// When to take the next checkpoint, given that none is on its way. `output` counts what the workload has said.
-    pub fn next(&mut self, now: Instant, output: u64) -> Next {
-        if output != self.output.0 {
-            self.output = (output, now);
+    /// When to take the next checkpoint, given that none is on its way. `said` counts what the workload has sent.
+    pub fn next(&mut self, now: Instant, said: u64) -> Next {
+        if said != self.said.0 {
+            self.said = (said, now);
         }
         let at = if self.payload || self.soon {
-            let has_said = output.saturating_sub(self.output_then);
+            let has_said = said.saturating_sub(self.said_then);
             let patience = if has_said < self.usual { QUIET.max(self.paused) } else { QUIET };
-            let quiet = self.output.1 + patience;
+            let quiet = self.said.1 + patience;
             let share = self.paused * (1000 - self.max_pause_permille) / self.max_pause_permille;
             quiet.min(self.ended + share)
-        } else if let Some(since) = self.ack_since {
-            since + ACK_DELAY
         } else {
-            self.ended + self.longest
+            let waits = [
+                self.ack_since.map(|since| since + ACK_DELAY),
+                self.output_since.map(|since| since + OUTPUT_DELAY),
+                Some(self.ended + self.longest),
+            ];
+            waits.into_iter().flatten().min().unwrap_or(now)
         };
         if at <= now { Next::Now } else { Next::At(at) }
     }
@@ -175,5 +194,21 @@ mod tests {
         pace.ack_waiting(now);
         pace.ack_waiting(now + Duration::from_millis(5));
         assert_eq!(pace.next(now, 0), Next::At(now + ACK_DELAY));
+    }
+
+    #[test]
+    fn what_is_written_waits_a_stated_delay_and_is_known_until_it_is_taken() {
+        let now = Instant::now();
+        let mut pace = pace(now);
+        assert!(!pace.knows_of_output());
+        pace.output_waiting(now);
+        pace.output_waiting(now + Duration::from_millis(5));
+        assert!(pace.knows_of_output());
+        assert_eq!(pace.next(now, 0), Next::At(now + OUTPUT_DELAY));
+        pace.ack_waiting(now);
+        assert_eq!(pace.next(now, 0), Next::At(now + ACK_DELAY), "the first of both");
+        pace.taken(now, Duration::ZERO);
+        assert!(!pace.knows_of_output());
+        assert_eq!(pace.next(now, 0), Next::At(now + Duration::from_millis(500)));
     }
 }

@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use crate::setup::{Lost, Workload};
 
 /// Version of these messages; an agent of another one says so instead of guessing.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Request {
-    /// To a seed node: a message of the arbitration protocol.
-    Arbitrate(outlive_cluster::Request),
+    /// To a seed node: a message of the arbitration protocol, which has a version of its own (`outlive_cluster::Request::encode`).
+    Arbitrate(Vec<u8>),
     /// Start a backup's supervisor for a workload of the asking node.
     HostBackup { version: u16, workload: Box<Workload> },
     /// The status of a workload's supervisor on that node, if it has one.
@@ -25,7 +25,8 @@ pub enum Request {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Response {
-    Arbitrated(Box<outlive_cluster::Response>),
+    /// Likewise.
+    Arbitrated(Vec<u8>),
     /// Where the backup's supervisor waits for its primary.
     Hosting {
         listen: std::net::SocketAddr,
@@ -38,6 +39,18 @@ pub enum Response {
     Refused {
         reason: String,
     },
+}
+
+impl Request {
+    pub fn arbitrate(message: &outlive_cluster::Request) -> Result<Self, outlive_cluster::WireError> {
+        message.encode().map(Self::Arbitrate)
+    }
+}
+
+impl Response {
+    pub fn arbitrated(message: &outlive_cluster::Response) -> Result<Self, outlive_cluster::WireError> {
+        message.encode().map(Self::Arbitrated)
+    }
 }
 
 /// Asks another node's agent, and waits for its answer at most this long.
@@ -57,20 +70,22 @@ mod tests {
 
     use super::*;
 
-    /// Programs with replicated state (`replicated/src/arbitration.rs`) know these two by their numbers and nothing else of this.
+    /// Programs with replicated state (`replicated/src/arbitration.rs`) know these by their numbers and nothing else of this.
     #[test]
     fn arbitration_is_the_first_of_what_is_asked_and_answered() {
         let ask = Ask::Prepare { workload: "bank".parse().unwrap(), counter: 7 };
         let asked =
             outlive_cluster::Request { cluster: ClusterId(1), seeds_version: 1, attempt: Attempt(2), ask };
         let mut expected = vec![0];
-        expected.extend(postcard::to_stdvec(&asked).unwrap());
-        assert_eq!(postcard::to_stdvec(&Request::Arbitrate(asked)).unwrap(), expected);
+        expected.extend(postcard::to_stdvec(&asked.encode().unwrap()).unwrap());
+        assert_eq!(postcard::to_stdvec(&Request::arbitrate(&asked).unwrap()).unwrap(), expected);
 
         let answer = Answer::Declined(Declined::Blank);
         let answered = outlive_cluster::Response { cluster: ClusterId(1), attempt: Attempt(2), answer };
         let mut expected = vec![0];
-        expected.extend(postcard::to_stdvec(&answered).unwrap());
-        assert_eq!(postcard::to_stdvec(&Response::Arbitrated(Box::new(answered))).unwrap(), expected);
+        expected.extend(postcard::to_stdvec(&answered.encode().unwrap()).unwrap());
+        assert_eq!(postcard::to_stdvec(&Response::arbitrated(&answered).unwrap()).unwrap(), expected);
+        let refused = Response::Refused { reason: "no".into() };
+        assert_eq!(postcard::to_stdvec(&refused).unwrap(), [6, 2, b'n', b'o']);
     }
 }

@@ -9,6 +9,7 @@ mod ending;
 mod exposed;
 mod moving;
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use outlive_net::{InputClosed, Moment, Pump, VNET_HEADER};
 use outlive_process::error::Error as ProcessError;
 use outlive_process::object::tcp::Framed;
 use outlive_process::space::PageData;
-use outlive_process::tree::{Errand, Workload};
+use outlive_process::tree::{Errand, Mark, Workload};
 use outlive_stream::epoch::{Ack, EpochId, Seal};
 use tracing::{info, warn};
 
@@ -31,7 +32,7 @@ use crate::message::Content;
 use crate::output::{Log, Pieces, Pipes};
 use crate::pace::{Next, Pace};
 use crate::protector::{Candidate, Protector};
-use crate::pulse::PulseWatch;
+use crate::pulse::{self, PulseWatch};
 use crate::requests::Requests;
 use crate::setup::WhenExposed;
 use moving::{Handover, Order};
@@ -48,8 +49,10 @@ const NOT_NOW: Duration = Duration::from_millis(1);
 const STOP_TRIES: u32 = 200;
 /// For how long a first capture is tried again in one go, and nothing else is attended to.
 const STOP_AT_ONCE: Duration = Duration::from_secs(1);
-/// A backup that lives acknowledges late while it applies what it holds already (`epoch_limit_mb`), which takes seconds.
-const ACKNOWLEDGES: Duration = Duration::from_secs(30);
+/// A backup that lives acknowledges late while it has no room for another epoch: until it has applied one, or ends because it takes
+/// too long for that. Longer than some 15 s it must not be: what the workload's kernel asks its neighbours is held as well, and without
+/// an answer it gives up connections that are being opened.
+const ACKNOWLEDGES: Duration = pulse::HANGS;
 /// Pages of one piece of the first copy: 4 MiB, a few milliseconds of copying.
 const BACKLOG_PIECE: u64 = 1024;
 /// Looking for a backup again after there was none.
@@ -235,10 +238,13 @@ impl<'a> Primary<'a> {
     fn turn(&mut self) -> Result<Option<End>> {
         self.engine.pulse.works();
         let limit = self.until_next().min(self.requests.next_tick().unwrap_or(Duration::MAX));
+        // What is written is read at the checkpoint. Until then it would end each wait at once.
+        let listens = self.reads_output() || !self.pace.knows_of_output();
         {
             let [out, err] = self.pipes.fds();
+            let others = [self.engine.events.as_fd(), out, err];
             // A borrow of the queue beside one of the workload: two fields.
-            self.workload.wait(limit, &[self.engine.events.as_fd(), out, err])?;
+            self.workload.wait(limit, if listens { &others } else { &others[..1] })?;
         }
         let happened = self.workload.take_happened();
         if let Some(status) = happened.ended {
@@ -273,7 +279,9 @@ impl<'a> Primary<'a> {
         const IDLE: Duration = Duration::from_millis(100);
         let now = Instant::now();
         match &self.phase {
-            Phase::Exposed { retry, asked: false } => retry.saturating_duration_since(now).min(IDLE),
+            Phase::Exposed { retry, asked: false } if self.order.is_none() => {
+                retry.saturating_duration_since(now).min(IDLE)
+            }
             Phase::Syncing { .. } if self.outstanding.is_none() => Duration::ZERO,
             Phase::Protected { .. } if self.outstanding.is_none() && self.hands_over() => {
                 self.not_before.saturating_duration_since(now)
@@ -503,10 +511,21 @@ impl<'a> Primary<'a> {
         self.advance_move()
     }
 
-    /// Output of the workload goes to the file at once when nobody needs to hold it first.
+    /// Whether the workload's output is read as it comes: when nobody needs to hold it first.
+    fn reads_output(&self) -> bool {
+        matches!(self.phase, Phase::Exposed { .. } | Phase::Syncing { .. })
+    }
+
+    /// Output of the workload goes to the file at once, or in a checkpoint.
     fn collect_output(&mut self) -> Result<()> {
         let before = self.unwritten.len();
-        if matches!(self.phase, Phase::Exposed { .. } | Phase::Syncing { .. }) {
+        if !self.reads_output() {
+            if !self.pace.knows_of_output()
+                && self.pipes.waits().attempt(|| "look for the workload's output".into())?
+            {
+                self.pace.output_waiting(Instant::now());
+            }
+        } else {
             self.unwritten.append(&mut self.drained);
             self.pipes.drain(&mut self.unwritten).attempt(|| "read the workload's output".into())?;
             if self.unwritten.len() > before {
@@ -717,7 +736,10 @@ impl<'a> Primary<'a> {
         reply: std::sync::mpsc::Sender<control::Response>,
     ) -> Option<End> {
         let response = match request {
-            control::Request::Stop | control::Request::Kill { .. } | control::Request::Errands { .. }
+            control::Request::Stop
+            | control::Request::Kill { .. }
+            | control::Request::Errands { .. }
+            | control::Request::Store { .. }
                 if self.is_stopped() =>
             {
                 control::Response::Failed { reason: "it is being moved at this moment: ask again".into() }
@@ -731,6 +753,9 @@ impl<'a> Primary<'a> {
                 Err(error) => control::Response::Failed { reason: error.to_string() },
             },
             control::Request::Errands { pid, errands } => self.run_errands(pid, &errands),
+            control::Request::Store { pid, avoided, at, byte, mark } => {
+                self.store(pid, &avoided, (at, byte), &mark)
+            }
             control::Request::Switchover { to } => match self.order_move(to) {
                 Ok(()) => control::Response::Done,
                 Err(reason) => control::Response::Failed { reason },
@@ -763,6 +788,25 @@ impl<'a> Primary<'a> {
         }
     }
 
+    /// A byte for who patches the workload, if no thread is in the way and it is still waited for.
+    fn store(&mut self, pid: i32, avoided: &[Range<u64>], byte: (u64, u8), mark: &Mark) -> control::Response {
+        // The tables of the process's modules are read before anything is stopped.
+        let stacks = match (self.engine.look)(pid) {
+            Ok(stacks) => stacks,
+            Err(reason) => return control::Response::Failed { reason },
+        };
+        let begun = Instant::now();
+        let stored = self
+            .stopped(|workload| workload.store_unless_in_the_way(pid, stacks.as_ref(), avoided, byte, mark));
+        let in_the_way = match stored {
+            Ok(Some(in_the_way)) => in_the_way,
+            Ok(None) => vec![(pid, Err("what does not stop just now".to_owned()))],
+            Err(error) => return control::Response::Failed { reason: error.to_string() },
+        };
+        let held_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        control::Response::Stored { in_the_way, held_us }
+    }
+
     /// The register says that the workload is over; its name can be used again.
     fn entomb(&self) {
         let outcome = self.engine.arbiter.ask(Transition::Stop { generation: self.generation });
@@ -784,7 +828,12 @@ impl<'a> Primary<'a> {
             Phase::Protected { .. } => State::Protected,
             Phase::Moving { .. } => self.state_of_handover(),
         };
+        let is_committed = matches!(self.phase, Phase::Protected { .. });
         let mut status = self.engine.status.lock();
+        // Also what was committed before it was protected, or while it moved: who waits for the next epoch counts from here.
+        if is_committed {
+            status.epoch = self.epoch - u64::from(self.outstanding.is_some());
+        }
         status.role = Side::Primary;
         status.state = state;
         status.generation = self.generation;

@@ -18,7 +18,7 @@ use outlive_cluster::{Outcome, Transition};
 use outlive_net::{InnerTap, Namespace, Overheard, Port, Pump, Voice};
 use outlive_process::shell::Shell;
 use outlive_process::sys::task;
-use outlive_process::tree::Workload;
+use outlive_process::tree::{Look, Workload};
 use tracing::{error, info, warn};
 
 use crate::backup::{self, Waiting};
@@ -44,11 +44,12 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 const ATTEMPTS: u32 = 3;
 /// Rest after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// Longest line of a control request.
-const CONTROL_LINE: u64 = 64 * 1024;
+/// Longest line of a control request: one to store a byte has some 40 for each function to be avoided.
+const CONTROL_LINE: u64 = 1 << 20;
 
 /// Runs a supervisor to its end. What it has to say at the start is printed on standard output as one line of JSON.
-pub fn run(setup: Setup) -> ExitCode {
+/// `look` says where stopped threads are.
+pub fn run(setup: Setup, look: Look) -> ExitCode {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     // Every thread inherits it: a stopped tracee is announced by SIGCHLD, which only the tracer reads.
@@ -58,7 +59,7 @@ pub fn run(setup: Setup) -> ExitCode {
     if let Err(errno) = blocked.and(subreaper) {
         return failed(&format!("cannot set up the supervisor: {errno}"));
     }
-    match start(setup) {
+    match start(setup, look) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let reason = with_causes(&error);
@@ -95,11 +96,11 @@ fn announce(started: &Started) {
     }
 }
 
-fn start(setup: Setup) -> Result<()> {
+fn start(setup: Setup, look: Look) -> Result<()> {
     let directory = setup.directory();
     std::fs::create_dir_all(&directory).attempt(|| format!("make {}", directory.display()))?;
     let role = setup.role.clone();
-    let mut engine = Engine::new(setup)?;
+    let mut engine = Engine::new(setup, look)?;
     serve_control(&engine)?;
     let protector = {
         let teller = engine.teller();
@@ -127,7 +128,8 @@ fn start(setup: Setup) -> Result<()> {
             }
             Role::Restart(Lost { generation, primary: lost, backup: lost_backup }) => {
                 let by = engine.me.clone();
-                let again = Transition::RestartLost { by, generation, lost, lost_backup };
+                let lost_backups = lost_backup.into_iter().collect();
+                let again = Transition::RestartLost { by, generation, lost, lost_backups };
                 be_primary(&mut engine, protector, again)
             }
             Role::Backup { primary } => be_backup(&mut engine, protector, listener, &primary),
@@ -355,7 +357,8 @@ fn answer(
             control::Request::Stop
             | control::Request::Switchover { .. }
             | control::Request::Kill { .. }
-            | control::Request::Errands { .. },
+            | control::Request::Errands { .. }
+            | control::Request::Store { .. },
         ) if status.get().role == control::Side::Backup => {
             control::Response::Failed { reason: "this is the backup; ask on its primary's node".into() }
         }

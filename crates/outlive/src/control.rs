@@ -5,6 +5,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outlive_epoch::control::{State, Status};
 use outlive_epoch::setup::WhenExposed;
 use outlive_net::{Mac, Route};
-use outlive_process::tree::Errand;
+use outlive_process::tree::{Errand, Mark, Whereabouts};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,15 @@ pub enum Request {
         pid: i32,
         errands: Vec<Errand>,
     },
+    /// As `outlive_epoch::control::Request::Store`.
+    Store {
+        name: String,
+        pid: i32,
+        avoided: Vec<Range<u64>>,
+        at: u64,
+        byte: u8,
+        mark: Mark,
+    },
     /// To the backup's node, or to the one named.
     Switchover {
         name: String,
@@ -91,6 +101,11 @@ pub enum Reply {
     /// What each call of the errands returned, and how long the workload was stopped, in microseconds.
     Returned {
         results: Vec<i64>,
+        held_us: u64,
+    },
+    /// As `outlive_epoch::control::Response::Stored`.
+    Stored {
+        in_the_way: Vec<Whereabouts>,
         held_us: u64,
     },
     Workloads(Vec<Row>),

@@ -1,10 +1,13 @@
 //! `outlive supervise`: one supervisor. The agent starts it, and may end and be started again while it lives.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -12,6 +15,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 use outlive_epoch::setup::{Setup, Started};
+use outlive_process::tree;
 
 use crate::error::{Context, Failure, Result};
 
@@ -32,7 +36,35 @@ pub fn main() -> ExitCode {
 
 /// The engine. The lock is held by the caller until this returns, or the process ends.
 fn supervise(setup: Setup) -> ExitCode {
-    outlive_epoch::supervisor::run(setup)
+    outlive_epoch::supervisor::run(setup, look)
+}
+
+/// Where the threads of a process are whom its supervisor has stopped, by hot patching's tables.
+struct Stacks(Rc<outlive_hotpatch::running::Stacks>);
+
+thread_local! {
+    /// Of the process that was asked about last: a change of it is tried again and again, and reading takes much longer than a try.
+    static LAST: RefCell<Option<Rc<outlive_hotpatch::running::Stacks>>> = const { RefCell::new(None) };
+}
+
+fn look(pid: i32) -> Result<Box<dyn tree::Stacks>, String> {
+    let last = LAST.take().filter(|last| last.is_current(pid).unwrap_or(false));
+    let stacks = match last {
+        Some(last) => last,
+        None => Rc::new(outlive_hotpatch::running::Stacks::read(pid).map_err(|error| error.to_string())?),
+    };
+    LAST.set(Some(Rc::clone(&stacks)));
+    Ok(Box::new(Stacks(stacks)))
+}
+
+impl tree::Stacks for Stacks {
+    fn in_the_way(
+        &self,
+        threads: &[(i32, libc::user_regs_struct)],
+        avoided: &[Range<u64>],
+    ) -> Result<Vec<tree::Whereabouts>, String> {
+        self.0.in_the_way(threads, avoided).map_err(|error| error.to_string())
+    }
 }
 
 fn refuse(failure: &Failure) -> ExitCode {

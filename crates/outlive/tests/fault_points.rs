@@ -345,6 +345,19 @@ fn a_backup_whose_tracer_hangs_is_replaced() {
     hang("hangsbackup", (Point::BackupApplying, Scenario::Backup, 3));
 }
 
+/// The thread that hears acknowledgements hangs: the backup is sent signs of life, and gives them, and nothing is committed any more.
+#[test]
+fn a_primary_that_hears_no_acknowledgement_does_without_its_backup() {
+    let mut redis = Redis::start("unheard");
+    let (pair, _) = take(&redis, (Point::LinkAcknowledged, Scenario::Primary, 3), Act::Hang);
+    until("there is another generation", || {
+        redis.seen().is_some_and(|seen| seen.generation > pair.generation)
+    });
+    redis.must_go_on();
+    redis.protected();
+    redis.must_be_clean();
+}
+
 /// Where the only copy dies nobody may pretend that the workload lives.
 #[test]
 fn r1_output_rule_a_workload_whose_only_copy_dies_is_lost() {

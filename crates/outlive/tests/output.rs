@@ -3,8 +3,12 @@
 
 mod support;
 
-use std::time::Duration;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::{SysconfVar, sysconf};
 use outlive_lab::Direction;
 use support::{Cluster, done, text, until};
 
@@ -21,6 +25,8 @@ fn run(cluster: &Cluster, program: &[&str]) {
     let address = format!("{}/24", cluster.lab.free_address().unwrap());
     let before = ["run", "--name", "db", "--ip", &address, "--backup", "b", "--"];
     done(cluster.cli("a", &[&before, program].concat()));
+    // Before it has said what it does on a signal, a signal ends it.
+    until("it has begun", || lines(cluster, "a", "started") == 1);
 }
 
 fn lines(cluster: &Cluster, node: &str, line: &str) -> usize {
@@ -93,6 +99,7 @@ import signal, socket, time
 held = []
 signal.signal(signal.SIGHUP, lambda *_: held.append(socket.socket(40, socket.SOCK_STREAM)))
 signal.signal(signal.SIGUSR1, lambda *_: held.pop().close())
+print('started', flush=True)
 while True: time.sleep(0.05)";
     run(&cluster, &["/usr/bin/python3", "-c", program]);
     let status = || cluster.json("a", &["inspect", "db", "--json"]);
@@ -110,5 +117,43 @@ while True: time.sleep(0.05)";
     }
     done(cluster.cli("a", &["kill", "db", "-s", "USR1"]));
     until("it is protected again", || status()["state"] == "protected");
+    done(cluster.cli("a", &["stop", "db"]));
+}
+
+/// The thread of the workload's supervisor on this node that traces, in /proc.
+fn tracer(cluster: &Cluster, node: &str) -> PathBuf {
+    let socket = cluster.host(node).disk().join("state/workloads/db/supervisor.sock");
+    let supervisor = UnixStream::connect(socket).unwrap();
+    let pid = getsockopt(&supervisor, sockopt::PeerCredentials).unwrap().pid();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let is_it =
+        |task: &PathBuf| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "tracer\n");
+    tasks.map(|task| task.unwrap().path()).find(is_it).expect("a supervisor has a tracer")
+}
+
+/// Seconds of processor time that a thread has had (proc_pid_stat(5): user and system time, in ticks).
+fn worked(thread: &Path) -> f64 {
+    let stat = std::fs::read_to_string(thread.join("stat")).unwrap();
+    let (_, after_name) = stat.rsplit_once(')').unwrap();
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    ticks as f64 / sysconf(SysconfVar::CLK_TCK).unwrap().unwrap() as f64
+}
+
+/// It is a real-time thread: two of them that look again and again whether there is something to do leave a machine with two
+/// processors to nobody, not even to the threads that bring what they wait for.
+#[test]
+fn a_tracer_sleeps_while_output_waits_for_a_checkpoint() {
+    let cluster = Cluster::new("idle", &["a", "b", "c"]);
+    patient(&cluster);
+    let _agents = cluster.start_all();
+    cluster.bootstrap();
+    run(&cluster, &["/bin/sh", "-c", "echo started; while :; do echo a line; sleep 0.02; done"]);
+    until("lines are committed", || lines(&cluster, "b", "a line") > 0);
+    let tracer = tracer(&cluster, "a");
+    let (begun, before) = (Instant::now(), worked(&tracer));
+    std::thread::sleep(Duration::from_secs(2));
+    let share = (worked(&tracer) - before) / begun.elapsed().as_secs_f64();
+    assert!(share < 0.5, "the tracer has worked for {:.0} % of the time", 100.0 * share);
     done(cluster.cli("a", &["stop", "db"]));
 }

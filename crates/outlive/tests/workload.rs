@@ -4,6 +4,7 @@ mod support;
 
 use std::net::SocketAddr;
 
+use outlive_cluster::{Ask, Attempt, ClusterId};
 use outlive_epoch::peer;
 use outlive_epoch::setup::{WhenExposed, Workload};
 use outlive_net::NetworkConfig;
@@ -133,10 +134,43 @@ fn a_workload_whose_copies_both_died_is_lost() {
     refused(&cluster.cli("a", &["inspect", "db"]), 4);
 }
 
-/// What a primary on `from` would ask of the agent of `to`.
-fn host_backup(cluster: &Cluster, from: &str, to: &str, name: &str, address: &str) -> peer::Response {
+/// What the agent of `to` answers to `from`.
+fn ask(cluster: &Cluster, from: &str, to: &str, request: &peer::Request) -> peer::Response {
     let tls = cluster.host(from).disk().join("tls");
     let identity = Identity::load(&tls.join("ca.pem"), &tls.join("node.pem"), &tls.join("node.key")).unwrap();
+    let agent = SocketAddr::new(cluster.host(to).address().into(), 7400);
+    let asked = cluster.host(from).netns().unwrap().run(|| {
+        let mut client = Client::open(identity.connect(agent, to, PATIENCE).unwrap(), PATIENCE).unwrap();
+        Ok(peer::call(&mut client, request, PATIENCE).unwrap())
+    });
+    asked.unwrap()
+}
+
+/// Of another version a register would be read for what it is not.
+#[test]
+fn r2_votes_of_another_version_are_refused_by_name() {
+    let cluster = Cluster::new("versions", &["a", "b"]);
+    let _agents = cluster.start_all();
+    cluster.bootstrap();
+    let question = outlive_cluster::Request {
+        cluster: ClusterId(1),
+        seeds_version: 1,
+        attempt: Attempt(2),
+        ask: Ask::Prepare { workload: "db".parse().unwrap(), counter: 7 },
+    };
+    let mut bytes = question.encode().unwrap();
+    let answered = ask(&cluster, "a", "b", &peer::Request::Arbitrate(bytes.clone()));
+    assert!(matches!(answered, peer::Response::Arbitrated(_)), "{answered:?}");
+    // The version comes first.
+    bytes[0] += 1;
+    let other = bytes[0];
+    let answered = ask(&cluster, "a", "b", &peer::Request::Arbitrate(bytes));
+    let peer::Response::Refused { reason } = answered else { panic!("{answered:?}") };
+    assert!(reason.contains(&format!("speaks version {other} of arbitration")), "{reason}");
+}
+
+/// What a primary on `from` would ask of the agent of `to`.
+fn host_backup(cluster: &Cluster, from: &str, to: &str, name: &str, address: &str) -> peer::Response {
     let program = Program {
         name: name.to_owned(),
         arguments: ["/bin/sleep", "1000"].map(str::to_owned).to_vec(),
@@ -150,13 +184,12 @@ fn host_backup(cluster: &Cluster, from: &str, to: &str, name: &str, address: &st
         when_exposed: WhenExposed::Run,
         backup: None,
     };
-    let request = peer::Request::HostBackup { version: peer::VERSION, workload: Box::new(workload) };
-    let agent = SocketAddr::new(cluster.host(to).address().into(), 7400);
-    let asked = cluster.host(from).netns().unwrap().run(|| {
-        let mut client = Client::open(identity.connect(agent, to, PATIENCE).unwrap(), PATIENCE).unwrap();
-        Ok(peer::call(&mut client, &request, PATIENCE).unwrap())
-    });
-    asked.unwrap()
+    ask(
+        cluster,
+        from,
+        to,
+        &peer::Request::HostBackup { version: peer::VERSION, workload: Box::new(workload) },
+    )
 }
 
 #[test]
@@ -205,6 +238,7 @@ fn a_failover_is_seen_by_the_command_line() {
     // What it said before it was protected is on its first node only.
     let hung_up =
         |times: usize| text(&cluster.cli("b", &["logs", "db"]).stdout).matches("hung up\n").count() == times;
+    until("it has begun", || text(&cluster.cli("a", &["logs", "db"]).stdout) == "started\n");
     done(cluster.cli("a", &["kill", "db", "-s", "HUP"]));
     until("its output is on the backup", || hung_up(1));
     let before = cluster.json("a", &["inspect", "db", "--json"])["generation"].as_u64().unwrap();
@@ -218,5 +252,35 @@ fn a_failover_is_seen_by_the_command_line() {
     });
     done(cluster.cli("b", &["kill", "db", "-s", "HUP"]));
     until("it was signalled", || hung_up(2));
+    done(cluster.cli("b", &["stop", "db"]));
+}
+
+/// As where it was started with nohup(1): a shell could not even trap such a signal.
+#[test]
+fn what_an_agent_ignores_its_workloads_do_not() {
+    let cluster = Cluster::new("ignored", &["a", "b", "c"]);
+    let by = ["env", "--ignore-signal=HUP"];
+    let _agents: Vec<_> = ["a", "b", "c"].map(|name| cluster.spawn_by(name, &by)).into();
+    for name in ["a", "b", "c"] {
+        until("the agent answers", || cluster.cli(name, &["ps"]).status.success());
+    }
+    cluster.bootstrap();
+    let program = "sleep 1000 & child=$!; trap 'echo hung up' HUP; \
+                   trap 'kill -HUP $child; wait $child; echo the child: $?' USR1; \
+                   echo started; while :; do sleep 0.1 & wait $!; done";
+    let address = format!("{}/24", cluster.lab.free_address().unwrap());
+    done(cluster.cli(
+        "a",
+        &["run", "--name", "db", "--ip", &address, "--backup", "b", "--", "/bin/sh", "-c", program],
+    ));
+    let said = |node: &str, what: &str| text(&cluster.cli(node, &["logs", "db"]).stdout).contains(what);
+    until("it has begun", || said("a", "started\n"));
+    done(cluster.cli("a", &["kill", "db", "-s", "HUP"]));
+    until("it hears what its agent ignores", || said("b", "hung up\n"));
+    cluster.host("a").power_off().unwrap();
+    until("b has taken over", || cluster.json("b", &["inspect", "db", "--json"])["role"] == "primary");
+    done(cluster.cli("b", &["kill", "db", "-s", "USR1"]));
+    // 128 and the number of SIGHUP (sh(1)).
+    until("so does a program that does by default", || said("b", "the child: 129\n"));
     done(cluster.cli("b", &["stop", "db"]));
 }

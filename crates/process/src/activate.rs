@@ -24,7 +24,7 @@ use crate::object::posix_timer::{self, Expiry, Ids, PosixTimer};
 use crate::object::scratch::Scratch;
 use crate::object::seccomp_filter::{self, Filter, Filters};
 use crate::object::signal::PendingSignal;
-use crate::object::{attributes, file, inotify, signal, signal_owner};
+use crate::object::{attributes, file, inotify, mqueue, signal, signal_owner};
 use crate::shell::{Shell, ShellProcess, clone_call, run_in, run_unchecked, send, wait_stop};
 use crate::sys::pagemap::PAGE_SIZE;
 use crate::sys::proc;
@@ -142,6 +142,7 @@ impl Shell {
             Workload::restored(self.container, processes, threads, self.zombies, offsets, descriptors)?;
         workload.shared.segments = segments;
         workload.ipc.used = self.ipc.is_some();
+        workload.queues.used = self.queues.is_some();
         Ok(workload)
     }
 
@@ -284,6 +285,7 @@ impl Shell {
         install_filter(&mut batch);
         run_in(process, &mut batch)?;
         self.restore_interests(process, state.pid, table, built)?;
+        self.restore_queues(process, state.pid, table)?;
         self.restore_locks(process, state.pid, table)?;
 
         let hosts = clone_threads(process, state)?;
@@ -293,6 +295,7 @@ impl Shell {
         // Before its own filters, which may not know the call.
         if let Some(attributes) = &state.attributes {
             limits::lower(process, attributes)?;
+            limits::adjust(process, attributes)?;
         }
         restore_threads(process, state, &hosts)?;
         Ok(Revived { hosts, tracker })
@@ -345,6 +348,19 @@ impl Shell {
             }
         }
         Ok(())
+    }
+
+    /// Whom message queues tell of messages.
+    fn restore_queues(&self, process: &ShellProcess, pid: Pid, table: &[Descriptor]) -> Result<()> {
+        let Some(queues) = &self.queues else { return Ok(()) };
+        let queue = |row: &Descriptor| match self.objects.get(&row.object) {
+            Some(Object::Queue(end)) => Some((row.fd, end.queue)),
+            _ => None,
+        };
+        let descriptors: Vec<(i32, u64)> = table.iter().filter_map(queue).collect();
+        let mut batch = Batch::new();
+        mqueue::restore_notifications(&mut batch, pid, queues, &descriptors)?;
+        run_in(process, &mut batch).map(drop)
     }
 
     /// An epoll set knows its entries by file *and* number, so they are added by the process that did so, once however
@@ -634,8 +650,13 @@ fn restore_thread(
     let mut batch = Batch::new();
     let name = batch.path(&thread.name);
     batch.call(libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name, 0, 0, 0]);
-    if thread.stack.flags & libc::SS_DISABLE == 0 {
-        signal::restore_stack(&mut batch, &thread.stack);
+    // Also if it has none: forked from init, the shell's process has inherited one that Rust's runtime made there.
+    signal::restore_stack(&mut batch, &thread.stack);
+    if let Some(place) = &thread.place {
+        batch.call(libc::SYS_unshare, &[libc::CLONE_FS as u64]);
+        let cwd = batch.path(&place.cwd);
+        batch.call(libc::SYS_chdir, &[cwd]);
+        batch.call(libc::SYS_umask, &[u64::from(place.umask)]);
     }
     batch.call(libc::SYS_set_robust_list, &[thread.robust_list.0, thread.robust_list.1]);
     batch.call(libc::SYS_set_tid_address, &[thread.clear_tid]);

@@ -18,6 +18,7 @@ use crate::object::posix_timer::{self, PosixTimer};
 use crate::object::seccomp_filter::{self, Filters};
 use crate::object::signal::{self, PendingSignal};
 use crate::object::tcp::Framed;
+use crate::sharing;
 use crate::space::PageData;
 use crate::sys::bpf::threads::{Lister, ThreadSeen};
 use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
@@ -78,6 +79,7 @@ impl Workload {
         self.descriptors.begin_whole();
         self.shared.begin_whole();
         self.ipc.begin_whole();
+        self.queues.begin_whole();
         self.log = self.tree_as_log()?;
         let mut unused = PageData::default();
         self.capture_with(true, &Framed::default(), &mut unused, |process, pid, _, _| {
@@ -152,6 +154,7 @@ impl Workload {
         // These two first: what they find to be there for a moment only is waited for, and nothing has been taken yet.
         let looked = self.look_at_threads();
         let listed = self.refusals.pass(looked)?.unwrap_or_default();
+        let apart = self.refusals.pass(sharing::own_places(&listed))?.unwrap_or_default();
         let tables = self.descriptors.read_tables(&self.processes, &mut self.refusals)?;
         if self.descriptors.has_terminals() || self.processes.values().any(|one| one.terminal.is_some()) {
             self.note_terminals()?;
@@ -183,9 +186,13 @@ impl Workload {
             }
             let actions = if process.actions_changed { Some(capture_actions(process)?) } else { None };
             let listed = listed.get(pid);
-            let mappings = listed.and_then(|threads| threads.get(pid)).map(|leader| leader.mappings);
+            let leader = listed.and_then(|threads| threads.get(pid));
+            let mappings = leader.map(|leader| leader.mappings);
+            process.attributes_changed |= leader.is_some_and(|leader| process.adjusted != leader.adjusted);
+            process.adjusted = leader.map_or(process.adjusted, |leader| leader.adjusted);
             for (tid, thread) in members {
-                let state = match (&thread.captured, thread.running) {
+                let is_apart = apart.contains(&thread.tid);
+                let mut state = match (&thread.captured, thread.running) {
                     (Some(captured), Running::Parked) => captured.clone(),
                     _ => {
                         let seen = listed.and_then(|threads| threads.get(&thread.tid));
@@ -195,6 +202,11 @@ impl Workload {
                         state
                     }
                 };
+                // A parked one may have been left behind by its leader, which moved to a place of its own.
+                if is_apart && (thread.running != Running::Parked || state.place.is_none()) {
+                    let place = sharing::place_of(*pid, *tid, process.host);
+                    state.place = self.refusals.pass(place)?.map(Box::new);
+                }
                 let same = thread.captured.as_ref() == Some(&state);
                 // Signals that wait for it can be seen without stopping it only where threads are listed.
                 let waits = same && waits_for_another(&state) && mappings.is_some();
@@ -265,6 +277,8 @@ impl Workload {
         self.shared.capture(seen, whole, descriptors, &mut checkpoint, pages, refusals)?;
         let ipc = self.ipc.capture(self.container.init);
         checkpoint.ipc = self.refusals.pass(ipc)?.flatten();
+        let queues = self.queues.capture(self.container.init, self.descriptors.take_queues());
+        checkpoint.queues = self.refusals.pass(queues)?.flatten();
         checkpoint.tree = std::mem::take(&mut self.log);
         Ok(checkpoint)
     }
@@ -387,6 +401,7 @@ fn capture_thread(
         robust_list: ptrace::robust_list(tid).attempt(what)?,
         clear_tid,
         own,
+        place: None,
         deadline,
     })
 }
@@ -456,22 +471,18 @@ fn capture_attributes(pid: Pid, process: &Process) -> Result<Attributes> {
             advice: "run it from a file that every node has",
         });
     }
-    let directory = |name: &str, which: &str| -> Result<String> {
-        let path = std::fs::read_link(proc::path(host, name)).attempt(what)?;
-        let removed = nix::sys::stat::stat(&proc::path(host, name)).attempt(what)?.st_nlink == 0;
-        match path.to_str() {
-            Some(path) if !removed => Ok(path.to_owned()),
-            _ => Err(Error::Unsupported {
-                pid,
-                what: format!("a process whose {which} {path:?} was removed, or is not named in UTF-8"),
-                advice: "let it stay in directories that remain, named in UTF-8",
-            }),
-        }
-    };
+    let directory = |name: &str, which: &str| sharing::directory(pid, host, name, which);
     let stat = proc::stat_fields(host).attempt(what)?;
     let field = |number: usize| stat.get(number - 1).copied().unwrap_or(0);
     let layout = process.space.as_ref().map(|space| space.layout.as_slice()).unwrap_or_default();
     // proc_pid_stat(5), fields counted from 1.
+    if field(38) != libc::SIGCHLD as u64 {
+        return Err(Error::Unsupported {
+            pid,
+            what: format!("a child that tells its end by signal {} in place of SIGCHLD (clone)", field(38)),
+            advice: "let it be made by fork, or run another program (exec)",
+        });
+    }
     let start_brk = field(47);
     let brk = layout.iter().filter(|mapping: &&Mapping| mapping.heap).map(|mapping| mapping.range.end).max();
     let limits = proc::limits(host).attempt(what)?;
@@ -496,6 +507,8 @@ fn capture_attributes(pid: Pid, process: &Process) -> Result<Attributes> {
             auxv: std::fs::read(proc::path(host, "auxv")).attempt(what)?,
         },
         limits,
+        oom_score_adj: proc::oom_score_adj(host).attempt(what)?,
+        coredump_filter: proc::coredump_filter(host).attempt(what)?,
         task: with_leader(process, attributes::capture)?,
     })
 }

@@ -9,6 +9,7 @@ pub use crate::object::Object;
 use crate::object::attributes::{OwnAttributes, TaskAttributes};
 use crate::object::file::FileKey;
 use crate::object::memory::Mapping;
+use crate::object::mqueue::Queue;
 use crate::object::network::Network;
 use crate::object::posix_timer::PosixTimer;
 use crate::object::seccomp_filter::Filters;
@@ -128,8 +129,17 @@ pub struct ThreadState {
     pub clear_tid: u64,
     /// Where it may differ from the process's first thread.
     pub own: Option<Box<OwnAttributes>>,
+    /// If not that of its process (`unshare(CLONE_FS)`).
+    pub place: Option<Box<Place>>,
     /// When the time limit of the call that it waits in is over, by the workload's monotonic clock in nanoseconds.
     pub deadline: Option<i64>,
+}
+
+/// Where a thread is in the file system, below the root `/`, and the umask that goes with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub cwd: String,
+    pub umask: u32,
 }
 
 /// What a process is beside its memory, threads and descriptors.
@@ -153,6 +163,10 @@ pub struct Attributes {
     pub layout: MemoryLayout,
     /// Soft and hard, indexed by resource.
     pub limits: Vec<(u64, u64)>,
+    /// `/proc/PID/oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// `/proc/PID/coredump_filter`, of kernels that have it.
+    pub coredump_filter: Option<u32>,
     pub task: TaskAttributes,
 }
 
@@ -290,6 +304,8 @@ pub struct Checkpoint {
     pub shared_gone: Vec<FileKey>,
     /// System V semaphores and message queues, all of them, if any changed.
     pub ipc: Option<sysv::Objects>,
+    /// POSIX message queues, all of them, if any changed.
+    pub queues: Option<Vec<Queue>>,
     /// What the workload has made of its network, if that has changed.
     pub network: Option<Network>,
     pub clocks: Clocks,

@@ -23,6 +23,8 @@ const BLOCK: usize = 64;
 /// A page of which so many blocks changed is sent whole: the rest is not worth telling them apart.
 const NEARLY_ALL: u32 = 48;
 const WHOLE: u64 = u64::MAX;
+/// Pages to encode in one go: 4 MiB, a few milliseconds.
+const BETWEEN: usize = 1024;
 /// Bytes before each page.
 const MASK: usize = 8;
 
@@ -87,8 +89,13 @@ impl Cache {
         Self { recent: Pages::new(), older: Pages::new(), count: 0, limit, sizes: HashMap::new() }
     }
 
-    /// The pages of a checkpoint.
-    pub fn encode<'a>(&mut self, checkpoint: &Checkpoint, data: &'a PageData) -> Encoded<'a> {
+    /// The pages of a checkpoint. `between` is called now and then: what is to be encoded may be much.
+    pub fn encode<'a>(
+        &mut self,
+        checkpoint: &Checkpoint,
+        data: &'a PageData,
+        mut between: impl FnMut(),
+    ) -> Encoded<'a> {
         for event in &checkpoint.tree {
             if let TreeEvent::Fork { child: pid, .. }
             | TreeEvent::Exec { pid }
@@ -102,14 +109,21 @@ impl Cache {
             self.sizes.remove(key);
         }
         let mut encoded = Encoded::default();
-        let mut pages = data.slices().flat_map(|slice| slice.chunks_exact(PAGE));
+        let mut pages = data.slices().flat_map(|slice| slice.chunks_exact(PAGE)).enumerate();
+        let mut next = || {
+            let (number, page) = pages.next()?;
+            if number % BETWEEN == 0 {
+                between();
+            }
+            Some(page)
+        };
         for state in &checkpoint.processes {
             let zero = state.memory.runs.iter().filter(|run| run.zero).map(Run::range);
             let changed = state.memory.fresh.iter().chain(&state.memory.dropped).copied();
             let whose = Whose::Process(state.pid);
             changed.chain(zero).for_each(|range| self.forget(whose, range));
             for address in addresses(&state.memory.runs) {
-                let Some(page) = pages.next() else { return encoded };
+                let Some(page) = next() else { return encoded };
                 self.encode_page(whose, address, page, &mut encoded);
             }
         }
@@ -124,7 +138,7 @@ impl Cache {
             }
             object.runs.iter().filter(|run| run.zero).for_each(|run| self.forget(whose, run.range()));
             for address in addresses(&object.runs) {
-                let Some(page) = pages.next() else { return encoded };
+                let Some(page) = next() else { return encoded };
                 self.encode_page(whose, address, page, &mut encoded);
             }
         }
@@ -283,6 +297,21 @@ mod tests {
         assert!(rest.is_empty());
     }
 
+    #[test]
+    fn something_else_can_be_done_between_many_pages() {
+        let run = Run { address: BASE, pages: 3 * BETWEEN as u32, zero: false };
+        let memory = MemoryDelta { runs: vec![run], ..MemoryDelta::default() };
+        let data = PageData::of(vec![1; 3 * BETWEEN * PAGE]);
+        let mut times = 0;
+        let length: usize = Cache::new(1 << 30)
+            .encode(&checkpoint(1, memory), &data, || times += 1)
+            .slices()
+            .iter()
+            .map(|slice| slice.len())
+            .sum();
+        assert_eq!((times, length), (3, 3 * BETWEEN * (PAGE + MASK)));
+    }
+
     #[derive(Debug, Clone)]
     enum Change {
         /// Bytes of a page get another value.
@@ -369,7 +398,7 @@ mod tests {
                     }
                     let data = PageData::of(bytes);
                     let checkpoint = Checkpoint { tree, ..checkpoint(pid, memory) };
-                    let encoded = cache.encode(&checkpoint, &data);
+                    let encoded = cache.encode(&checkpoint, &data, || {});
                     receive(&mut held, &checkpoint, &encoded.slices().concat());
                 }
                 for (place, content) in &truth {
@@ -394,7 +423,7 @@ mod tests {
         let checkpoint = checkpoint(2, MemoryDelta { runs: vec![run], ..MemoryDelta::default() });
         let mut page = vec![7; PAGE];
         let size = |cache: &mut Cache, page: &[u8]| {
-            cache.encode(&checkpoint, &PageData::of(page.to_vec())).slices().concat().len()
+            cache.encode(&checkpoint, &PageData::of(page.to_vec()), || {}).slices().concat().len()
         };
         assert_eq!(size(&mut cache, &page), MASK + PAGE);
         page[100] = 1;

@@ -24,11 +24,11 @@ use crate::object::descriptor::{
     At, Capturer, Holder, Inode, Kind, StatusFlags, Surroundings, Tcp, TcpProgress,
 };
 use crate::object::file::{FileKey, MEMFD};
-use crate::object::inotify;
 use crate::object::scratch::{Scratch, Touched};
 use crate::object::signal_owner::{self, SignalOwner};
 use crate::object::tcp::{self, Framed, Injector, RawSegment, State, TcpSocket};
 use crate::object::terminal;
+use crate::object::{inotify, mqueue};
 use crate::refusals::Refusals;
 use crate::sys::bpf::files::{Lister, OpenFile, SocketNumbers, Table, TcpNumbers};
 use crate::sys::ptrace::Tid;
@@ -231,6 +231,11 @@ impl Descriptors {
         self.entries.retain(|_, entry| entry.socket.as_ref().is_some_and(|socket| socket.orphan));
         self.pipes.clear();
         self.terminals.clear();
+    }
+
+    /// Message queues that are open, as of the last capture.
+    pub(crate) fn take_queues(&mut self) -> mqueue::Open {
+        self.capturer.take_queues()
     }
 
     /// Everything is new to the next backup.
@@ -613,12 +618,6 @@ impl Descriptors {
         let object = match found {
             Some(id) => id,
             None => {
-                if link.starts_with("/proc/") {
-                    return Err(at.refuse(
-                        format!("the open file {link}"),
-                        "it is protected as soon as that is closed",
-                    ));
-                }
                 let kind = Kind::identify(&link, at, &self.capturer.surroundings)?;
                 let id = self.next_object();
                 self.entries.insert(id, Entry::new(kind, link.clone()));
@@ -647,7 +646,8 @@ impl Descriptors {
         let at = At { holder: *holder, others, pidfd, file };
         let Some(entry) = self.entries.get(&id) else { return Ok(()) };
         let flags = entry.seen.map(|seen| seen.flags);
-        let only_flags = matches!(kind, Kind::Device | Kind::Output(_) | Kind::Pipe { .. });
+        let only_flags =
+            matches!(kind, Kind::Device | Kind::Output(_) | Kind::Pipe { .. } | Kind::Namespace(_));
         if only_flags && flags.is_some() && flags == entry.flags && entry.last.is_some() {
             return Ok(());
         }

@@ -238,6 +238,8 @@ impl Inspector {
             Kind::Epoll => ("epoll instance", String::new()),
             Kind::Inotify => ("inotify instance", String::new()),
             Kind::PidFd => ("pidfd", String::new()),
+            Kind::Namespace(namespace) => ("namespace of the workload's", namespace.name().to_owned()),
+            Kind::Queue => ("POSIX message queue", String::new()),
             _ => {
                 self.note_written(at, kind)?;
                 describe(&self.capturer.capture(kind, at, &|_: Inode| Some(ObjectId(0)))?)

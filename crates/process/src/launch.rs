@@ -28,6 +28,8 @@ use crate::sys::{seccomp, task};
 
 /// Directories that every workload has for itself, in memory.
 pub const PRIVATE_DIRECTORIES: [&str; 3] = ["/tmp", "/run", "/dev/shm"];
+/// Where names of message queues are (mq_overview(7)).
+const QUEUES: &str = "/dev/mqueue";
 const SETTINGS: &str = "/proc/sys";
 /// Bound on each of them, so that a workload cannot fill the host's memory through a file.
 const SCRATCH_LIMIT: &str = "size=512m,mode=1777";
@@ -249,8 +251,18 @@ impl Orders {
     }
 }
 
+/// What whoever started the agent ignores (SIGHUP, by nohup(1)) is inherited by everything that it starts, through exec as well; a shell
+/// that finds a signal ignored cannot even be told to listen to it. SIGPIPE is ignored by this program itself, as by all in Rust.
+fn listen_to_all_signals() {
+    for signal in (1..=libc::SIGRTMAX()).filter(|signal| *signal != libc::SIGPIPE) {
+        // SAFETY: the default takes no code of ours. SIGKILL, SIGSTOP and the C library's own are refused, and are never ignored.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// The launcher: to be called by the binary when it is run as one. Does not return in init.
 pub fn launcher_main() -> ! {
+    listen_to_all_signals();
     // SAFETY: the supervisor opened both before it started us, and nothing else in this process refers to them.
     let (channel, network) = unsafe { (OwnedFd::from_raw_fd(CHANNEL), OwnedFd::from_raw_fd(CHANNEL + 1)) };
     let mut channel = UnixStream::from(channel);
@@ -362,6 +374,11 @@ fn prepare_mounts(scratch: &[String]) -> Result<()> {
     let noexec = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     nix::mount::mount(Some("devpts"), "/dev/pts", Some("devpts"), noexec, Some(options.as_str()))
         .attempt(|| "give the workload its own /dev/pts".into())?;
+    // Names of its own message queues, where there is a place for them.
+    if Path::new(QUEUES).is_dir() {
+        nix::mount::mount(Some("mqueue"), QUEUES, Some("mqueue"), noexec, none)
+            .attempt(|| format!("give the workload its own {QUEUES}"))?;
+    }
     // A new pid namespace needs its own /proc; the old one is under it and shows nothing.
     let flags = flags | MsFlags::MS_NOEXEC;
     nix::mount::mount(Some("proc"), "/proc", Some("proc"), flags, none).attempt(|| "mount /proc".into())?;

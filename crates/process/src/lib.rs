@@ -18,6 +18,7 @@ pub mod object;
 pub mod refusals;
 mod routing;
 pub mod shared;
+mod sharing;
 pub mod shell;
 pub mod sockets;
 pub mod space;

@@ -26,10 +26,11 @@ use crate::launch::{self, CHANNEL, Container, Program};
 use crate::object::descriptor::{ClockOffsets, Surroundings};
 use crate::object::file::FileKey;
 use crate::object::memory::{Backing, Mapping, Step, plan};
+use crate::object::mqueue::Queue;
 use crate::object::network::Network;
 use crate::object::shared::{Kind, SharedFiles, for_mapping};
 use crate::object::signal_owner::SignalOwner;
-use crate::object::{scratch, sysv};
+use crate::object::{scratch, signal, sysv};
 use crate::sys::bpf;
 use crate::sys::pagemap::{PAGE_SIZE, Range};
 use crate::sys::proc;
@@ -62,6 +63,7 @@ pub struct Shell {
     pub(crate) objects: BTreeMap<ObjectId, Object>,
     pub(crate) orphans: Vec<ObjectId>,
     pub(crate) ipc: Option<sysv::Objects>,
+    pub(crate) queues: Option<Vec<Queue>>,
     pub(crate) network: Network,
     /// As the namespace was made, the same on every node.
     pub(crate) plain: Network,
@@ -108,6 +110,7 @@ impl Shell {
             objects: BTreeMap::new(),
             orphans: Vec::new(),
             ipc: None,
+            queues: None,
             network: Network::default(),
             plain,
             settings,
@@ -168,6 +171,7 @@ impl Shell {
         }
         self.orphans = checkpoint.orphans;
         self.ipc = checkpoint.ipc.or(self.ipc.take());
+        self.queues = checkpoint.queues.or(self.queues.take());
         if let Some(network) = checkpoint.network {
             network.restore(&mut self.settings)?;
             self.network = network;
@@ -326,33 +330,35 @@ impl Shell {
             .ok_or_else(|| Error::Mismatch(format!("process {pid} ends but is not in the shell")))?;
         let what = || format!("end process {pid} in the shell");
         let signal = status & 0x7f;
-        if signal == 0 {
-            let mut regs = ptrace::registers(process.host).attempt(what)?;
-            regs.rip = WORKSPACE.start + SYSCALL_OFFSET;
-            regs.rax = libc::SYS_exit_group as u64;
-            regs.rdi = (status >> 8) as u64;
-            regs.orig_rax = u64::MAX;
-            ptrace::set_registers(process.host, &regs).attempt(what)?;
-            ptrace::resume(process.host, 0).attempt(what)?;
-        } else {
-            // The shell has no handlers, so the signal does what it did to the workload's process.
+        if signal != 0 && signal != libc::SIGKILL {
+            let mut batch = Batch::new();
+            signal::restore_default(&mut batch, signal);
+            run_in(&process, &mut batch)?;
+        }
+        // Whatever else it would do: it was born in a batch, with what comes after that still to be done.
+        let mut regs = ptrace::registers(process.host).attempt(what)?;
+        regs.rip = WORKSPACE.start + SYSCALL_OFFSET;
+        regs.rax = libc::SYS_exit_group as u64;
+        regs.rdi = (status >> 8) as u64;
+        regs.orig_rax = u64::MAX;
+        ptrace::set_registers(process.host, &regs).attempt(what)?;
+        if signal != 0 {
+            // So it does what it did to the workload's process. One born in a batch has it blocked.
+            ptrace::set_signal_mask(process.host, 0).attempt(what)?;
             nix::sys::signal::kill(
                 nix::unistd::Pid::from_raw(process.host),
                 nix::sys::signal::Signal::try_from(signal).attempt(what)?,
             )
             .attempt(what)?;
-            match ptrace::resume(process.host, 0) {
-                // SIGKILL does not wait for that.
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                result => result.attempt(what)?,
-            }
         }
+        let resume = |signal| match ptrace::resume(process.host, signal) {
+            // SIGKILL does not wait for that.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            result => result.attempt(what),
+        };
+        resume(0)?;
         while let Some(Event::Stopped(stop)) = ptrace::wait_for(process.host, true).attempt(what)? {
-            let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
-            match ptrace::resume(process.host, signal) {
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                result => result.attempt(what)?,
-            }
+            resume(if stop == Stop::Signal(signal) { signal } else { 0 })?;
         }
         self.zombies.insert(pid, Zombie { status });
         Ok(())
@@ -406,6 +412,9 @@ impl Shell {
             for directory in [&attributes.root, &attributes.cwd] {
                 is_directory(self.container.init, directory)?;
             }
+        }
+        for place in state.threads.iter().filter_map(|thread| thread.place.as_ref()) {
+            is_directory(self.container.init, &place.cwd)?;
         }
         lay_out(process, &state.memory, &self.shared, &self.container.channel)?;
         write_runs(process, &state.memory.runs, &state.memory.fresh, pages)?;

@@ -13,6 +13,7 @@ use crate::descriptors::as_socket;
 use crate::error::{Attempt, Error, Result};
 use crate::object::descriptor::BuildContext;
 use crate::object::file::FileHashes;
+use crate::object::mqueue;
 use crate::object::pidfd::{self, PidFd};
 use crate::object::sysv;
 use crate::object::tcp::{self, Connection, Injector, PeerAck, RawSegment, Restored, State, TcpSocket};
@@ -172,6 +173,12 @@ impl Shell {
             };
             sysv::restore(self.container.init, objects, &operate)?;
         }
+        let queues = mqueue::restore(self.container.init, self.queues.as_deref().unwrap_or_default())?;
+        for (id, object) in &self.objects {
+            if let Object::Queue(end) = object {
+                built.descriptors.insert(*id, mqueue::build(end, &queues)?);
+            }
+        }
         self.build_others(&mut built)?;
         Ok((built, silent))
     }
@@ -203,7 +210,9 @@ impl Shell {
         let mut wanted: Vec<ObjectId> = self
             .objects
             .iter()
-            .filter(|(_, object)| !matches!(object, Object::Tcp(_) | Object::Pipe(_) | Object::Terminal(_)))
+            .filter(|(_, object)| {
+                !matches!(object, Object::Tcp(_) | Object::Pipe(_) | Object::Terminal(_) | Object::Queue(_))
+            })
             .map(|(id, _)| *id)
             .collect();
         // A connection is built by way of its listener's name: before those are there who have connected to that and wait.

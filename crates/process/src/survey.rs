@@ -218,5 +218,7 @@ pub fn describe(object: &Object) -> (&'static str, String) {
         Object::Packet(_) => ("packet socket", String::new()),
         Object::Inotify(_) => ("inotify instance", String::new()),
         Object::PidFd(_) => ("pidfd", String::new()),
+        Object::Namespace(namespace) => ("namespace of the workload's", namespace.name().to_owned()),
+        Object::Queue(_) => ("POSIX message queue", String::new()),
     }
 }

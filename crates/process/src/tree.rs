@@ -35,19 +35,20 @@ use crate::object::posix_timer::{Cadence, PosixTimer};
 use crate::object::scratch::Scratch;
 use crate::object::seccomp_filter::{Filter, Filters};
 use crate::object::signal::SignalStack;
-use crate::object::{sysv, tcp};
+use crate::object::{mqueue, sysv, tcp};
 use crate::refusals::{Refusals, Standing};
 use crate::routing::Routing;
 use crate::shared::SharedObjects;
 use crate::space::{Space, Unborn};
 use crate::strayed::Namespaces;
 use crate::survey::Observed;
+use crate::sys::bpf::threads::Adjusted;
 use crate::sys::bpf::{self, threads::Threads};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
 use crate::sys::task;
 pub(crate) use adopt::{adopt_space, vdso_syscall};
-pub use errand::Errand;
+pub use errand::{Errand, Look, Mark, Stacks, Whereabouts};
 
 /// How long the first exec may take: a program of hundreds of megabytes on a cold disk.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -160,6 +161,8 @@ pub(crate) struct Process {
     pub attributes_changed: bool,
     /// Its threads may have attributes of their own.
     pub individual: bool,
+    /// What can be changed through `/proc`, as last seen.
+    pub adjusted: Adjusted,
     pub uses_timers: bool,
     /// POSIX timers as last captured; `None` until one is made.
     pub posix_timers: Option<Vec<PosixTimer>>,
@@ -229,6 +232,7 @@ pub struct Workload {
     signals: SignalFd,
     pub(crate) descriptors: Descriptors,
     pub(crate) ipc: sysv::Watcher,
+    pub(crate) queues: mqueue::Watcher,
     pub(crate) zombies: HashMap<Pid, Zombie>,
     /// What the workload's clocks are ahead of this host's.
     pub(crate) clock_offsets: Clocks,
@@ -259,6 +263,7 @@ impl Process {
             actions_changed: true,
             attributes_changed: true,
             individual: state.threads.iter().any(|thread| thread.own.is_some()),
+            adjusted: Adjusted::default(),
             uses_timers: state.interval_timers.is_some(),
             posix_timers,
             cadences,
@@ -375,6 +380,7 @@ impl Workload {
             signals,
             descriptors,
             ipc: sysv::Watcher::default(),
+            queues: mqueue::Watcher::default(),
             zombies: HashMap::new(),
             clock_offsets: Clocks::default(),
             shared: SharedObjects::default(),
@@ -404,7 +410,8 @@ impl Workload {
             let mut fds: Vec<PollFd<'_>> =
                 others.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
             fds.push(PollFd::new(self.signals.as_fd(), PollFlags::POLLIN));
-            for process in self.processes.values() {
+            // A second fork is read when the first is claimed (`read_forks`); until then it would end each wait at once.
+            for process in self.processes.values().filter(|process| process.unborn.is_empty()) {
                 if let Some(space) = &process.space {
                     fds.push(PollFd::new(space.tracker.as_fd(), PollFlags::POLLIN));
                 }
@@ -636,6 +643,7 @@ impl Workload {
                     actions_changed: true,
                     attributes_changed: true,
                     individual: false,
+                    adjusted: Adjusted::default(),
                     uses_timers: false,
                     posix_timers: None,
                     cadences: HashMap::new(),

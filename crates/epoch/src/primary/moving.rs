@@ -312,7 +312,7 @@ impl Primary<'_> {
     }
 
     fn ask_back(&self) {
-        self.ask(Asked::Back, Transition::BackupTakesOver { by: self.engine.me.incarnation });
+        self.ask(Asked::Back, Transition::BackupTakesOver { by: self.engine.me.incarnation, held: 0 });
     }
 
     /// The new primary never spoke, and never will.

@@ -187,7 +187,7 @@ fn order(agent: &Agent, node: &str, name: &WorkloadName, order: Request) -> Resu
     match response {
         Response::Done => Ok(()),
         Response::Failed { reason } => Err(Failure::refused(reason)),
-        Response::Status(_) | Response::Returned { .. } => {
+        Response::Status(_) | Response::Returned { .. } | Response::Stored { .. } => {
             Err(Failure::failed("the supervisor answered another question"))
         }
     }
@@ -294,8 +294,10 @@ pub fn ordered(agent: &Agent, name: &str, order: &Request) -> Result<Response> {
     let name = admit::name(name)?;
     match order {
         Request::Switchover { .. } | Request::Failover => agent.supervisors.ask(&name, order, ORDER),
-        Request::Status | Request::Stop | Request::Kill { .. } | Request::Errands { .. } => {
-            Err(Failure::refused("that is ordered on the workload's own node only"))
-        }
+        Request::Status
+        | Request::Stop
+        | Request::Kill { .. }
+        | Request::Errands { .. }
+        | Request::Store { .. } => Err(Failure::refused("that is ordered on the workload's own node only")),
     }
 }

@@ -205,10 +205,13 @@ fn decide(agent: &Arc<Agent>, node: &str, request: peer::Request) -> peer::Respo
     match request {
         peer::Request::Arbitrate(request) => {
             run_first();
-            match agent.seed.arbitrate(node, &request) {
-                Ok(response) => peer::Response::Arbitrated(Box::new(response)),
-                Err(failure) => refused(failure),
-            }
+            let vote = || -> Result<peer::Response> {
+                let request = outlive_cluster::Request::decode(&request)
+                    .or_failed(|| format!("read what node {node} asks"))?;
+                let response = agent.seed.arbitrate(node, &request)?;
+                peer::Response::arbitrated(&response).or_failed(|| format!("answer node {node}"))
+            };
+            vote().unwrap_or_else(refused)
         }
         peer::Request::HostBackup { version: peer::VERSION, workload } => {
             let name = workload.name.clone();

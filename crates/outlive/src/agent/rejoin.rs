@@ -12,7 +12,7 @@ use tracing::info;
 use super::Agent;
 use super::membership::{self, Standing, Vote};
 use crate::control::Rejoined;
-use crate::error::{Failure, Result};
+use crate::error::{Context, Failure, Result};
 
 /// Lessons are pages of votes, each answered from memory; beyond this something is in the way.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -173,8 +173,11 @@ fn ask(agent: &Agent, questions: &[Action]) -> Vec<(String, Result<Response>)> {
         let Some(Action::Send { request, .. }) = questions.iter().find(of_node) else {
             return Err(Failure::failed(format!("there is no question for node {node}")));
         };
-        match agent.peers.ask(node, &peer::Request::Arbitrate(request.clone()))? {
-            peer::Response::Arbitrated(response) => Ok(*response),
+        let question = peer::Request::arbitrate(request).or_failed(|| format!("ask node {node}"))?;
+        match agent.peers.ask(node, &question)? {
+            peer::Response::Arbitrated(answer) => {
+                Response::decode(&answer).or_failed(|| format!("read what node {node} answers"))
+            }
             peer::Response::Refused { reason } => Err(Failure::refused(format!("node {node}: {reason}"))),
             _ => Err(Failure::failed(format!(
                 "node {node} answered another question: it may run another version"

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::unistd::Gid;
+use outlive_epoch::control as supervisor;
 use tracing::{debug, warn};
 
 use super::{Agent, host, membership, moves, rejoin, view};
@@ -153,7 +154,12 @@ fn decide(agent: &Arc<Agent>, request: Request, progress: &mut dyn FnMut(String)
         Request::Inspect { name } => Ok(Reply::Inspected(Box::new(view::inspect(agent, &name)?))),
         Request::Stop { name, dead } => view::stop(agent, &name, &dead, progress).map(|()| Reply::Done),
         Request::Kill { name, signal } => view::kill(agent, &name, signal).map(|()| Reply::Done),
-        Request::Errands { name, pid, errands } => view::run_errands(agent, &name, pid, errands),
+        Request::Errands { name, pid, errands } => {
+            view::for_patch(agent, &name, &supervisor::Request::Errands { pid, errands })
+        }
+        Request::Store { name, pid, avoided, at, byte, mark } => {
+            view::for_patch(agent, &name, &supervisor::Request::Store { pid, avoided, at, byte, mark })
+        }
         Request::Switchover { name, to } => moves::switchover(agent, &name, to, progress).map(Reply::Moved),
         Request::Failover { name } => moves::failover(agent, &name, progress).map(Reply::Moved),
         Request::RestartLost { name, on, dead } => {

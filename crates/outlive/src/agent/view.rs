@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use outlive_cluster::{Holder, Holding, Register, WorkloadName};
 use outlive_epoch::control::{Request, Response, Side, Spread, State, Status};
 
-use outlive_process::tree::Errand;
 use tracing::warn;
 
 use super::supervisors::{waits_for_state, word};
@@ -119,10 +118,7 @@ fn row_of_lost(agent: &Agent, name: &WorkloadName) -> Option<Row> {
 }
 
 pub fn holders(register: &Register) -> Option<(&Holder, Option<&Holder>)> {
-    match &register.holding {
-        Holding::Held { primary, synced_backup } => Some((primary, synced_backup.as_ref())),
-        Holding::Tombstone => None,
-    }
+    register.primary().map(|primary| (primary, register.synced_backup()))
 }
 
 fn is_held(register: &Option<Register>) -> bool {
@@ -380,12 +376,13 @@ pub fn kill(agent: &Agent, name: &str, signal: i32) -> Result<()> {
     }
 }
 
-/// For `outlive patch --workload`: only the workload's tracer can have a process of it make calls.
-pub fn run_errands(agent: &Agent, name: &str, pid: i32, errands: Vec<Errand>) -> Result<Reply> {
+/// For `outlive patch --workload`: only the workload's tracer can have a process of it make calls, or stop all of its threads.
+pub fn for_patch(agent: &Agent, name: &str, request: &Request) -> Result<Reply> {
     let name = admit::name(name)?;
     require_primary(agent, &name, "patch")?;
-    match agent.supervisors.ask(&name, &Request::Errands { pid, errands }, SIGNAL)? {
+    match agent.supervisors.ask(&name, request, SIGNAL)? {
         Response::Returned { results, held_us } => Ok(Reply::Returned { results, held_us }),
+        Response::Stored { in_the_way, held_us } => Ok(Reply::Stored { in_the_way, held_us }),
         Response::Failed { reason } => Err(Failure::failed(reason)),
         other => Err(Failure::failed(format!("{} answered another question", word_of(&other)))),
     }

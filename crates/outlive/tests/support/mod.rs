@@ -6,17 +6,25 @@ pub mod faults;
 pub mod redis;
 pub mod watch;
 
+use std::fmt::Write as _;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use outlive_epoch::control::{self, Status};
 use outlive_lab::{Host, HostProcess, Lab};
 
 pub const OUTLIVE: &str = env!("CARGO_BIN_EXE_outlive");
 /// Long enough for anything that must come; only a failing test waits it out.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const PORT: u16 = 7400;
+/// A supervisor that is neither dead nor stopped answers from memory.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Lines of a log that tell how it ended.
+const LAST_LINES: usize = 12;
 
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -125,10 +133,16 @@ impl Cluster {
     }
 
     pub fn spawn(&self, name: &str) -> HostProcess {
+        self.spawn_by(name, &["env"])
+    }
+
+    /// By a program that starts another (`env`, with options).
+    pub fn spawn_by(&self, name: &str, by: &[&str]) -> HostProcess {
         let host = self.host(name);
         let config = host.disk().join("agent.toml");
         let faults = format!("{}={}", outlive_fault::CONTROL, path(&faults::control_file(host)));
-        host.spawn(["env", &faults, OUTLIVE, "agent", "--config", path(&config)]).unwrap()
+        let agent = [&faults, OUTLIVE, "agent", "--config", path(&config)];
+        host.spawn(by.iter().chain(&agent)).unwrap()
     }
 
     pub fn start_all(&self) -> Vec<HostProcess> {
@@ -174,6 +188,15 @@ impl Cluster {
         rows.as_array().unwrap().iter().map(|row| (word(row, "node"), word(row, "standing"))).collect()
     }
 
+    /// Of every workload.
+    fn account(&self) -> String {
+        let all = self.hosts.iter().map(|host| {
+            let workloads = fs::read_dir(host.disk().join("state/workloads")).into_iter().flatten().flatten();
+            workloads.map(|entry| account(host, &entry.file_name().to_string_lossy())).collect::<String>()
+        });
+        all.collect()
+    }
+
     /// Nothing of any workload is on this host: no directory, no interface.
     #[track_caller]
     pub fn assert_nothing_left(&self, name: &str) {
@@ -185,6 +208,63 @@ impl Cluster {
     }
 }
 
+impl Drop for Cluster {
+    /// The hosts of a test that fails are gone with it.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.account());
+        }
+    }
+}
+
 pub fn path(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// What the supervisor of a workload on a host says, if one lives there.
+pub fn status(host: &Host, workload: &str) -> Option<Status> {
+    let socket = host.disk().join("state/workloads").join(workload).join("supervisor.sock");
+    let ask = || -> std::io::Result<Status> {
+        let mut stream = UnixStream::connect(&socket)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        writeln!(stream, "{}", serde_json::to_string(&control::Request::Status)?)?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        match serde_json::from_str(&line)? {
+            control::Response::Status(status) => Ok(*status),
+            other => Err(std::io::Error::other(format!("{other:?}"))),
+        }
+    };
+    // A socket without a supervisor, or one that is dying or stands still.
+    ask().ok()
+}
+
+/// For a test that waited in vain: what the supervisor says, what its threads wait in, and the ends of its log and of the workload's.
+pub fn account(host: &Host, workload: &str) -> String {
+    let mut text = String::new();
+    let tasks = match status(host, workload) {
+        Some(status) => {
+            writeln!(text, "{}: {status:?}", host.name()).unwrap();
+            format!("/proc/{}/task", status.supervisor_pid)
+        }
+        None => {
+            writeln!(text, "{}: no supervisor answers", host.name()).unwrap();
+            String::new()
+        }
+    };
+    for task in fs::read_dir(tasks).into_iter().flatten().flatten() {
+        let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let (name, call, stack) = (read("comm"), read("syscall"), read("stack"));
+        let stack: Vec<&str> =
+            stack.lines().filter_map(|line| line.split_whitespace().last()).take(8).collect();
+        writeln!(text, "  {:<16} {} {}", name.trim(), call.trim(), stack.join(" ")).unwrap();
+    }
+    for file in ["supervisor.log", "output.log"] {
+        let log = fs::read(host.disk().join("state/workloads").join(workload).join(file)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+        last.iter().for_each(|line| writeln!(text, "  {file}: {line}").unwrap());
+    }
+    text
 }

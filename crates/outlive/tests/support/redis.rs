@@ -1,15 +1,13 @@
 //! A Redis in a cluster, with clients that verify every reply and others that connect again and again.
 
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use outlive_epoch::control::{self, Side, State, Status};
+use outlive_epoch::control::{Side, State, Status};
 use outlive_lab::client::redis::{Load, RedisClient};
 use outlive_lab::{Host, HostProcess, NetNs, UPLINK};
 
@@ -31,8 +29,6 @@ const REPLY: Duration = Duration::from_secs(60);
 const DETECTION_MS: u32 = 300;
 const UNDER_WAY: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(20);
-/// A supervisor that is neither dead nor stopped answers from memory.
-const ANSWER: Duration = Duration::from_secs(1);
 
 /// Who has a protected workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,20 +126,7 @@ impl Redis {
 
     /// What the supervisor on a node says, if one lives there. Without the agent, which may be what has died.
     pub fn status(&self, node: &str) -> Option<Status> {
-        let socket = self.host(node).disk().join("state/workloads").join(NAME).join("supervisor.sock");
-        let ask = || -> std::io::Result<Status> {
-            let mut stream = UnixStream::connect(&socket)?;
-            stream.set_read_timeout(Some(ANSWER))?;
-            writeln!(stream, "{}", serde_json::to_string(&control::Request::Status)?)?;
-            let mut line = String::new();
-            BufReader::new(stream).read_line(&mut line)?;
-            match serde_json::from_str(&line)? {
-                control::Response::Status(status) => Ok(*status),
-                other => Err(std::io::Error::other(format!("{other:?}"))),
-            }
-        };
-        // A socket without a supervisor, or one that is dying or stands still.
-        ask().ok()
+        super::status(self.host(node), NAME)
     }
 
     /// What the primary of the newest generation says, if there is one.
@@ -152,31 +135,9 @@ impl Redis {
         all.filter(|status| status.role == Side::Primary).max_by_key(|status| status.generation)
     }
 
-    /// For a test that waited in vain: what every supervisor says, what its threads wait in, and the end of its log.
+    /// For a test that waited in vain.
     pub fn account(&self) -> String {
-        let mut text = String::new();
-        for node in NODES {
-            let Some(status) = self.status(node) else {
-                writeln!(text, "{node}: no supervisor answers").unwrap();
-                continue;
-            };
-            writeln!(text, "{node}: {status:?}").unwrap();
-            let tasks = format!("/proc/{}/task", status.supervisor_pid);
-            for task in std::fs::read_dir(tasks).into_iter().flatten().flatten() {
-                let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
-                let (name, call, stack) = (read("comm"), read("syscall"), read("stack"));
-                let stack: Vec<&str> =
-                    stack.lines().filter_map(|line| line.split_whitespace().last()).take(8).collect();
-                writeln!(text, "  {:<16} {} {}", name.trim(), call.trim(), stack.join(" ")).unwrap();
-            }
-            let log = self.host(node).disk().join("state/workloads").join(NAME).join("supervisor.log");
-            let log = std::fs::read_to_string(log).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            lines[lines.len().saturating_sub(12)..]
-                .iter()
-                .for_each(|line| writeln!(text, "  {line}").unwrap());
-        }
-        text
+        NODES.map(|node| super::account(self.host(node), NAME)).concat()
     }
 
     /// Waits until it is protected.

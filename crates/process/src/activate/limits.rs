@@ -1,4 +1,4 @@
-//! The resource limits of a process that comes to life (`setrlimit(2)`).
+//! The resource limits of a process that comes to life (`setrlimit(2)`), and what is set of it in `/proc`.
 //!
 //! They hold for what it is given as well: one that may have no descriptors has some, from before. So it is allowed as much as it
 //! ever may have first, while it has its privileges, and limited to what it had when all is in place.
@@ -60,6 +60,27 @@ pub(super) fn lower(process: &ShellProcess, attributes: &Attributes) -> Result<(
         call(&mut batch, resource, limit);
     }
     run_in(process, &mut batch).map(drop)
+}
+
+/// What is set by writing to a process's files in `/proc`, where this host allows it.
+pub(super) fn adjust(process: &ShellProcess, attributes: &Attributes) -> Result<()> {
+    let host = process.host;
+    let what = || format!("read what is set of process {host} in /proc");
+    if proc::oom_score_adj(host).attempt(what)? != attributes.oom_score_adj
+        && let Err(error) = proc::set_oom_score_adj(host, attributes.oom_score_adj)
+    {
+        // Below what it was before only with CAP_SYS_RESOURCE.
+        let wanted = attributes.oom_score_adj;
+        tracing::warn!(process = host, wanted, %error, "oom_score_adj is higher here: give the agent CAP_SYS_RESOURCE");
+    }
+    if let (Some(now), Some(wanted)) =
+        (proc::coredump_filter(host).attempt(what)?, attributes.coredump_filter)
+        && now != wanted
+    {
+        let what = || format!("set what a core dump of process {host} holds");
+        proc::set_coredump_filter(host, wanted).attempt(what)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

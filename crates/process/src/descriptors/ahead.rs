@@ -6,8 +6,8 @@ use super::{Descriptors, flight};
 use crate::checkpoint::{Object, ObjectId, Pid};
 use crate::error::Result;
 use crate::object::descriptor::{At, Inode, Kind, StatusFlags};
-use crate::object::inotify;
 use crate::object::terminal::{self, TerminalEnd};
+use crate::object::{file, inotify};
 use crate::refusals::Refusals;
 use crate::tree::Process;
 
@@ -19,6 +19,7 @@ impl Descriptors {
         refusals: &mut Refusals,
     ) -> Result<()> {
         self.each_inotify(processes, |at, _| refusals.pass(inotify::check(at)).map(drop))?;
+        self.look_into_proc(processes, refusals)?;
         // A descriptor on its way, a connection not accepted yet: unix sockets are captured now.
         let held = self.entries.iter().filter(|(_, entry)| !entry.holders.is_empty());
         let sockets: HashMap<u64, ObjectId> = held
@@ -45,6 +46,16 @@ impl Descriptors {
         }
         refusals.pass(self.check_nesting())?;
         self.look_into_terminals(processes)
+    }
+
+    /// Programs look into files of processes for a moment, also of such as end meanwhile.
+    fn look_into_proc(&self, processes: &BTreeMap<Pid, Process>, refusals: &mut Refusals) -> Result<()> {
+        for entry in self.entries.values().filter(|entry| entry.link.starts_with("/proc/")) {
+            if let Some(at) = self.at(entry, processes) {
+                refusals.pass(file::check_of_process(&at))?;
+            }
+        }
+        Ok(())
     }
 
     /// Pseudo-terminals and their descriptors.

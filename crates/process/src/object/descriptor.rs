@@ -27,6 +27,8 @@ use super::epoll::{self, Epoll};
 use super::eventfd::{self, EventFd};
 use super::file::{self, Directory, FileHashes, FileKey, OpenFile};
 use super::inotify::{self, Inotify};
+use super::mqueue::{self, QueueEnd};
+use super::namespace::Namespace;
 use super::netlink::{self, Netlink};
 use super::packet::{self, Packet};
 use super::pidfd::{self, PidFd};
@@ -68,6 +70,9 @@ pub enum Object {
     Packet(Box<Packet>),
     Inotify(Inotify),
     PidFd(PidFd),
+    Namespace(Namespace),
+    /// Of a POSIX message queue.
+    Queue(QueueEnd),
     /// Both sides of a pseudo-terminal. It has no descriptor of its own: the [`TerminalEnd`]s refer to it.
     Terminal(Box<Terminal>),
     TerminalEnd(TerminalEnd),
@@ -286,6 +291,9 @@ pub enum Kind {
     Output(u8),
     Inotify,
     PidFd,
+    /// One that the workload is in.
+    Namespace(Namespace),
+    Queue,
     /// What is in it is captured once for all its descriptors, ahead of everything else. The number is the kernel's.
     Terminal {
         slave: u64,
@@ -339,6 +347,11 @@ impl Kind {
             link if link.starts_with("pidfd:") => return Ok(Kind::PidFd),
             _ => {}
         }
+        if let Some(namespace) = Namespace::of_link(link)
+            && namespace.is_own(link, at)
+        {
+            return Ok(Kind::Namespace(namespace));
+        }
         if let Some((what, advice)) =
             REFUSED.iter().find(|(start, ..)| link.starts_with(start)).map(|r| (r.1, r.2))
         {
@@ -351,6 +364,7 @@ impl Kind {
         }
         let stat = at.stat()?;
         match stat.st_mode & libc::S_IFMT {
+            libc::S_IFREG if mqueue::is_one(at)? => Ok(Kind::Queue),
             libc::S_IFREG => Ok(Kind::File),
             libc::S_IFDIR => Ok(Kind::Directory),
             libc::S_IFCHR => Self::identify_device(link, at, &stat),
@@ -425,9 +439,9 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("anon_inode:[perf_event]", "a performance counter", "profile the program unprotected"),
     ("anon_inode:bpf", "BPF", "let the program do without BPF"),
     ("anon_inode:[userfaultfd]", "userfaultfd", "switch it off in the program (it tracks the memory here)"),
-    ("net:[", "a network namespace", "let the program do without namespaces of its own"),
-    ("mnt:[", "a mount namespace", "let the program do without namespaces of its own"),
-    ("user:[", "a user namespace", "let the program do without namespaces of its own"),
+    ("net:[", "another network namespace", "let the program do without namespaces of its own"),
+    ("mnt:[", "another mount namespace", "let the program do without namespaces of its own"),
+    ("user:[", "another user namespace", "let the program do without namespaces of its own"),
 ];
 
 /// Nanoseconds by which the workload's clocks are ahead of those of the process that captures or builds (its time
@@ -479,6 +493,7 @@ pub struct Capturer {
     /// Inodes of connections that the workload has closed and that are held for it.
     pub orphans: HashSet<u64>,
     mounts: inotify::Mounts,
+    queues_open: mqueue::Open,
 }
 
 impl Capturer {
@@ -491,12 +506,19 @@ impl Capturer {
             queues: datagram::Queues::default(),
             orphans: HashSet::new(),
             mounts: inotify::Mounts::default(),
+            queues_open: mqueue::Open::default(),
         }
     }
 
     /// The workload has run since: what was learnt about sockets is old.
     pub fn begin(&mut self) {
         self.sockets.forget();
+        self.queues_open.clear();
+    }
+
+    /// Message queues of which descriptors were captured since.
+    pub fn take_queues(&mut self) -> mqueue::Open {
+        std::mem::take(&mut self.queues_open)
     }
 
     /// A cheap sign of whether a description has changed: it has not if the sign is the same as before. `None` where
@@ -506,7 +528,12 @@ impl Capturer {
     /// holds one, it is to be captured again whatever its sign, since a watched file may live on under no number.
     pub fn fingerprint(&self, kind: Kind, at: &At<'_>) -> Result<Option<u64>> {
         let mut seen = match kind {
-            Kind::Tcp { .. } | Kind::Unix { .. } | Kind::TimerFd | Kind::Terminal { .. } => return Ok(None),
+            Kind::Tcp { .. }
+            | Kind::Unix { .. }
+            | Kind::TimerFd
+            | Kind::Terminal { .. }
+            // Captured each time, for what is in the queue.
+            | Kind::Queue => return Ok(None),
             kind if kind.is_told_by_numbers() => return Ok(None),
             _ => at.info()?,
         };
@@ -578,6 +605,8 @@ impl Capturer {
             }
             Kind::Inotify => Object::Inotify(inotify::capture(at, &mut self.mounts)?),
             Kind::PidFd => Object::PidFd(pidfd::capture(at)?),
+            Kind::Namespace(namespace) => Object::Namespace(namespace),
+            Kind::Queue => Object::Queue(mqueue::capture(at, &mut self.queues_open)?),
             Kind::EventFd => Object::EventFd(eventfd::capture(at)?),
             Kind::Epoll => Object::Epoll(epoll::capture(at, &self.orphans, objects)?),
             Kind::TimerFd => Object::TimerFd(timerfd::capture(at, self.surroundings.clocks)?),
@@ -738,7 +767,11 @@ impl<'a> BuildContext<'a> {
                 Object::Netlink(object) => netlink::build(object)?,
                 Object::Packet(object) => packet::build(object)?,
                 Object::Inotify(object) => inotify::build(object)?,
+                Object::Namespace(namespace) => namespace.build(&self.root)?,
                 Object::PidFd(_) => return Err(pidfd::unbuilt()),
+                Object::Queue(_) => {
+                    return Err(Error::Mismatch(format!("message queue {} has not been built", id.0)));
+                }
                 Object::Terminal(_) | Object::TerminalEnd(_) => {
                     return Err(Error::Mismatch(format!("terminal {} has not been built", id.0)));
                 }

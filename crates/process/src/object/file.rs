@@ -36,6 +36,35 @@ const MAX_CARRIED: i64 = 64 << 20;
 const MAX_REMEMBERED: usize = 65_536;
 /// More locks on one file than this do not fit into one batch with the rest of a process's descriptors.
 pub const MAX_LOCKS: usize = 256;
+/// Files and directories below `/proc/PID` that can be opened again (proc(5)).
+const OF_PROCESS: [&str; 26] = [
+    "",
+    "autogroup",
+    "cgroup",
+    "cmdline",
+    "comm",
+    "coredump_filter",
+    "cpuset",
+    "fd",
+    "fdinfo",
+    "io",
+    "limits",
+    "loginuid",
+    "mountinfo",
+    "mounts",
+    "net",
+    "oom_adj",
+    "oom_score",
+    "oom_score_adj",
+    "sched",
+    "schedstat",
+    "sessionid",
+    "stat",
+    "statm",
+    "status",
+    "task",
+    "wchan",
+];
 /// What `/proc/PID/fd` appends to the path of what has been removed.
 const DELETED: &str = " (deleted)";
 /// How the paths of memfds begin; they are on a file system of the kernel's own.
@@ -227,7 +256,12 @@ pub(super) fn capture(at: &At<'_>, surroundings: &Surroundings, hashes: &mut Fil
         let deleted = Some(deleted);
         return Ok(OpenFile { path, flags, offset, identity: None, deleted, locks });
     }
-    check_path(at, &path, &stat)?;
+    // Found anew at each lookup (`pde_force_lookup`, fs/proc/internal.h), so that one that is open always looks removed.
+    if is_of_network(&path) {
+        path.truncate(path.strip_suffix(DELETED).unwrap_or(&path).len());
+    } else {
+        check_path(at, &path, &stat)?;
+    }
     let mut identity = None;
     if !surroundings.is_scratch(&path) {
         if flags.writes() {
@@ -252,14 +286,36 @@ fn offset(at: &At<'_>, info: &str) -> Result<u64> {
     info_field(info, "pos").and_then(|text| text.parse().ok()).ok_or_else(|| at.unreadable("pos"))
 }
 
-/// Files of `/proc` that are not a process's say the same kind of thing on every host.
-fn refuse_process(at: &At<'_>, path: &str) -> Result<()> {
-    let of_process =
-        path.strip_prefix("/proc/").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
-    if of_process {
-        return Err(at.refuse(format!("{path} of a process"), "it is kept as soon as that is closed"));
+/// The part of a path that is below `/proc/PID`.
+fn of_process(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix("/proc/").filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))?;
+    Some(rest.split_once('/').map_or("", |(_, name)| name))
+}
+
+/// What is open in `/proc`, if it is a process's: of one that there is, and such as can be opened again.
+pub(crate) fn check_of_process(at: &At<'_>) -> Result<()> {
+    let path = open_path(at)?;
+    match of_process(&path) {
+        None => Ok(()),
+        Some(_) if is_of_network(&path) => Ok(()),
+        Some(_) => refuse_process(at, &path).and_then(|()| check_path(at, &path, &at.stat()?)),
     }
-    Ok(())
+}
+
+fn is_of_network(path: &str) -> bool {
+    of_process(path).is_some_and(|name| name.starts_with("net/"))
+}
+
+/// Files of `/proc` that are not a process's say the same kind of thing on every host; of a process's, those that are about the
+/// process and not about the memory, or the thread, that it had when they were opened.
+fn refuse_process(at: &At<'_>, path: &str) -> Result<()> {
+    match of_process(path) {
+        None => Ok(()),
+        Some(name) if is_of_network(path) || OF_PROCESS.contains(&name) => Ok(()),
+        Some(_) => {
+            Err(at.refuse(format!("the open file {path}"), "it is protected as soon as that is closed"))
+        }
+    }
 }
 
 fn capture_deleted(at: &At<'_>, path: &str, stat: &FileStat) -> Result<DeletedFile> {
@@ -393,6 +449,11 @@ pub(super) fn build(object: &OpenFile, context: &mut BuildContext<'_>) -> Result
         return Ok(fd);
     }
     seek(&fd, path, object.offset)?;
+    if object.offset > 0 && of_process(path).is_some() {
+        // Seeking has made the kernel write down what follows, of a process that is not yet what it will be. Having read elsewhere it does
+        // so anew (`seq_read_iter`, fs/seq_file.c). What cannot be read has nothing written down.
+        let _ = File::from(fd.try_clone().attempt(|| format!("look into {path}"))?).read_at(&mut [0], 0);
+    }
     for lock in &object.locks {
         let taken = match lock.owner {
             LockOwner::Description => sys::lock_description(fd.as_fd(), lock.exclusive),

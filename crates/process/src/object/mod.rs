@@ -9,6 +9,8 @@ pub mod eventfd;
 pub mod file;
 pub mod inotify;
 pub mod memory;
+pub mod mqueue;
+pub mod namespace;
 pub mod netlink;
 pub mod network;
 mod network_restore;

@@ -1,4 +1,4 @@
-//! The workload's own configuration of its network: links, addresses, routes, rules and permanent neighbours, as they are. The
+//! The workload's own configuration of its network: links, addresses, next hops, routes, rules and permanent neighbours, as they are. The
 //! namespace is made alike on every node; what the workload has made of it is made again on the copy (`network_restore`).
 //!
 //! Everything is kept in the kernel's own encoding, less what the kernel itself adds. Interfaces are known by name, since
@@ -9,7 +9,9 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Attempt, Error, Result};
-use crate::sys::rtnetlink::{ADDRESS, DISCIPLINE, Entry, Kind, LINK, NEIGHBOUR, ROUTE, RULE, Settings};
+use crate::sys::rtnetlink::{
+    ADDRESS, DISCIPLINE, Entry, Kind, LINK, NEIGHBOUR, NEXT_HOP, ROUTE, RULE, Settings,
+};
 use crate::tree::FIRST;
 
 pub(super) const INET: u8 = libc::AF_INET as u8;
@@ -74,7 +76,7 @@ const TABLE_MAIN: u32 = 254;
 const UNICAST: u8 = 1;
 const LOCAL: u8 = 2;
 const UNREACHABLE: u8 = 7;
-/// RTA_DST, IIF, OIF, GATEWAY, PRIORITY, MULTIPATH, CACHEINFO, TABLE, EXPIRES, NH_ID.
+/// RTA_DST, IIF, OIF, GATEWAY, PRIORITY, MULTIPATH, CACHEINFO, TABLE, VIA, ENCAP_TYPE, ENCAP, EXPIRES, NH_ID.
 const RTA_DST: u16 = 1;
 const RTA_IIF: u16 = 3;
 const RTA_OIF: u16 = 4;
@@ -83,12 +85,25 @@ const RTA_PRIORITY: u16 = 6;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_CACHEINFO: u16 = 12;
 const RTA_TABLE: u16 = 15;
+const RTA_VIA: u16 = 18;
+const RTA_ENCAP_TYPE: u16 = 21;
+const RTA_ENCAP: u16 = 22;
 const RTA_EXPIRES: u16 = 23;
 const RTA_NH_ID: u16 = 30;
 /// In `struct rta_cacheinfo`: when it expires, or zero.
 const EXPIRES: usize = 8;
 /// `struct rtnexthop`: length (2 bytes), flags at 2, weight, interface at 4.
-const NEXT_HOP: usize = 8;
+const HOP: usize = 8;
+
+/// `struct nhmsg`: family, scope at 1, protocol at 2, flags at 4.
+const NEXT_HOP_SCOPE: usize = 1;
+pub(super) const NEXT_HOP_FLAGS: usize = 4;
+/// NHA_ID, GROUP, GROUP_TYPE, BLACKHOLE, OIF, GATEWAY, ENCAP_TYPE, ENCAP, FDB, RES_GROUP (`linux/nexthop.h`).
+pub(super) const NHA_ID: u16 = 1;
+const NHA_GROUP: u16 = 2;
+pub(super) const NHA_OIF: u16 = 5;
+const NHA_KEPT: [u16; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 11];
+const NHA_RES_GROUP: u16 = 12;
 
 /// `struct fib_rule_hdr`: flags at 8. FIB_RULE_UNRESOLVED, IIF_DETACHED, OIF_DETACHED are the kernel's findings.
 const RULE_FLAGS: usize = 8;
@@ -128,6 +143,8 @@ pub struct Network {
     pub(super) links: Vec<Entry>,
     /// In the kernel's order, for the first of a network is the one that speaks.
     pub(super) addresses: Vec<Entry>,
+    /// Those that stand for themselves before the groups of them.
+    pub(super) next_hops: Vec<Entry>,
     pub(super) routes: Vec<Entry>,
     pub(super) rules: Vec<Entry>,
     pub(super) neighbours: Vec<Entry>,
@@ -255,11 +272,13 @@ impl Reading<'_> {
         if expires.is_some_and(|when| when != [0; 4]) {
             return refused("a route that expires".to_owned());
         }
-        if route.get(RTA_NH_ID).is_some() {
-            return refused("a route by a next hop object".to_owned());
-        }
         route.forget(&[RTA_CACHEINFO, RTA_EXPIRES]);
         route.set_word(ROUTE_FLAGS, route.word(ROUTE_FLAGS) & ONLINK);
+        if route.get(RTA_NH_ID).is_some() {
+            // The kernel lists with it what the next hop says, and takes one of both.
+            route.forget(&[RTA_OIF, RTA_GATEWAY, RTA_MULTIPATH, RTA_VIA, RTA_ENCAP_TYPE, RTA_ENCAP]);
+            route.set_word(ROUTE_FLAGS, 0);
+        }
         self.place_in(&mut route, RTA_OIF)?;
         self.place_in(&mut route, RTA_IIF)?;
         for (_, hops) in route.attributes.iter_mut().filter(|(kind, _)| *kind == RTA_MULTIPATH) {
@@ -272,6 +291,17 @@ impl Reading<'_> {
             })?;
         }
         Ok(Some(route))
+    }
+
+    fn next_hop(&self, mut hop: Entry) -> Result<Entry> {
+        if hop.get(NHA_RES_GROUP).is_some() {
+            return refused("a resilient group of next hops".to_owned());
+        }
+        hop.keep(&NHA_KEPT);
+        hop.set_byte(NEXT_HOP_SCOPE, 0);
+        hop.set_word(NEXT_HOP_FLAGS, hop.word(NEXT_HOP_FLAGS) & ONLINK);
+        self.place_in(&mut hop, NHA_OIF)?;
+        Ok(hop)
     }
 
     fn neighbour(&self, mut entry: Entry) -> Result<Option<Entry>> {
@@ -295,9 +325,9 @@ impl Reading<'_> {
 /// Visits each hop of a route with several, in place; what is cut short ends it.
 pub(super) fn each_hop(hops: &mut [u8], mut visit: impl FnMut(&mut [u8]) -> Result<()>) -> Result<()> {
     let mut rest = hops;
-    while rest.len() >= NEXT_HOP {
+    while rest.len() >= HOP {
         let length = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
-        if length < NEXT_HOP || length > rest.len() {
+        if length < HOP || length > rest.len() {
             return Err(Error::Mismatch("a route with several hops is damaged".to_owned()));
         }
         visit(&mut rest[..length])?;
@@ -350,6 +380,10 @@ impl Network {
                 return refused(format!("traffic control of its own on {name}"));
             }
         }
+        for hop in settings.list(NEXT_HOP, question(NEXT_HOP, 0)).attempt(what)? {
+            network.next_hops.push(reading.next_hop(hop)?);
+        }
+        network.next_hops.sort_by_key(|hop| (hop.get(NHA_GROUP).is_some(), hop.number(NHA_ID)));
         for family in [INET, INET6] {
             // A kernel without IPv6 answers for all families.
             let mut list = |kind: Kind| -> Result<Vec<Entry>> {
@@ -471,3 +505,34 @@ fn ip(bytes: &[u8]) -> Option<std::net::IpAddr> {
 pub(super) const ROUTE_INTERFACES: [u16; 2] = [RTA_OIF, RTA_IIF];
 pub(super) const HOPS: u16 = RTA_MULTIPATH;
 pub(super) const INTERFACE: usize = LINK_INDEX;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `struct ndmsg` (include/uapi/linux/neighbour.h), and an attribute with the link's address.
+    fn neighbour(state: u16, flags: u8, mac: [u8; 6]) -> Vec<u8> {
+        let mut message = vec![0; NEIGHBOUR.header];
+        message[NEIGHBOUR_STATE..NEIGHBOUR_STATE + 2].copy_from_slice(&state.to_ne_bytes());
+        message[NEIGHBOUR_FLAGS] = flags;
+        message.extend(10u16.to_ne_bytes());
+        message.extend(NDA_LLADDR.to_ne_bytes());
+        message.extend(mac);
+        message.extend([0; 2]);
+        message
+    }
+
+    #[test]
+    fn neighbours_that_the_kernel_makes_for_groups_are_not_made_by_hand() {
+        /// `NUD_REACHABLE`.
+        const REACHABLE: u16 = 2;
+        let (station, group) = ([2, 0, 0, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]);
+        assert!(!is_by_hand(&neighbour(NOARP, 0, group)));
+        assert!(!is_by_hand(&neighbour(REACHABLE, 0, station)));
+        assert!(is_by_hand(&neighbour(NOARP, 0, station)));
+        assert!(is_by_hand(&neighbour(PERMANENT, 0, station)));
+        assert!(is_by_hand(&neighbour(REACHABLE, PROXY, station)));
+        // What is cut short may be anything.
+        assert!(is_by_hand(&neighbour(NOARP, 0, station)[..NEIGHBOUR.header + 3]));
+    }
+}

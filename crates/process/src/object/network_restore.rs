@@ -10,10 +10,10 @@ use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 
 use crate::error::{Attempt, Error, Result};
 use crate::object::network::{
-    ADDRESS_FLAGS, Device, HOPS, IFA_FLAGS, INET, INET6, INTERFACE, Network, ROUTE_INTERFACES, devices,
-    each_hop, local_addresses, of_inet, own_address,
+    ADDRESS_FLAGS, Device, HOPS, IFA_FLAGS, INET, INET6, INTERFACE, NHA_ID, NHA_OIF, Network,
+    ROUTE_INTERFACES, devices, each_hop, local_addresses, of_inet, own_address,
 };
-use crate::sys::rtnetlink::{ADDRESS, Entry, Kind, LINK, NEIGHBOUR, ROUTE, RULE, Settings};
+use crate::sys::rtnetlink::{ADDRESS, Entry, Kind, LINK, NEIGHBOUR, NEXT_HOP, ROUTE, RULE, Settings};
 
 /// What one setting brings with it is there within a few; one more tells that nothing changes any more.
 const ROUNDS: usize = 8;
@@ -42,6 +42,7 @@ impl Network {
             ("devices", now.devices != self.devices),
             ("links", now.links != self.links),
             ("addresses", now.addresses != self.addresses),
+            ("next hops", now.next_hops != self.next_hops),
             ("routes", now.routes != self.routes),
             ("rules", now.rules != self.rules),
             ("neighbours", now.neighbours != self.neighbours),
@@ -108,6 +109,15 @@ impl Making<'_> {
             entry.set_byte(ADDRESS_FLAGS, flags.to_le_bytes()[0]);
             note(self.say(ADDRESS.new, add, &entry)?);
         }
+        for gone in without(&now.next_hops, &wanted.next_hops) {
+            // By its number alone.
+            let mut entry = Entry { header: vec![0; NEXT_HOP.header], attributes: gone.attributes.clone() };
+            entry.keep(&[NHA_ID]);
+            note(self.say(NEXT_HOP.delete, 0, &entry)?);
+        }
+        for new in without(&wanted.next_hops, &now.next_hops) {
+            note(self.say(NEXT_HOP.new, add, new)?);
+        }
         let kinds: [(Kind, &[Entry], &[Entry]); 3] = [
             (ROUTE, &now.routes, &wanted.routes),
             (NEIGHBOUR, &now.neighbours, &wanted.neighbours),
@@ -133,12 +143,17 @@ impl Making<'_> {
         if [LINK.new, ADDRESS.new, NEIGHBOUR.new].contains(&kind) {
             entry.set_word(INTERFACE, self.index(entry.word(INTERFACE))?);
         }
-        if kind == ROUTE.new {
-            for attribute in ROUTE_INTERFACES {
-                if let Some(place) = entry.number(attribute) {
-                    entry.set(attribute, &self.index(place)?.to_ne_bytes());
-                }
+        let interfaces: &[u16] = match kind {
+            _ if kind == ROUTE.new => &ROUTE_INTERFACES,
+            _ if kind == NEXT_HOP.new => &[NHA_OIF],
+            _ => &[],
+        };
+        for attribute in interfaces {
+            if let Some(place) = entry.number(*attribute) {
+                entry.set(*attribute, &self.index(place)?.to_ne_bytes());
             }
+        }
+        if kind == ROUTE.new {
             for (_, hops) in entry.attributes.iter_mut().filter(|(kind, _)| *kind == HOPS) {
                 each_hop(hops, |hop| {
                     let place = u32::from_ne_bytes([hop[4], hop[5], hop[6], hop[7]]);

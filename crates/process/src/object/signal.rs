@@ -86,7 +86,17 @@ pub fn capture_actions(remote: &mut Remote<'_>) -> io::Result<Vec<SignalAction>>
         .collect())
 }
 
+/// What the supervisor ignores (SIGPIPE, as every program in Rust does) is ignored by what it has made.
+pub fn restore_default(batch: &mut Batch, signal: i32) {
+    let default = batch.bytes(&[0; ACTION_SIZE]);
+    batch.call(libc::SYS_rt_sigaction, &[signal as u64, default, 0, SET_SIZE]);
+}
+
+/// In a process that was made for it, which has no handlers.
 pub fn restore_actions(batch: &mut Batch, actions: &[SignalAction]) {
+    if actions.iter().all(|action| i32::from(action.signal) != libc::SIGPIPE) {
+        restore_default(batch, libc::SIGPIPE);
+    }
     for action in actions {
         if matches!(i32::from(action.signal), libc::SIGKILL | libc::SIGSTOP) {
             continue;

@@ -29,7 +29,7 @@ use crate::sys::unix_diag::{STATE_ESTABLISHED, STATE_LISTEN, UnixDiag, UnixEntry
 /// `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET`.
 const KINDS: [i32; 3] = [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET];
 /// Options that are numbers and are kept. The order is that of restoring.
-pub(super) const OPTIONS: [i32; 7] = [
+pub(super) const OPTIONS: [i32; 8] = [
     libc::SO_SNDBUF,
     libc::SO_RCVBUF,
     libc::SO_RCVLOWAT,
@@ -37,9 +37,12 @@ pub(super) const OPTIONS: [i32; 7] = [
     libc::SO_OOBINLINE,
     libc::SO_PEEK_OFF,
     SO_PASSPIDFD,
+    SO_PASSRIGHTS,
 ];
 /// `include/uapi/asm-generic/socket.h`, since Linux 6.5.
 pub(super) const SO_PASSPIDFD: i32 = 76;
+/// Likewise, since Linux 6.16; without it every socket takes descriptors.
+pub(super) const SO_PASSRIGHTS: i32 = 83;
 /// Of [`OPTIONS`].
 pub(super) const PASSES_CREDENTIALS: usize = 3;
 pub(super) const PASSES_PIDFD: usize = 6;
@@ -231,8 +234,11 @@ pub(super) fn capture(
     check_reachable(&entry, peer.as_ref(), &role, name.as_ref(), at, surroundings)?;
     let mut options = [0; OPTIONS.len()];
     for (value, name) in options.iter_mut().zip(OPTIONS) {
-        *value =
-            sys::socket_option(socket.as_fd(), name).attempt(|| format!("ask for socket option {name}"))?;
+        let asked = match sys::socket_option(socket.as_fd(), name) {
+            Err(error) if name == SO_PASSRIGHTS && error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(1),
+            asked => asked,
+        };
+        *value = asked.attempt(|| format!("ask for socket option {name}"))?;
     }
     let mut timeouts = [0; 2];
     for (value, name) in timeouts.iter_mut().zip([libc::SO_RCVTIMEO, libc::SO_SNDTIMEO]) {

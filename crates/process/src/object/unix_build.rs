@@ -14,8 +14,8 @@ use nix::sys::stat::Mode;
 
 use super::descriptor::{BuildContext, Object};
 use super::unix::{
-    Message, Name, OPTIONS, PASSES_CREDENTIALS, PASSES_PIDFD, Role, Sender, UnixSocket, directory_of,
-    has_parent_steps,
+    Message, Name, OPTIONS, PASSES_CREDENTIALS, PASSES_PIDFD, Role, SO_PASSRIGHTS, Sender, UnixSocket,
+    directory_of, has_parent_steps,
 };
 use super::unix_actor::{self, Carried, Stage};
 use crate::checkpoint::ObjectId;
@@ -458,6 +458,7 @@ fn finish(object: &UnixSocket, fd: OwnedFd) -> io::Result<OwnedFd> {
             // The kernel keeps, and tells, twice of what it is given; beyond the limits only by force.
             libc::SO_SNDBUF => sys::set_socket_option(fd.as_fd(), libc::SO_SNDBUFFORCE, value / 2)?,
             libc::SO_RCVBUF => sys::set_socket_option(fd.as_fd(), libc::SO_RCVBUFFORCE, value / 2)?,
+            SO_PASSRIGHTS if value != 0 => {}
             name if sys::socket_option(fd.as_fd(), name)? != value => {
                 sys::set_socket_option(fd.as_fd(), name, value)?
             }

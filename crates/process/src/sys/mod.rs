@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod datagram;
 pub mod descriptor;
 pub mod inotify;
+pub mod mqueue;
 pub mod pagemap;
 pub mod proc;
 pub mod ptrace;

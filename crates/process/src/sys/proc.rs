@@ -224,6 +224,31 @@ pub fn limits(tid: Tid) -> io::Result<Vec<(u64, u64)>> {
     limits.collect::<Result<_, io::ErrorKind>>().map_err(Into::into)
 }
 
+/// Whom the kernel ends first when memory is short (proc_pid_oom_score_adj(5)).
+pub fn oom_score_adj(tid: Tid) -> io::Result<i32> {
+    let text = fs::read_to_string(path(tid, "oom_score_adj"))?;
+    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+pub fn set_oom_score_adj(tid: Tid, value: i32) -> io::Result<()> {
+    fs::write(path(tid, "oom_score_adj"), value.to_string())
+}
+
+/// What goes into a core dump (proc_pid_coredump_filter(5)); `None` where the kernel was built without (`CONFIG_ELF_CORE`).
+pub fn coredump_filter(tid: Tid) -> io::Result<Option<u32>> {
+    match fs::read_to_string(path(tid, "coredump_filter")) {
+        Ok(text) => {
+            u32::from_str_radix(text.trim(), 16).map(Some).map_err(|_| io::ErrorKind::InvalidData.into())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub fn set_coredump_filter(tid: Tid, filter: u32) -> io::Result<()> {
+    fs::write(path(tid, "coredump_filter"), format!("{filter:#x}"))
+}
+
 /// Open descriptors of a process: number and what the link says (`socket:[42]`, `/path`, `anon_inode:[eventpoll]`).
 pub fn descriptors(tid: Tid) -> io::Result<Vec<(i32, String)>> {
     let dir = path(tid, "fd");

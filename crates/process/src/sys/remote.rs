@@ -8,9 +8,12 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::pagemap::{PAGE_SIZE, Range};
 use super::ptrace::{self, Event, Registers, SignalInfo, Stop, Tid};
-use super::task;
+use super::{proc, task};
 
 /// Where every traced address space has our pages. Nothing the kernel or a known runtime chooses is near: programs
 /// and heaps start at 0x55…, mappings grow down from 0x7f…, Go's arenas start at 0xc0_0000_0000, AddressSanitizer's
@@ -26,7 +29,9 @@ const ROW: u64 = 72;
 /// Largest number of calls in one batch.
 pub const MAX_CALLS: usize = (TABLE_LEN / ROW) as usize;
 
-/// Executes rows from rbx up to r12; with r13 set, stops after the first that fails.
+/// Executes rows from rbx up to r12; with r13 set, stops after the first that fails. At the end the thread sends itself a SIGTRAP, which
+/// its tracer takes. A breakpoint would be shorter, but that signal is forced on a program: one that ignores it has its disposition
+/// reset (`force_sig_info_to_task`, kernel/signal.c).
 #[rustfmt::skip]
 const INTERPRETER: &[u8] = &[
     0x4c, 0x39, 0xe3,                         // 00 cmp rbx, r12
@@ -48,13 +53,33 @@ const INTERPRETER: &[u8] = &[
     0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff,       // 36 cmp rax, -4095
     0x72, 0xc2,                               // 3c jb 00
     0x90, 0x90, 0x90, 0x90,                   // 3e nop
-    0xcc,                                     // 42 int3
+    0xb8, 0x27, 0x00, 0x00, 0x00,             // 42 mov eax, 39 (getpid)
+    0x0f, 0x05,                               // 47 syscall
+    0x48, 0x89, 0xc7,                         // 49 mov rdi, rax
+    0xb8, 0xba, 0x00, 0x00, 0x00,             // 4c mov eax, 186 (gettid)
+    0x0f, 0x05,                               // 51 syscall
+    0x48, 0x89, 0xc6,                         // 53 mov rsi, rax
+    0xba, 0x05, 0x00, 0x00, 0x00,             // 56 mov edx, 5 (SIGTRAP)
+    0xb8, 0xea, 0x00, 0x00, 0x00,             // 5b mov eax, 234 (tgkill)
+    0x0f, 0x05,                               // 60 syscall
+    0xcc,                                     // 62 int3, if all else fails
 ];
-/// Offset of the instruction after `int3`, where the tracee stands when the batch has ended.
-const END: u64 = 0x43;
+/// Offset of the instruction after the last call, where the tracee stands when the batch has ended.
+const END: u64 = 0x62;
 
-/// Blocks every signal that can be blocked.
-const ALL_SIGNALS: u64 = !0;
+/// Blocks every signal that can be blocked, but the one that tells us of the end: where that is blocked, a single step resets what the
+/// program has it do, as a breakpoint does.
+const ALL_BUT_TRAPS: u64 = !(1 << (libc::SIGTRAP - 1));
+/// `sizeof(sigset_t)` in the kernel, and a `struct sigaction` of its that ignores.
+const SIGNAL_SET: u64 = 8;
+const IGNORES: [u64; 4] = [libc::SIG_IGN as u64, 0, 0, 0];
+
+/// Whom somebody has sent a signal to that a batch has met. Which of the process's threads takes it is not for us to say.
+#[derive(Debug, Clone, Copy)]
+enum Whom {
+    Thread,
+    Process,
+}
 
 /// One stopped thread that executes calls for us. [`Remote::end`] puts it back as it was.
 pub struct Remote<'a> {
@@ -66,8 +91,11 @@ pub struct Remote<'a> {
     stopped_with: Option<SignalInfo>,
     /// Filters of system calls are switched off meanwhile.
     suspended: bool,
-    /// SIGSTOP has come meanwhile, which cannot be kept out: it is to come again.
+    /// These have come meanwhile, which cannot be kept out: they are to come again.
     to_be_stopped: bool,
+    to_be_trapped: Option<Whom>,
+    /// SIGTRAP was ignored before a single step.
+    ignores_traps: bool,
     /// Threads and processes that calls of ours made; they are stopped at birth.
     pub born: Vec<Tid>,
 }
@@ -88,16 +116,29 @@ impl<'a> Remote<'a> {
     fn begin_with(tid: Tid, memory: &'a File, suspended: bool) -> io::Result<Self> {
         let saved = ptrace::registers(tid)?;
         let mask = ptrace::signal_mask(tid)?;
-        ptrace::set_signal_mask(tid, ALL_SIGNALS)?;
+        ptrace::set_signal_mask(tid, ALL_BUT_TRAPS)?;
         let stopped_with = ptrace::signal_info(tid).ok();
         // Calls of ours are not for the program's filters, which may kill for them.
         if suspended {
             ptrace::suspend_seccomp(tid, true)?;
         }
-        Ok(Self { tid, memory, saved, mask, stopped_with, suspended, to_be_stopped: false, born: Vec::new() })
+        Ok(Self {
+            tid,
+            memory,
+            saved,
+            mask,
+            stopped_with,
+            suspended,
+            to_be_stopped: false,
+            to_be_trapped: None,
+            ignores_traps: false,
+            born: Vec::new(),
+        })
     }
 
-    pub fn end(self) -> io::Result<Vec<Tid>> {
+    pub fn end(mut self) -> io::Result<Vec<Tid>> {
+        // Whatever becomes of that, the rest is put back.
+        let ignored = self.ignore_traps_again();
         if self.suspended {
             ptrace::suspend_seccomp(self.tid, false)?;
         }
@@ -109,11 +150,29 @@ impl<'a> Remote<'a> {
         if self.to_be_stopped {
             task::signal_thread(self.tid, libc::SIGSTOP)?;
         }
-        Ok(self.born)
+        match self.to_be_trapped {
+            Some(Whom::Thread) => task::signal_thread(self.tid, libc::SIGTRAP)?,
+            // By the number of any thread of it (`kill_pid_info`, kernel/signal.c).
+            Some(Whom::Process) => kill(Pid::from_raw(self.tid), Signal::SIGTRAP)?,
+            None => {}
+        }
+        ignored.map(|()| self.born)
+    }
+
+    fn ignore_traps_again(&mut self) -> io::Result<()> {
+        if self.ignores_traps && Self::has_workspace(self.memory) {
+            let mut batch = Batch::new();
+            let action = batch.bytes(&IGNORES.map(u64::to_ne_bytes).concat());
+            batch.call(libc::SYS_rt_sigaction, &[libc::SIGTRAP as u64, action, 0, SIGNAL_SET]);
+            self.run_all(&mut batch)?;
+        }
+        Ok(())
     }
 
     /// One call through the `syscall` instruction at `instruction`. Returns the raw result (−errno on failure).
     pub fn call_at(&mut self, instruction: u64, number: i64, args: [u64; 6]) -> io::Result<i64> {
+        let ignored = proc::status(self.tid)?.ignored;
+        self.ignores_traps |= ignored & !ALL_BUT_TRAPS != 0;
         let mut regs = self.saved;
         regs.rip = instruction;
         regs.rax = number as u64;
@@ -200,7 +259,18 @@ impl<'a> Remote<'a> {
         go_on(self.tid)?;
         loop {
             match ptrace::wait_for(self.tid, true)? {
-                Some(Event::Stopped(Stop::Signal(libc::SIGTRAP))) => return Ok(()),
+                Some(Event::Stopped(Stop::Signal(libc::SIGTRAP))) => {
+                    if !stepping && ptrace::registers(self.tid)?.rip == WORKSPACE.start + END {
+                        return Ok(());
+                    }
+                    match code(&ptrace::signal_info(self.tid)?) {
+                        // A step or a breakpoint, and not what somebody has sent.
+                        1.. => return Ok(()),
+                        libc::SI_TKILL => self.to_be_trapped = Some(Whom::Thread),
+                        _ => self.to_be_trapped = Some(Whom::Process),
+                    }
+                    go_on(self.tid)?;
+                }
                 Some(Event::Stopped(Stop::Clone(child) | Stop::Fork(child) | Stop::Vfork(child))) => {
                     self.born.push(child);
                     go_on(self.tid)?;
@@ -217,6 +287,11 @@ impl<'a> Remote<'a> {
             }
         }
     }
+}
+
+/// `si_code` of sigaction(2), the third word.
+fn code(info: &SignalInfo) -> i32 {
+    info[8..].first_chunk().map_or(libc::SI_USER, |code| i32::from_ne_bytes(*code))
 }
 
 fn word_at(row: &[u8], offset: usize) -> u64 {

@@ -46,6 +46,8 @@ pub const NEIGHBOUR: Kind = kind(28, 12);
 pub const RULE: Kind = kind(32, 12);
 /// `RTM_NEWQDISC`, `struct tcmsg`.
 pub const DISCIPLINE: Kind = kind(36, 20);
+/// `RTM_NEWNEXTHOP`, `struct nhmsg` (`linux/nexthop.h`).
+pub const NEXT_HOP: Kind = kind(104, 8);
 
 /// One entry of a list: its fixed part, then its attributes, each with its type.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

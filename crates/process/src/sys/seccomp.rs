@@ -1,6 +1,6 @@
 //! The filter every workload runs under: what is noticed, hidden and refused at the door (R3).
 //!
-//! A classic BPF program (`seccomp(2)`), built by hand because it must also compare arguments and is under a hundred
+//! A classic BPF program (`seccomp(2)`), built by hand because it must also compare arguments and is a few hundred
 //! instructions. Calls that are not named here run free, at the cost of walking the list (measured 56 ns).
 
 use std::io;
@@ -38,6 +38,8 @@ pub enum Notice {
     Advice = 12,
     /// System V objects are used from here on.
     SystemV = 20,
+    /// Likewise POSIX message queues.
+    Queue = 21,
     /// Whom a description signals.
     SignalOwner = 13,
     /// A filter of the program's own.
@@ -62,6 +64,7 @@ impl Notice {
             Self::Exec,
             Self::Advice,
             Self::SystemV,
+            Self::Queue,
             Self::SignalOwner,
             Self::Filter,
             Self::Writes,
@@ -124,7 +127,7 @@ const NOTICED: &[(i64, Notice)] = &[
     (libc::SYS_pivot_root, Notice::Refused),
     (libc::SYS_semget, Notice::SystemV),
     (libc::SYS_msgget, Notice::SystemV),
-    (libc::SYS_mq_open, Notice::Refused),
+    (libc::SYS_mq_open, Notice::Queue),
 ];
 
 /// Calls that answer as on a kernel built without the feature, so that programs fall back.
@@ -270,6 +273,17 @@ const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 const X32_BIT: u32 = 0x4000_0000;
 /// `include/net/tcp.h` / `uapi/linux/tcp.h`: attaching an upper layer protocol (kernel TLS).
 const TCP_ULP: u32 = 31;
+/// The key management of IPsec, by netlink and by a family of its own (`linux/netlink.h`, `linux/socket.h`).
+const NETLINK_XFRM: u32 = 6;
+const PF_KEY: u32 = 15;
+/// A socket's own policy of it (`linux/in.h`, `linux/in6.h`).
+const IP_IPSEC_POLICY: u32 = 16;
+const IP_XFRM_POLICY: u32 = 17;
+const IPV6_IPSEC_POLICY: u32 = 34;
+const IPV6_XFRM_POLICY: u32 = 35;
+
+/// `MFD_ALL_FLAGS` (mm/memfd.c) with the sizes of huge pages.
+const MFD_FLAGS: u32 = 0x1f | 0x3f << 26;
 
 /// The commands of `membarrier(2)` that register something (`linux/membarrier.h`).
 const MEMBARRIER_REGISTER: u32 = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8;
@@ -360,9 +374,10 @@ pub fn program() -> Vec<sock_filter> {
         jump(BPF_JEQ, 0, 1, 0),
         trace(Notice::PagesDropped),
         allow,
-        // memfd_create and shmget with huge pages.
-        jump(BPF_JEQ, libc::SYS_memfd_create as u32, 0, 3),
+        // memfd_create and shmget with huge pages. With flags that there are not, the kernel answers: programs ask so for the call.
+        jump(BPF_JEQ, libc::SYS_memfd_create as u32, 0, 4),
         load(argument(1)),
+        jump(BPF_JSET, !MFD_FLAGS, 1, 0),
         jump(BPF_JSET, libc::MFD_HUGETLB, 5, 0),
         allow,
         jump(BPF_JEQ, libc::SYS_shmget as u32, 0, 4),
@@ -388,14 +403,33 @@ pub fn program() -> Vec<sock_filter> {
         jump(BPF_JEQ, SIOCSPGRP, 1, 0),
         allow,
         trace(Notice::SignalOwner),
-        // setsockopt(…, SOL_TCP, TCP_ULP): this kernel has no such protocol, the program is told.
-        jump(BPF_JEQ, libc::SYS_setsockopt as u32, 0, 6),
+        // setsockopt(…, SOL_TCP, TCP_ULP): this kernel has no such protocol, the program is told; nor IPsec (below).
+        jump(BPF_JEQ, libc::SYS_setsockopt as u32, 0, 15),
         load(argument(1)),
-        jump(BPF_JEQ, libc::SOL_TCP as u32, 0, 3),
+        jump(BPF_JEQ, libc::SOL_TCP as u32, 0, 2),
         load(argument(2)),
-        jump(BPF_JEQ, TCP_ULP, 0, 1),
+        jump(BPF_JEQ, TCP_ULP, 8, 9),
+        jump(BPF_JEQ, libc::SOL_IP as u32, 0, 3),
+        load(argument(2)),
+        jump(BPF_JEQ, IP_IPSEC_POLICY, 7, 0),
+        jump(BPF_JEQ, IP_XFRM_POLICY, 6, 5),
+        jump(BPF_JEQ, libc::SOL_IPV6 as u32, 0, 4),
+        load(argument(2)),
+        jump(BPF_JEQ, IPV6_IPSEC_POLICY, 3, 0),
+        jump(BPF_JEQ, IPV6_XFRM_POLICY, 2, 1),
         errno(libc::ENOENT),
         trace(Notice::SocketOption),
+        errno(libc::ENOPROTOOPT),
+        // socket: IPsec, whose policies and keys are the kernel's, is one that it was built without.
+        jump(BPF_JEQ, libc::SYS_socket as u32, 0, 8),
+        load(argument(0)),
+        jump(BPF_JEQ, PF_KEY, 3, 0),
+        jump(BPF_JEQ, libc::AF_NETLINK as u32, 0, 3),
+        load(argument(2)),
+        jump(BPF_JEQ, NETLINK_XFRM, 2, 1),
+        errno(libc::EAFNOSUPPORT),
+        allow,
+        errno(libc::EPROTONOSUPPORT),
         // seccomp(SECCOMP_SET_MODE_…): a filter of the program's own. Questions are allowed.
         jump(BPF_JEQ, libc::SYS_seccomp as u32, 0, 4),
         load(argument(0)),
@@ -512,6 +546,32 @@ mod tests {
     }
 
     #[test]
+    fn r3_there_is_no_ipsec() {
+        let socket = |family: i32, protocol: u32| {
+            verdict(libc::SYS_socket, [family as u64, 3, protocol.into(), 0, 0, 0])
+        };
+        let absent = |code: i32| libc::SECCOMP_RET_ERRNO | code as u32;
+        assert_eq!(socket(libc::AF_NETLINK, NETLINK_XFRM), absent(libc::EPROTONOSUPPORT));
+        assert_eq!(socket(PF_KEY as i32, 2), absent(libc::EAFNOSUPPORT));
+        for (family, protocol) in [(libc::AF_NETLINK, 0), (libc::AF_INET, NETLINK_XFRM), (libc::AF_UNIX, 0)] {
+            assert_eq!(socket(family, protocol), libc::SECCOMP_RET_ALLOW);
+        }
+        let option =
+            |level: i32, name: u32| verdict(libc::SYS_setsockopt, [3, level as u64, name.into(), 0, 0, 0]);
+        for (level, name) in [
+            (libc::SOL_IP, IP_IPSEC_POLICY),
+            (libc::SOL_IP, IP_XFRM_POLICY),
+            (libc::SOL_IPV6, IPV6_IPSEC_POLICY),
+            (libc::SOL_IPV6, IPV6_XFRM_POLICY),
+        ] {
+            assert_eq!(option(level, name), absent(libc::ENOPROTOOPT));
+            for other in [(libc::SOL_SOCKET, name), (libc::SOL_TCP, name), (level, name - 3)] {
+                assert_eq!(option(other.0, other.1), libc::SECCOMP_RET_TRACE | Notice::SocketOption as u32);
+            }
+        }
+    }
+
+    #[test]
     fn noticed_calls_are_traced_and_common_ones_run_free() {
         for (number, notice) in NOTICED {
             assert_eq!(verdict(*number, [0; 6]), libc::SECCOMP_RET_TRACE | u32::from(*notice as u16));
@@ -561,6 +621,8 @@ mod tests {
         let memfd = |flags: u32| verdict(libc::SYS_memfd_create, [0, u64::from(flags), 0, 0, 0, 0]);
         assert_eq!(memfd(libc::MFD_CLOEXEC), libc::SECCOMP_RET_ALLOW);
         assert_eq!(memfd(libc::MFD_CLOEXEC | libc::MFD_HUGETLB), absent);
+        assert_eq!(memfd(libc::MFD_HUGETLB | libc::MFD_HUGE_2MB), absent);
+        assert_eq!(memfd(u32::MAX), libc::SECCOMP_RET_ALLOW);
         let segment = |flags: i32| verdict(libc::SYS_shmget, [0, 4096, flags as u64, 0, 0, 0]);
         assert_eq!(segment(libc::IPC_CREAT), libc::SECCOMP_RET_TRACE | Notice::Segment as u32);
         assert_eq!(segment(libc::IPC_CREAT | libc::SHM_HUGETLB), absent);

@@ -185,6 +185,7 @@ impl Workload {
             }
             // What is made is found in the ipc namespace.
             Notice::SystemV => self.ipc.used = true,
+            Notice::Queue => self.queues.used = true,
             Notice::Refused | Notice::Writes => return Ok(true),
         }
         Ok(false)
@@ -247,9 +248,10 @@ pub(super) fn unreadable_option(level: i32, name: i32) -> Option<(&'static str, 
             "a program that chooses among sockets (SO_ATTACH_REUSEPORT_CBPF)",
             "switch it off in the program: the kernel then chooses by the sender's address",
         )),
-        (libc::SOL_TCP, TCP_MD5SIG | TCP_MD5SIG_EXT | TCP_AO_ADD_KEY) => {
-            Some(("signatures of TCP segments (TCP MD5 or TCP-AO keys)", "the keys cannot be read back"))
-        }
+        (libc::SOL_TCP, TCP_MD5SIG | TCP_MD5SIG_EXT | TCP_AO_ADD_KEY) => Some((
+            "signatures of TCP segments (TCP MD5 or TCP-AO keys)",
+            "let the network sign instead (IPsec): what is sent at a takeover is not signed",
+        )),
         (libc::SOL_TCP, TCP_FASTOPEN_KEY) => {
             Some(("keys of TCP Fast Open", "switch Fast Open off in the program"))
         }

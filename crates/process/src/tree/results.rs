@@ -39,10 +39,6 @@ impl Workload {
                 let what = "a listener for system calls (SECCOMP_FILTER_FLAG_NEW_LISTENER)";
                 self.refuse(pid, what, "run the program without a supervisor for its system calls");
             }
-            libc::SYS_mq_open => {
-                let what = "mq_open (POSIX message queues)";
-                self.refuse(pid, what, "use System V message queues, a pipe or a unix socket");
-            }
             // Of a program that is only looked at, and it could write.
             _ if self.observed.is_some() && !seccomp::is_refused(regs.orig_rax) => {}
             number => self.refuse(pid, &syscalls::name(number as u64), advice),

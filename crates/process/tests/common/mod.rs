@@ -87,7 +87,7 @@ thread_local! {
 pub fn transfer(checkpoint: &Checkpoint, pages: &PageData) -> (Checkpoint, Vec<u8>) {
     let bytes = postcard::to_stdvec(checkpoint).expect("a checkpoint can be written");
     let again = postcard::from_bytes(&bytes).expect("and read");
-    (again, SENT.with_borrow_mut(|sent| sent.encode(checkpoint, pages).slices().concat()))
+    (again, SENT.with_borrow_mut(|sent| sent.encode(checkpoint, pages, || {}).slices().concat()))
 }
 
 /// The whole first copy into a shell.

@@ -23,7 +23,11 @@ fn r3_every_unknown_kind_is_refused_by_its_name() {
     if let Ok(alg) = alg {
         assert_refused(vec![alg], "a socket of family 38");
     }
-    assert_refused(vec![File::open("/proc/self/ns/net").unwrap().into()], "network namespace");
+    let other = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        File::open("/proc/thread-self/ns/net").unwrap()
+    });
+    assert_refused(vec![other.join().unwrap().into()], "network namespace");
 }
 
 #[test]

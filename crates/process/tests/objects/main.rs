@@ -21,8 +21,8 @@ use outlive_process::tree::Workload;
 const EPOCHS: usize = 10;
 /// Only a failing program waits it out.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A refusal that is about the moment passes within that.
-const MOMENT: Duration = Duration::from_secs(2);
+/// A refusal that is about the moment passes within that, also where a busy machine leaves few tries. Only a failing program waits it out.
+const MOMENT: Duration = Duration::from_secs(10);
 
 fn main() {
     // In all threads: where one lets it through it is lost, and a stop is waited for in vain.

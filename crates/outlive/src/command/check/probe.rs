@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
+use outlive_epoch::link::CARRIER_PRIORITY;
 use outlive_net::{Namespace, NetworkConfig};
 use outlive_process::object::tcp_request;
 use outlive_process::sys::bpf::asm::{Assembler, Register};
@@ -374,6 +375,6 @@ fn ingress() -> Outcome {
 }
 
 fn realtime() -> Outcome {
-    task::become_realtime(1)?;
+    task::become_realtime(CARRIER_PRIORITY)?;
     Ok(())
 }

@@ -99,7 +99,7 @@ impl Refused {
                 "set net.mptcp.enabled=0 in the workload's namespace, so that programs fall back to TCP"
             }
             Self::UpperLayer => "turn kernel TLS off in the program, so that it encrypts by itself",
-            Self::Md5 => "the keys cannot be read back; run the peering without TCP_MD5SIG",
+            Self::Md5 => "what is sent at a takeover is not signed; run the peering without TCP_MD5SIG",
             Self::FastOpen => "set net.ipv4.tcp_fastopen=0 in the workload's namespace before it starts",
             Self::HalfOpen => "it passes by itself within the handshake; capture again",
             Self::Urgent => "it passes once the program has read it; capture again",

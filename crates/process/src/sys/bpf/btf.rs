@@ -66,6 +66,12 @@ impl Layout<'_> {
         Ok(None)
     }
 
+    /// How many bytes a structure has.
+    pub fn size(&self, structure: &str) -> Result<Option<u32>, BtfError> {
+        // struct btf_type: name_off, info, size.
+        self.structures.get(structure).map(|at| word(&self.btf.bytes, at + 8)).transpose()
+    }
+
     /// The offset in bytes of a member, itself perhaps a member of members: `__sk_common.skc_state`. What lies in structures
     /// without a name is found by its own.
     pub fn offset(&self, structure: &str, path: &str) -> Result<Option<u32>, BtfError> {

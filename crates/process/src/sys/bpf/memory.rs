@@ -8,8 +8,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 use super::asm::{Assembler, Register::*, Width};
-use super::btf::Btf;
+use super::btf::{Btf, Layout};
 use super::iterator::Unavailable;
+use super::members::members;
 use super::{PROG_LOAD, ProgramLoad, bpf, bpf_fd, load_explained};
 
 /// `BPF_PROG_TEST_RUN`, enum bpf_cmd.
@@ -32,25 +33,6 @@ const DATA: usize = 24;
 const PIECE: usize = 255;
 /// The part of the stack for it.
 const STACK: i16 = 256;
-
-/// Members that are looked at, each by its offset in the running kernel.
-macro_rules! members {
-    ($($name:ident: $structure:literal, $path:literal;)*) => {
-        /// Offsets of members of the running kernel's structures.
-        #[derive(Debug, Clone, Copy)]
-        pub struct Members { $(pub $name: u64,)* }
-
-        impl Members {
-            fn find(layout: &super::btf::Layout<'_>) -> Result<Self, Unavailable> {
-                let member = |structure: &str, path: &str| {
-                    let missing = || Unavailable::Missing(format!("{structure}.{path}"));
-                    layout.offset(structure, path)?.map(u64::from).ok_or_else(missing)
-                };
-                Ok(Self { $($name: member($structure, $path)?,)* })
-            }
-        }
-    };
-}
 
 members! {
     file_private: "file", "private_data";
@@ -94,6 +76,19 @@ impl KernelMemory {
     pub fn shared() -> Result<&'static Self, &'static Unavailable> {
         static SHARED: OnceLock<Result<KernelMemory, Unavailable>> = OnceLock::new();
         SHARED.get_or_init(Self::load).as_ref()
+    }
+
+    /// Something of this process that reads by it, made at the first call and kept in `cell`.
+    pub fn reader<R>(
+        cell: &'static OnceLock<Result<R, String>>,
+        find: fn(&'static Self, &Layout<'_>) -> Result<R, Unavailable>,
+    ) -> Result<&'static R, String> {
+        let make = || {
+            let memory = Self::shared().map_err(ToString::to_string)?;
+            let made = Btf::of_running_kernel().map_err(Unavailable::from);
+            made.and_then(|btf| find(memory, &btf.layout()?)).map_err(|error| error.to_string())
+        };
+        cell.get_or_init(make).as_ref().map_err(Clone::clone)
     }
 
     fn load() -> Result<Self, Unavailable> {

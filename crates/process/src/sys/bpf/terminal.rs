@@ -8,8 +8,9 @@
 use std::io;
 use std::sync::OnceLock;
 
-use super::btf::{Btf, Layout};
+use super::btf::Layout;
 use super::iterator::Unavailable;
+use super::members::members;
 use super::memory::KernelMemory;
 
 /// Bytes that the line discipline holds (`N_TTY_BUF_SIZE`, include/linux/tty.h).
@@ -29,23 +30,6 @@ const WORK_PENDING: u64 = 1;
 const MOST_ON_ITS_WAY: usize = 64 * 1024;
 /// Buffers of one side: each holds at least one byte.
 const MOST_BUFFERS: usize = 4096;
-
-macro_rules! members {
-    ($($name:ident: $structure:literal, $path:literal;)*) => {
-        #[derive(Debug, Clone, Copy)]
-        struct Members { $($name: u64,)* }
-
-        impl Members {
-            fn find(layout: &Layout<'_>) -> Result<Self, Unavailable> {
-                let member = |structure: &str, path: &str| {
-                    let missing = || Unavailable::Missing(format!("{structure}.{path}"));
-                    layout.offset(structure, path)?.map(u64::from).ok_or_else(missing)
-                };
-                Ok(Self { $($name: member($structure, $path)?,)* })
-            }
-        }
-    };
-}
 
 members! {
     file_private: "file", "private_data";
@@ -174,18 +158,11 @@ impl Reader {
     /// The one of this process, made at the first call.
     pub fn shared() -> Result<&'static Self, String> {
         static SHARED: OnceLock<Result<Reader, String>> = OnceLock::new();
-        SHARED.get_or_init(Self::make).as_ref().map_err(Clone::clone)
+        KernelMemory::reader(&SHARED, Self::find)
     }
 
-    fn make() -> Result<Self, String> {
-        let memory = KernelMemory::shared().map_err(ToString::to_string)?;
-        Self::find().map(|(at, bits)| Self { memory, at, bits }).map_err(|error| error.to_string())
-    }
-
-    fn find() -> Result<(Members, Bits), Unavailable> {
-        let btf = Btf::of_running_kernel()?;
-        let layout = btf.layout()?;
-        let at = Members::find(&layout)?;
+    fn find(memory: &'static KernelMemory, layout: &Layout<'_>) -> Result<Self, Unavailable> {
+        let at = Members::find(layout)?;
         let bit = |name: &str| {
             let missing = || Unavailable::Missing(format!("n_tty_data.{name}"));
             let byte = layout.offset("n_tty_data", name)?.map(u64::from).ok_or_else(missing)?;
@@ -198,7 +175,7 @@ impl Reader {
             canonical: bit("icanon")?,
             push: bit("push")?,
         };
-        Ok((at, bits))
+        Ok(Self { memory, at, bits })
     }
 
     fn byte(&self, address: u64) -> io::Result<u8> {

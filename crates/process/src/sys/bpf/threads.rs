@@ -26,6 +26,20 @@ pub struct ThreadSeen {
     pub name: [u8; 16],
     /// Has used a System V semaphore with `SEM_UNDO`: at its end the kernel takes operations back (see [`super::undos`]).
     pub undoes: bool,
+    /// Where the kernel keeps its table of descriptors, and its root, working directory and umask. 0 of one that is ending.
+    pub files: u64,
+    pub place: u64,
+    /// Of its process, and set through `/proc` alone.
+    pub adjusted: Adjusted,
+}
+
+/// What of a process can be set by writing to its files in `/proc`, unseen, and is compared for a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Adjusted {
+    /// `oom_score_adj`.
+    oom: u16,
+    /// The flags of its memory, of which some are `coredump_filter` (include/linux/mm_types.h).
+    memory: u64,
 }
 
 /// What the program says of a thread: these places, in the machine's byte order.
@@ -36,7 +50,11 @@ mod place {
     pub const RESTART: usize = 16;
     pub const NAME: usize = 48;
     pub const UNDOES: usize = 64;
-    pub const SIZE: usize = 72;
+    pub const OOM: usize = 68;
+    pub const FILES: usize = 72;
+    pub const FS: usize = 80;
+    pub const MEMORY: usize = 88;
+    pub const SIZE: usize = 96;
 }
 
 const PLAN: Plan =
@@ -48,6 +66,9 @@ const CONTEXT_TASK: i16 = 8;
 const UPID_SHIFT: i32 = 4;
 /// Where the words about the call begin in `struct restart_block`: behind a word for the architecture and the function.
 const RESTART_WORDS: i32 = 16;
+
+/// `MMF_DUMP_FILTER_MASK` (include/linux/mm_types.h, include/linux/sched/coredump.h): nine bits behind two.
+const DUMP_FILTER: u64 = 0x1ff << 2;
 
 /// The program, loaded.
 #[derive(Debug)]
@@ -94,6 +115,12 @@ impl Threads {
                 restart: [0, 8, 16, 24].map(|offset| long(place::RESTART + offset)),
                 name: record[place::NAME..].first_chunk::<16>().copied().unwrap_or_default(),
                 undoes: word(place::UNDOES) != 0,
+                files: long(place::FILES),
+                place: long(place::FS),
+                adjusted: Adjusted {
+                    oom: word(place::OOM) as u16,
+                    memory: long(place::MEMORY) & DUMP_FILTER,
+                },
             });
         })?;
         Ok(found)
@@ -115,6 +142,10 @@ fn describe(draft: &mut Draft<'_>) -> Result<(), Unavailable> {
     let restart = draft.member("task_struct", "restart_block")? + RESTART_WORDS;
     draft.copy(draft.at(place::RESTART), 32, R7, restart);
     draft.copy(draft.at(place::NAME), 16, R7, draft.member("task_struct", "comm")?);
+    draft.copy(draft.at(place::FILES), 8, R7, draft.member("task_struct", "files")?);
+    draft.copy(draft.at(place::FS), 8, R7, draft.member("task_struct", "fs")?);
+    draft.fetch(R8, 8, R7, draft.member("task_struct", "signal")?);
+    draft.copy(draft.at(place::OOM), 2, R8, draft.member("signal_struct", "oom_score_adj")?);
     // A list that is empty points to itself (`struct list_head`).
     let entries = draft.member("sem_undo_list", "list_proc")?;
     let nothing = draft.program.label();
@@ -128,6 +159,7 @@ fn describe(draft: &mut Draft<'_>) -> Result<(), Unavailable> {
     draft.fetch(R8, 8, R7, draft.member("task_struct", "mm")?);
     draft.program.jump_if(R8, If::Equal, 0, write);
     draft.copy(draft.at(place::MAPPINGS), 4, R8, draft.member("mm_struct", "mm_lock_seq.sequence")?);
+    draft.copy(draft.at(place::MEMORY), 8, R8, draft.member("mm_struct", "flags")?);
     Ok(())
 }
 

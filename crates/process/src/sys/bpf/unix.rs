@@ -7,29 +7,13 @@
 use std::io;
 use std::sync::OnceLock;
 
-use super::btf::{Btf, Layout};
+use super::btf::Layout;
 use super::iterator::Unavailable;
+use super::members::members;
 use super::memory::KernelMemory;
 
 /// Messages in one queue: a send buffer holds fewer (`SKB_TRUESIZE(1)` is above 700 bytes, `net.core.wmem_max` 4 MiB).
 const MOST: usize = 8192;
-
-macro_rules! members {
-    ($($name:ident: $structure:literal, $path:literal;)*) => {
-        #[derive(Debug, Clone, Copy)]
-        struct Members { $($name: u64,)* }
-
-        impl Members {
-            fn find(layout: &Layout<'_>) -> Result<Self, Unavailable> {
-                let member = |structure: &str, path: &str| {
-                    let missing = || Unavailable::Missing(format!("{structure}.{path}"));
-                    layout.offset(structure, path)?.map(u64::from).ok_or_else(missing)
-                };
-                Ok(Self { $($name: member($structure, $path)?,)* })
-            }
-        }
-    };
-}
 
 members! {
     file_private: "file", "private_data";
@@ -79,19 +63,12 @@ impl Reader {
     /// The one of this process, made at the first call.
     pub fn shared() -> Result<&'static Self, String> {
         static SHARED: OnceLock<Result<Reader, String>> = OnceLock::new();
-        SHARED.get_or_init(Self::make).as_ref().map_err(Clone::clone)
+        KernelMemory::reader(&SHARED, Self::find)
     }
 
-    fn make() -> Result<Self, String> {
-        let memory = KernelMemory::shared().map_err(ToString::to_string)?;
-        let (at, urgent) = Self::find().map_err(|error| error.to_string())?;
-        Ok(Self { memory, at, urgent })
-    }
-
-    fn find() -> Result<(Members, Option<u64>), Unavailable> {
-        let btf = Btf::of_running_kernel()?;
-        let layout = btf.layout()?;
-        Ok((Members::find(&layout)?, layout.offset("unix_sock", "oob_skb")?.map(u64::from)))
+    fn find(memory: &'static KernelMemory, layout: &Layout<'_>) -> Result<Self, Unavailable> {
+        let urgent = layout.offset("unix_sock", "oob_skb")?.map(u64::from);
+        Ok(Self { memory, at: Members::find(layout)?, urgent })
     }
 
     /// What the peer of a connected socket has been sent and nobody has read. `file` is where the kernel keeps the description of

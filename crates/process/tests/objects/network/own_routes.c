@@ -1,6 +1,6 @@
 // object: routes of the program's own: by gateways, blackholes, local networks, several hops, metrics, sources, other tables; and one of the kernel's that it has removed
 // status: captured
-// note: those that expire, or go by a next hop object, are refused
+// note: those that expire are refused
 #include "ip.h"
 #include <arpa/inet.h>
 #include <sys/socket.h>

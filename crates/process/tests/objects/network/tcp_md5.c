@@ -1,6 +1,6 @@
 // object: TCP with MD5 signatures (TCP_MD5SIG), on a listener
 // status: refused: MD5
-// note: the keys cannot be read back
+// note: a takeover asks peers by segments of its own, which are not signed
 #include "object.h"
 
 #include <arpa/inet.h>
