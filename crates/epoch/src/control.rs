@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use outlive_process::tree::{Errand, Mark, Whereabouts};
+use outlive_process::tree::{Change, Errand, Whereabouts};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,13 +24,11 @@ pub enum Request {
         errands: Vec<Errand>,
     },
     /// A byte to be stored in a process's memory in a moment in which none of its threads is in the code to be avoided, for whoever
-    /// patches it; tried once, if the mark is there by then.
+    /// patches it; tried once, if its mark is there by then. Without a byte it is only looked whether this is such a moment.
     Store {
         pid: i32,
         avoided: Vec<Range<u64>>,
-        at: u64,
-        byte: u8,
-        mark: Mark,
+        change: Option<Change>,
     },
     /// To a synced backup: takes over now, whether its primary lives or not.
     Failover,

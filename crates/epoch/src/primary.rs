@@ -20,7 +20,7 @@ use outlive_net::{InputClosed, Moment, Pump, VNET_HEADER};
 use outlive_process::error::Error as ProcessError;
 use outlive_process::object::tcp::Framed;
 use outlive_process::space::PageData;
-use outlive_process::tree::{Errand, Mark, Workload};
+use outlive_process::tree::{Change, Errand, Workload};
 use outlive_stream::epoch::{Ack, EpochId, Seal};
 use tracing::{info, warn};
 
@@ -753,9 +753,7 @@ impl<'a> Primary<'a> {
                 Err(error) => control::Response::Failed { reason: error.to_string() },
             },
             control::Request::Errands { pid, errands } => self.run_errands(pid, &errands),
-            control::Request::Store { pid, avoided, at, byte, mark } => {
-                self.store(pid, &avoided, (at, byte), &mark)
-            }
+            control::Request::Store { pid, avoided, change } => self.store(pid, &avoided, change.as_ref()),
             control::Request::Switchover { to } => match self.order_move(to) {
                 Ok(()) => control::Response::Done,
                 Err(reason) => control::Response::Failed { reason },
@@ -789,15 +787,19 @@ impl<'a> Primary<'a> {
     }
 
     /// A byte for who patches the workload, if no thread is in the way and it is still waited for.
-    fn store(&mut self, pid: i32, avoided: &[Range<u64>], byte: (u64, u8), mark: &Mark) -> control::Response {
-        // The tables of the process's modules are read before anything is stopped.
+    fn store(&mut self, pid: i32, avoided: &[Range<u64>], change: Option<&Change>) -> control::Response {
+        // The tables of the process's modules are read before anything is stopped, and not by this thread.
         let stacks = match (self.engine.look)(pid) {
-            Ok(stacks) => stacks,
+            Ok(Some(stacks)) => stacks,
+            Ok(None) => {
+                let in_the_way = vec![(pid, Err("a program whose tables are still being read".to_owned()))];
+                return control::Response::Stored { in_the_way, held_us: 0 };
+            }
             Err(reason) => return control::Response::Failed { reason },
         };
         let begun = Instant::now();
-        let stored = self
-            .stopped(|workload| workload.store_unless_in_the_way(pid, stacks.as_ref(), avoided, byte, mark));
+        let stored =
+            self.stopped(|workload| workload.store_unless_in_the_way(pid, stacks.as_ref(), avoided, change));
         let in_the_way = match stored {
             Ok(Some(in_the_way)) => in_the_way,
             Ok(None) => vec![(pid, Err("what does not stop just now".to_owned()))],

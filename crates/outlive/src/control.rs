@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outlive_epoch::control::{State, Status};
 use outlive_epoch::setup::WhenExposed;
 use outlive_net::{Mac, Route};
-use outlive_process::tree::{Errand, Mark, Whereabouts};
+use outlive_process::tree::{Change, Errand, Whereabouts};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -62,9 +62,7 @@ pub enum Request {
         name: String,
         pid: i32,
         avoided: Vec<Range<u64>>,
-        at: u64,
-        byte: u8,
-        mark: Mark,
+        change: Option<Change>,
     },
     /// To the backup's node, or to the one named.
     Switchover {

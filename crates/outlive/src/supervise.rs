@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -15,6 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 use outlive_epoch::setup::{Setup, Started};
+use outlive_hotpatch::running;
 use outlive_process::tree;
 
 use crate::error::{Context, Failure, Result};
@@ -40,21 +42,54 @@ fn supervise(setup: Setup) -> ExitCode {
 }
 
 /// Where the threads of a process are whom its supervisor has stopped, by hot patching's tables.
-struct Stacks(Rc<outlive_hotpatch::running::Stacks>);
+struct Stacks(Arc<running::Stacks>);
 
-thread_local! {
-    /// Of the process that was asked about last: a change of it is tried again and again, and reading takes much longer than a try.
-    static LAST: RefCell<Option<Rc<outlive_hotpatch::running::Stacks>>> = const { RefCell::new(None) };
+/// The tables of the process that was asked about last: a change of it is tried again and again. Reading them takes 20 to
+/// 120 ms where there are hundreds of libraries, in which a tracer would seem to hang: so another thread does it.
+enum Tables {
+    UnderWay(i32, JoinHandle<outlive_hotpatch::error::Result<running::Stacks>>),
+    Read(Arc<running::Stacks>),
 }
 
-fn look(pid: i32) -> Result<Box<dyn tree::Stacks>, String> {
-    let last = LAST.take().filter(|last| last.is_current(pid).unwrap_or(false));
-    let stacks = match last {
-        Some(last) => last,
-        None => Rc::new(outlive_hotpatch::running::Stacks::read(pid).map_err(|error| error.to_string())?),
+thread_local! {
+    /// Of the tracer.
+    static TABLES: RefCell<Option<Tables>> = const { RefCell::new(None) };
+}
+
+fn look(pid: i32) -> Result<Option<Box<dyn tree::Stacks>>, String> {
+    let (tables, found) = next(pid, TABLES.take())?;
+    TABLES.set(tables);
+    Ok(found.map(|stacks| Box::new(Stacks(stacks)) as Box<dyn tree::Stacks>))
+}
+
+/// What is kept from now on, and the tables if they are there. One thread reads at a time, also if it is for a process that is asked about no more.
+type Next = (Option<Tables>, Option<Arc<running::Stacks>>);
+
+fn next(pid: i32, tables: Option<Tables>) -> Result<Next, String> {
+    let tables = match tables {
+        Some(Tables::UnderWay(of, reader)) if reader.is_finished() => {
+            match reader.join().map_err(|_| "the thread that reads the tables ended".to_owned())? {
+                Ok(stacks) => Some(Tables::Read(Arc::new(stacks))),
+                Err(error) if of == pid => return Err(error.to_string()),
+                // Nobody asks about that one any more.
+                Err(_) => None,
+            }
+        }
+        other => other,
     };
-    LAST.set(Some(Rc::clone(&stacks)));
-    Ok(Box::new(Stacks(stacks)))
+    match tables {
+        Some(Tables::UnderWay(of, reader)) => Ok((Some(Tables::UnderWay(of, reader)), None)),
+        Some(Tables::Read(stacks)) if stacks.is_current(pid).unwrap_or(false) => {
+            Ok((Some(Tables::Read(Arc::clone(&stacks))), Some(stacks)))
+        }
+        _ => {
+            // An ordinary thread: what a tracer starts does not inherit its priority (`task::become_realtime`).
+            let spawned =
+                thread::Builder::new().name("tables".to_owned()).spawn(move || running::Stacks::read(pid));
+            let reader = spawned.map_err(|error| format!("start a thread to read tables: {error}"))?;
+            Ok((Some(Tables::UnderWay(pid, reader)), None))
+        }
+    }
 }
 
 impl tree::Stacks for Stacks {
@@ -106,7 +141,7 @@ fn take_lock(directory: &Path) -> Result<Flock<File>> {
             Ok(lock) => return Ok(lock),
             Err((back, Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
                 file = back;
-                std::thread::sleep(LOCK_RETRY);
+                thread::sleep(LOCK_RETRY);
             }
             Err((_, Errno::EWOULDBLOCK)) => {
                 return Err(Failure::refused("a supervisor of this workload is alive on this node"));

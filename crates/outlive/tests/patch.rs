@@ -3,13 +3,14 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use outlive_lab::HostProcess;
 use outlive_lab::client::connect;
 use serde_json::Value;
 use support::{Cluster, OUTLIVE, done, outlive, path, refused, text, until};
@@ -58,13 +59,80 @@ impl Made {
     }
 
     fn patch_of(&self, keys: &str, name: &str, functions: &[&str]) -> PathBuf {
+        self.patch_with("-DFIXED", keys, name, functions)
+    }
+
+    fn patch_with(&self, flags: &str, keys: &str, name: &str, functions: &[&str]) -> PathBuf {
         let (base, out, key) = (self.file("base"), self.file(name), self.file(keys).join("patch.key"));
         let words = ["build", "--json", "--base", path(&base), "--out", path(&out), "--key", path(&key)];
         // What the build says is not in the way of a program that reads the outcome.
-        let made: Value = serde_json::from_str(&done(self.build(&words, "-DFIXED"))).unwrap();
+        let made: Value = serde_json::from_str(&done(self.build(&words, flags))).unwrap();
         assert_eq!(made["parts"][0]["switched"], serde_json::json!(functions), "{made}");
         assert!(made["times"]["rebuild_ms"].is_u64(), "{made}");
         out
+    }
+}
+
+/// A recorded program as a protected workload on node `a`, and a connection to it.
+struct Protected {
+    cluster: Cluster,
+    agents: Option<Vec<HostProcess>>,
+    stream: TcpStream,
+    lines: Lines<BufReader<TcpStream>>,
+}
+
+impl Protected {
+    fn start(lab: &str, made: &Made) -> Protected {
+        let cluster = Cluster::new(lab, &["a", "b", "c"]);
+        let client = cluster.lab.client("client").unwrap();
+        let agents = Some(cluster.start_all());
+        cluster.bootstrap();
+        let address = cluster.lab.free_address().unwrap();
+        // Where the workload can read it, whose `/tmp` is its own.
+        let running = cluster.lab.install(&made.file("running")).unwrap();
+        let ip = format!("{address}/24");
+        done(
+            cluster.cli("a", &["run", "--name", NAME, "--ip", &ip, "--", path(&running), &PORT.to_string()]),
+        );
+        let from = client.netns().unwrap();
+        let target = SocketAddr::from((address, PORT));
+        let mut stream: Option<TcpStream> = None;
+        until("the program answers", || {
+            stream = connect(Some(&from), target).ok();
+            stream.is_some()
+        });
+        let stream = stream.unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        Protected { cluster, agents, stream, lines }
+    }
+
+    fn ask(&mut self, what: &[u8]) -> String {
+        self.stream.write_all(what).unwrap();
+        self.lines.next().unwrap().unwrap()
+    }
+
+    fn patch(&self, node: &str, words: &[&str]) -> Output {
+        let mut all = vec!["patch"];
+        all.extend(words);
+        all.extend(["--workload", NAME]);
+        self.cluster.cli(node, &all)
+    }
+
+    /// The node of its backup. On a busy machine a pair may come apart, and is made again.
+    fn backup(&self, node: &str) -> String {
+        let mut backup = None;
+        until("it is protected", || {
+            let row = &self.cluster.json(node, &["inspect", NAME, "--json"]);
+            backup = (row["state"] == "protected").then(|| row["backup_node"].as_str().unwrap().to_owned());
+            backup.is_some()
+        });
+        backup.unwrap()
+    }
+
+    fn power_off(&mut self, node: &str) {
+        self.cluster.host(node).power_off().unwrap();
+        self.agents = None;
     }
 }
 
@@ -174,76 +242,87 @@ fn a_workload_keeps_its_patch_when_its_host_dies() {
     let made = Made::new();
     let fix = made.patch("keys", "fix.opatch");
     let trust = made.file("keys/patch.pub");
-    let cluster = Cluster::new("patch", &["a", "b", "c"]);
-    let client = cluster.lab.client("client").unwrap();
-    let agents = cluster.start_all();
-    cluster.bootstrap();
-    let address = cluster.lab.free_address().unwrap();
-    // Where the workload can read it, whose `/tmp` is its own.
-    let (ip, running) = (format!("{address}/24"), cluster.lab.install(&made.file("running")).unwrap());
-    done(cluster.cli("a", &["run", "--name", NAME, "--ip", &ip, "--", path(&running), &PORT.to_string()]));
-    let from = client.netns().unwrap();
-    let target = SocketAddr::from((address, PORT));
-    let mut stream: Option<TcpStream> = None;
-    until("the program answers", || {
-        stream = connect(Some(&from), target).ok();
-        stream.is_some()
-    });
-    let stream = stream.unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    let mut lines = BufReader::new(&stream).lines();
-    let mut ask = || -> String {
-        (&stream).write_all(b"?").unwrap();
-        lines.next().unwrap().unwrap()
-    };
-    let patch = |node: &str, words: &[&str]| {
-        let mut all = vec!["patch"];
-        all.extend(words);
-        all.extend(["--workload", NAME]);
-        cluster.cli(node, &all)
-    };
-    assert_eq!(ask(), "1 1");
-    let said = refused(&patch("b", &["ls"]), 5);
+    let mut workload = Protected::start("patch", &made);
+    assert_eq!(workload.ask(b"?"), "1 1");
+    let said = refused(&workload.patch("b", &["ls"]), 5);
     assert!(said.contains("ask on a"), "{said}");
-    done(patch("a", &["check", path(&fix), "--trust", path(&trust)]));
-    let said = done(patch("a", &["apply", path(&fix), "--json", "--trust", path(&trust)]));
+    done(workload.patch("a", &["check", path(&fix), "--trust", path(&trust)]));
+    let said = done(workload.patch("a", &["apply", path(&fix), "--json", "--trust", path(&trust)]));
     let report: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(report["processes"][0]["functions"], 1, "{report}");
     println!("{report}");
-    assert_eq!(ask(), "2 2");
-    let protected = |node: &str| {
-        let row = &cluster.json(node, &["inspect", NAME, "--json"]);
-        (row["state"] == "protected").then(|| row["backup_node"].as_str().unwrap().to_owned())
-    };
-    let mut backup = None;
-    until("it is protected", || {
-        backup = protected("a");
-        backup.is_some()
-    });
-    let backup = backup.unwrap();
+    assert_eq!(workload.ask(b"?"), "2 2");
+    let backup = workload.backup("a");
 
-    cluster.host("a").power_off().unwrap();
-    drop(agents);
-    assert_eq!(ask(), "2 3", "the function is the new one on the new host");
-    let listed: Value = serde_json::from_str(&done(patch(&backup, &["ls", "--json"]))).unwrap();
+    workload.power_off("a");
+    assert_eq!(workload.ask(b"?"), "2 3", "the function is the new one on the new host");
+    let listed: Value = serde_json::from_str(&done(workload.patch(&backup, &["ls", "--json"]))).unwrap();
     let listed = &listed["processes"][0]["patches"][0];
     assert_eq!(
         (listed["name"].as_str(), listed["state"].as_str()),
         (Some("fix"), Some("applied")),
         "{listed}"
     );
-    assert_eq!(ask(), "2 4");
-    let said = done(patch(&backup, &["inspect"]));
+    assert_eq!(workload.ask(b"?"), "2 4");
+    let said = done(workload.patch(&backup, &["inspect"]));
     assert!(said.contains("fix applied") && said.contains("value: its code is another"), "{said}");
-    let inspected: Value = serde_json::from_str(&done(patch(&backup, &["inspect", "--json"]))).unwrap();
+    let inspected: Value =
+        serde_json::from_str(&done(workload.patch(&backup, &["inspect", "--json"]))).unwrap();
     assert_eq!(inspected["processes"][0]["patches"][0]["name"], "fix", "{inspected}");
-    done(patch(&backup, &["revert"]));
-    assert_eq!(ask(), "1 5");
+    done(workload.patch(&backup, &["revert"]));
+    assert_eq!(workload.ask(b"?"), "1 5");
     // There, where its code lies already, and with a tracer that did not see it come.
-    done(patch(&backup, &["apply", path(&fix), "--trust", path(&trust)]));
-    assert_eq!(ask(), "2 6");
-    done(patch(&backup, &["revert"]));
-    assert_eq!(ask(), "1 7");
+    done(workload.patch(&backup, &["apply", path(&fix), "--trust", path(&trust)]));
+    assert_eq!(workload.ask(b"?"), "2 6");
+    done(workload.patch(&backup, &["revert"]));
+    assert_eq!(workload.ask(b"?"), "1 7");
+}
+
+/// By its supervisor, while all other threads stand, one of them now and then with the lock of the unwinder.
+#[test]
+fn hooks_of_a_patch_are_called_in_a_workload_and_backtraces_pass_through_its_functions() {
+    let made = Made::of("hooked.c");
+    let fix = made.patch_of("keys", "fix.opatch", &["value"]);
+    let trust = made.file("keys/patch.pub");
+    let mut workload = Protected::start("hooked", &made);
+    // A unit of 1, and how many functions are above.
+    let answer = workload.ask(b"?");
+    let above: u32 = answer.parse::<u32>().unwrap() - 500;
+    assert!(above > 3, "{answer}");
+    let expect = |value: u32| (value * 100 + above).to_string();
+    workload.backup("a");
+    let apply = ["apply", path(&fix), "--json", "--trust", path(&trust)];
+    for _ in 0..10 {
+        let report: Value = serde_json::from_str(&done(workload.patch("a", &apply))).unwrap();
+        println!("{report}");
+        assert_eq!(workload.ask(b"?"), expect(5 * 11));
+        done(workload.patch("a", &["revert"]));
+        assert_eq!(workload.ask(b"?"), expect(5));
+    }
+    // All at one instant as well, where it is looked for a moment before a hook is called.
+    let together = [&apply[..], &["--together"]].concat();
+    done(workload.patch("a", &together));
+    assert_eq!(workload.ask(b"?"), expect(5 * 11));
+    let listed: Value = serde_json::from_str(&done(workload.patch("a", &["ls", "--json"]))).unwrap();
+    assert_eq!(listed["processes"][0]["patches"][0]["unwindable"], true, "{listed}");
+    let backup = workload.backup("a");
+
+    workload.power_off("a");
+    assert_eq!(workload.ask(b"?"), expect(5 * 11));
+    done(workload.patch(&backup, &["revert"]));
+    assert_eq!(workload.ask(b"?"), expect(5));
+    // What a hook must not do is told, nothing is switched, and the workload goes on.
+    for (flag, word) in
+        [("WAITS", "hooks must not wait"), ("FAULTS", "signal 11"), ("EMPTIES", "would have to see, madvise")]
+    {
+        let flags = format!("-DFIXED -D{flag}");
+        let bad = made.patch_with(&flags, "keys", &format!("{flag}.opatch"), &["value"]);
+        let said = refused(&workload.patch(&backup, &["apply", path(&bad), "--trust", path(&trust)]), 5);
+        assert!(said.contains(word), "{said}");
+        assert_eq!(workload.ask(b"?"), expect(5));
+    }
+    done(workload.patch(&backup, &apply));
+    assert_eq!(workload.ask(b"?"), expect(5 * 11));
 }
 
 /// As one that an agent has handed on whose patcher has given up since: it finds other bytes at its mark.
@@ -263,7 +342,9 @@ fn a_store_that_nobody_waits_for_is_refused(cluster: &Cluster, pid: i64) {
         let mark = serde_json::json!({ "at": at + 1, "bytes": mark });
         let (name, avoided) = (NAME, [0; 0]);
         let request = serde_json::json!({
-            "store": { "name": name, "pid": pid, "avoided": avoided, "at": at, "byte": byte, "mark": mark }
+            "store": {
+                "name": name, "pid": pid, "avoided": avoided, "change": { "at": at, "byte": byte, "mark": mark }
+            }
         });
         let agent = UnixStream::connect(host.disk().join("agent.sock")).unwrap();
         (&agent).write_all(format!("{request}\n").as_bytes()).unwrap();
@@ -286,73 +367,38 @@ fn functions_of_a_workload_switch_together_and_stay_so_when_its_host_dies() {
     let made = Made::of("agreeing.c");
     let fix = made.patch_of("keys", "fix.opatch", &["second", "first", "inside"]);
     let trust = made.file("keys/patch.pub");
-    let cluster = Cluster::new("together", &["a", "b", "c"]);
-    let client = cluster.lab.client("client").unwrap();
-    let agents = cluster.start_all();
-    cluster.bootstrap();
-    let address = cluster.lab.free_address().unwrap();
-    let (ip, running) = (format!("{address}/24"), cluster.lab.install(&made.file("running")).unwrap());
-    done(cluster.cli("a", &["run", "--name", NAME, "--ip", &ip, "--", path(&running), &PORT.to_string()]));
-    let from = client.netns().unwrap();
-    let target = SocketAddr::from((address, PORT));
-    let mut stream: Option<TcpStream> = None;
-    until("the program answers", || {
-        stream = connect(Some(&from), target).ok();
-        stream.is_some()
-    });
-    let stream = stream.unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    let mut lines = BufReader::new(&stream).lines();
-    let mut ask = |what: &[u8]| -> String {
-        (&stream).write_all(what).unwrap();
-        lines.next().unwrap().unwrap()
-    };
-    let patch = |node: &str, words: &[&str]| {
-        let mut all = vec!["patch"];
-        all.extend(words);
-        all.extend(["--workload", NAME]);
-        cluster.cli(node, &all)
-    };
+    let mut workload = Protected::start("together", &made);
     let apply = ["apply", path(&fix), "--together", "--json", "--trust", path(&trust)];
-    let protected = |node: &str| -> Option<String> {
-        let row = &cluster.json(node, &["inspect", NAME, "--json"]);
-        (row["state"] == "protected").then(|| row["backup_node"].as_str().unwrap().to_owned())
-    };
-    until("it is protected", || protected("a").is_some());
-    assert_eq!(ask(b"?"), "0 1");
+    workload.backup("a");
+    assert_eq!(workload.ask(b"?"), "0 1");
     // One thread waits in a function of them: nothing is switched, and it is said who is where.
-    assert_eq!(ask(b"i"), "in");
-    let said = refused(&patch("a", &apply), 5);
+    assert_eq!(workload.ask(b"i"), "in");
+    let said = refused(&workload.patch("a", &apply), 5);
     assert!(said.contains("(running) was in inside") && said.contains("no moment"), "{said}");
-    assert_eq!(ask(b"o"), "0 1");
-    done(patch("a", &["check", path(&fix), "--together", "--trust", path(&trust)]));
+    assert_eq!(workload.ask(b"o"), "0 1");
+    done(workload.patch("a", &["check", path(&fix), "--together", "--trust", path(&trust)]));
     for _ in 0..20 {
-        let report: Value = serde_json::from_str(&done(patch("a", &apply))).unwrap();
+        let report: Value = serde_json::from_str(&done(workload.patch("a", &apply))).unwrap();
         println!("{report}");
         assert_eq!(report["processes"][0]["functions"], 3, "{report}");
-        assert_eq!(ask(b"?"), "0 2");
-        done(patch("a", &["revert"]));
-        assert_eq!(ask(b"?"), "0 1");
+        assert_eq!(workload.ask(b"?"), "0 2");
+        done(workload.patch("a", &["revert"]));
+        assert_eq!(workload.ask(b"?"), "0 1");
     }
-    let listed: Value = serde_json::from_str(&done(patch("a", &["ls", "--json"]))).unwrap();
-    a_store_that_nobody_waits_for_is_refused(&cluster, listed["processes"][0]["pid"].as_i64().unwrap());
-    // What is said to be applied survives, also if the host dies at once. On a busy machine the pair may have come apart meanwhile.
-    let mut backup = None;
-    until("it is protected", || {
-        backup = protected("a");
-        backup.is_some()
-    });
-    let backup = backup.unwrap();
-    let report: Value = serde_json::from_str(&done(patch("a", &apply))).unwrap();
+    let listed: Value = serde_json::from_str(&done(workload.patch("a", &["ls", "--json"]))).unwrap();
+    let pid = listed["processes"][0]["pid"].as_i64().unwrap();
+    a_store_that_nobody_waits_for_is_refused(&workload.cluster, pid);
+    // What is said to be applied survives, also if the host dies at once.
+    let backup = workload.backup("a");
+    let report: Value = serde_json::from_str(&done(workload.patch("a", &apply))).unwrap();
     assert_eq!(report["processes"][0]["warnings"], serde_json::json!([]), "{report}");
 
-    cluster.host("a").power_off().unwrap();
-    drop(agents);
-    assert_eq!(ask(b"?"), "0 2", "the functions are the new ones on the new host");
+    workload.power_off("a");
+    assert_eq!(workload.ask(b"?"), "0 2", "the functions are the new ones on the new host");
     // Back at one instant as well, by a supervisor that did not see them come.
-    done(patch(&backup, &["revert"]));
-    assert_eq!(ask(b"?"), "0 1");
-    done(patch(&backup, &apply));
-    assert_eq!(ask(b"?"), "0 2");
-    assert!(done(patch(&backup, &["inspect"])).contains("its functions switch together"));
+    done(workload.patch(&backup, &["revert"]));
+    assert_eq!(workload.ask(b"?"), "0 1");
+    done(workload.patch(&backup, &apply));
+    assert_eq!(workload.ask(b"?"), "0 2");
+    assert!(done(workload.patch(&backup, &["inspect"])).contains("its functions switch together"));
 }

@@ -7,7 +7,6 @@ mod limits;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
 
 use outlive_fault::{Point, point};
 use tracing::warn;
@@ -26,10 +25,9 @@ use crate::object::seccomp_filter::{self, Filter, Filters};
 use crate::object::signal::PendingSignal;
 use crate::object::{attributes, file, inotify, mqueue, signal, signal_owner};
 use crate::shell::{Shell, ShellProcess, clone_call, run_in, run_unchecked, send, wait_stop};
-use crate::sys::pagemap::PAGE_SIZE;
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::remote::{Batch, Remote};
+use crate::sys::remote::{Batch, Remote, interrupted_sequence};
 use crate::sys::{seccomp, task, uffd};
 use crate::tree::{Known, Process, Running, Thread, Workload};
 
@@ -663,7 +661,9 @@ fn restore_thread(
     let mut registers = crate::capture::unpack(&thread.registers);
     if let Some(rseq) = &thread.rseq {
         // The kernel looks at the area when it is registered and would forget a sequence that is under way.
-        if let Some(abort) = interrupted_sequence(process, rseq.address, registers.rip).attempt(what)? {
+        if let Some(abort) =
+            interrupted_sequence(&process.memory, rseq.address, registers.rip).attempt(what)?
+        {
             registers.rip = abort;
         }
         batch.call(
@@ -727,20 +727,4 @@ fn restore_thread(
     ptrace::set_xstate(host, &thread.xstate).attempt(what)?;
     ptrace::set_registers(host, &registers).attempt(what)?;
     ptrace::set_signal_mask(host, thread.mask).attempt(what)
-}
-
-/// Where a thread must go on that was in the middle of a restartable sequence, as the kernel would have sent it there
-/// (`rseq(2)`: `struct rseq` has the descriptor's address at 8; `struct rseq_cs` has start, length and abort at 8, 16, 24).
-fn interrupted_sequence(process: &ShellProcess, area: u64, ip: u64) -> std::io::Result<Option<u64>> {
-    let word = |at: u64| -> std::io::Result<u64> {
-        let mut bytes = [0u8; 8];
-        process.memory.read_exact_at(&mut bytes, at)?;
-        Ok(u64::from_ne_bytes(bytes))
-    };
-    let descriptor = word(area + 8)?;
-    if descriptor < PAGE_SIZE {
-        return Ok(None);
-    }
-    let (start, length, abort) = (word(descriptor + 8)?, word(descriptor + 16)?, word(descriptor + 24)?);
-    Ok((ip.wrapping_sub(start) < length).then_some(abort))
 }

@@ -48,7 +48,7 @@ use crate::sys::proc;
 use crate::sys::ptrace::{self, Event, Stop, Tid};
 use crate::sys::task;
 pub(crate) use adopt::{adopt_space, vdso_syscall};
-pub use errand::{Errand, Look, Mark, Stacks, Whereabouts};
+pub use errand::{Change, Errand, Look, Mark, Stacks, Whereabouts};
 
 /// How long the first exec may take: a program of hundreds of megabytes on a cold disk.
 const START_DEADLINE: Duration = Duration::from_secs(30);

@@ -35,7 +35,8 @@ pub enum Call {
     Map { at: u64, length: u64, rights: libc::c_int },
     /// Have every processor that runs the process forget what it has fetched.
     Synchronise,
-    /// A function of the process that blocks on nothing. What it returns is not known, and it is the last of the calls.
+    /// A function of the process that waits for nothing. What it returns is not known (0, or −EAGAIN if it was seen to wait and was left
+    /// there), and it is the last of the calls.
     Function(u64, [u64; 3]),
 }
 
@@ -100,9 +101,6 @@ pub trait Caller {
 
     /// A desk that can be used from now on.
     fn use_desk(&mut self, desk: Desk);
-
-    /// Whether it can have a function of the process called.
-    fn calls_functions(&self) -> bool;
 
     /// Stores a byte in a moment in which no thread of the process is in some code, if this is one. Says as well how long the threads
     /// were stopped for it.
@@ -223,10 +221,6 @@ impl Caller for Ptrace<'_> {
 
     fn use_desk(&mut self, desk: Desk) {
         self.desk = Some(desk);
-    }
-
-    fn calls_functions(&self) -> bool {
-        true
     }
 
     fn store(&mut self, store: &Store<'_>) -> Result<(Try, Duration)> {

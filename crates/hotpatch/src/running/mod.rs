@@ -17,6 +17,7 @@ mod together;
 mod unwind;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use inject::{Call, Caller, Desk, Steps, first_failure};
@@ -42,6 +43,12 @@ use together::{FLAG, GATE, above, avoided_by, gate_code, gate_places, lead_to_ga
 const NOTES_ROOM: u64 = 1024;
 /// How often a place is looked for that the process does not take first.
 const PLACES: usize = 8;
+/// What a function returned that was seen to wait.
+const WAITS: u64 = -(libc::EAGAIN as i64) as u64;
+/// How often the unwinder is told of a patch's functions where it may be in use, and the rest between: whoever has its lock has it for
+/// as long as it looks something up.
+const UNWINDER_TRIES: u32 = 20;
+const UNWINDER_REST: Duration = Duration::from_millis(5);
 /// `struct object` of libgcc (unwind-dw2-fde.h): six words; doubled for what may be added.
 const UNWIND_OBJECT: u64 = 96;
 
@@ -140,7 +147,6 @@ impl<'a> Patcher<'a> {
     /// Everything that [`Self::apply`] would find wrong. Changes nothing.
     pub fn check(&self, signed: &Signed) -> Result<Vec<String>> {
         let regions = self.list()?;
-        self.check_caller(&signed.patch, self.tracer.is_none())?;
         let mut notes = Vec::new();
         for region in
             regions.iter().filter(|r| matches!(r.state, State::Applying | State::Reverting | State::Prepared))
@@ -304,7 +310,6 @@ impl<'a> Patcher<'a> {
         let regions = self.list()?;
         let scope = Scope::of(&self.memory, &modules, &signed.patch);
         let meetings = self.meet(&signed.patch, signed.id, &modules, &regions)?;
-        self.check_caller(&signed.patch, caller.calls_functions())?;
         let is_together = self.is_together || signed.patch.is_together;
         let steps = self.steps;
         let mut prepared = Vec::new();
@@ -350,19 +355,6 @@ impl<'a> Patcher<'a> {
             settled,
             warnings: common.warnings,
         })
-    }
-
-    /// Whether what the patch needs can be had: a tracer that is there already calls no functions, and lets nobody else stop threads.
-    fn check_caller(&self, patch: &Patch, calls_functions: bool) -> Result<()> {
-        if calls_functions {
-            return Ok(());
-        }
-        if patch.parts.iter().any(|part| !part.hooks.is_empty()) {
-            return Err(Error::unfit(
-                "the patch has hooks, and the process's tracer calls no functions of it: only a process without a tracer can get it",
-            ));
-        }
-        Ok(())
     }
 
     /// Puts a part's code and notes in place, in state `prepared`. Returns how much was mapped for it.
@@ -451,7 +443,7 @@ impl<'a> Patcher<'a> {
             let object = data + data_end;
             notes.is_unwindable = register_unwind(&self.memory, modules, caller, table, object)?;
             if !notes.is_unwindable {
-                let warning = "the process's unwinder could not be told (libgcc_s is not loaded, or its tracer calls no functions): \
+                let warning = "the process's unwinder could not be told (libgcc_s is not loaded): \
                                backtraces will end at patched functions";
                 // Once, of however many parts.
                 if !warnings.iter().any(|other| other == warning) {
@@ -793,7 +785,12 @@ fn synchronise(caller: &mut dyn Caller, regions: &[Region]) -> Result<()> {
 /// Has a thread call the hooks of a patch for this moment.
 fn call_hooks(caller: &mut dyn Caller, region: &Region, when: When) -> Result<()> {
     for (_, address) in region.notes.hooks.iter().filter(|(at, _)| *at == when) {
-        caller.call(&[Call::Function(*address, [0; 3])])?;
+        let returned = caller.call(&[Call::Function(*address, [0; 3])])?;
+        if returned.first().is_some_and(|result| *result == WAITS) {
+            return Err(Error::unfit(
+                "a hook of the patch waited for something, and was left there: hooks must not wait",
+            ));
+        }
     }
     Ok(())
 }
@@ -849,17 +846,21 @@ fn register_unwind(
     table: u64,
     object: u64,
 ) -> Result<bool> {
-    if !caller.calls_functions() {
-        return Ok(false);
-    }
-    for module in modules {
-        let Some(exports) = module.exports(memory) else { continue };
-        if let Some(found) = exports.get("__register_frame_info") {
-            caller.call(&[Call::Function(found.address, [table, object, 0])])?;
+    let unwinder =
+        modules.iter().find_map(|module| Some(module.exports(memory)?.get("__register_frame_info")?.address));
+    let Some(unwinder) = unwinder else { return Ok(false) };
+    // Where all other threads stand meanwhile, one of them may stand in the unwinder, with its lock.
+    for _ in 0..UNWINDER_TRIES {
+        let returned = caller.call(&[Call::Function(unwinder, [table, object, 0])])?;
+        if returned.first().is_none_or(|result| *result != WAITS) {
             return Ok(true);
         }
+        thread::sleep(UNWINDER_REST);
     }
-    Ok(false)
+    Err(Error::unfit(format!(
+        "process {} was in its unwinder (of libgcc) each time that it was to be told of the patch's functions: try again",
+        memory.pid
+    )))
 }
 
 fn succeeded(what: &str, result: u64) -> Result<()> {

@@ -157,8 +157,8 @@ fn decide(agent: &Arc<Agent>, request: Request, progress: &mut dyn FnMut(String)
         Request::Errands { name, pid, errands } => {
             view::for_patch(agent, &name, &supervisor::Request::Errands { pid, errands })
         }
-        Request::Store { name, pid, avoided, at, byte, mark } => {
-            view::for_patch(agent, &name, &supervisor::Request::Store { pid, avoided, at, byte, mark })
+        Request::Store { name, pid, avoided, change } => {
+            view::for_patch(agent, &name, &supervisor::Request::Store { pid, avoided, change })
         }
         Request::Switchover { name, to } => moves::switchover(agent, &name, to, progress).map(Reply::Moved),
         Request::Failover { name } => moves::failover(agent, &name, progress).map(Reply::Moved),

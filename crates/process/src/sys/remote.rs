@@ -7,6 +7,8 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -81,6 +83,36 @@ enum Whom {
     Process,
 }
 
+/// What became of a function that a thread was to call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Returned {
+    Done,
+    /// It waited for something, and was left where it was.
+    Waits,
+    /// It was about to make a system call that the supervisor would have had to see, by its number.
+    Calls(u64),
+    /// By this signal.
+    Faults(i32),
+    /// The thread has too little stack; nothing was called.
+    NoRoom,
+}
+
+/// What a function may use below the stack pointer (System V ABI, x86-64, 3.2.2).
+const RED_ZONE: u64 = 128;
+/// The direction flag, clear on entry to a function (the same, 3.2.1).
+const DIRECTION: u64 = 1 << 10;
+/// What a function that is called may need of the stack: as for a process that has no supervisor (`running/inject.rs` of crate `hotpatch`).
+const ROOM_FOR_FUNCTIONS: u64 = 16 << 10;
+/// Signals of what a function may do wrong.
+const FAULTS: u64 = {
+    1 << (libc::SIGSEGV - 1) | 1 << (libc::SIGBUS - 1) | 1 << (libc::SIGILL - 1) | 1 << (libc::SIGFPE - 1)
+};
+/// Between looks at a thread that calls a function: at first it is over within microseconds.
+const LOOK: Duration = Duration::from_micros(5);
+const LOOK_MOST: Duration = Duration::from_millis(1);
+/// Looks in a row at which a thread sleeps that nobody else runs to wake.
+const ASLEEP: u32 = 3;
+
 /// One stopped thread that executes calls for us. [`Remote::end`] puts it back as it was.
 pub struct Remote<'a> {
     tid: Tid,
@@ -94,7 +126,7 @@ pub struct Remote<'a> {
     /// These have come meanwhile, which cannot be kept out: they are to come again.
     to_be_stopped: bool,
     to_be_trapped: Option<Whom>,
-    /// SIGTRAP was ignored before a single step.
+    /// SIGTRAP was ignored before a single step or a breakpoint.
     ignores_traps: bool,
     /// Threads and processes that calls of ours made; they are stopped at birth.
     pub born: Vec<Tid>,
@@ -114,7 +146,15 @@ impl<'a> Remote<'a> {
     }
 
     fn begin_with(tid: Tid, memory: &'a File, suspended: bool) -> io::Result<Self> {
-        let saved = ptrace::registers(tid)?;
+        let mut saved = ptrace::registers(tid)?;
+        // The kernel takes a thread that it sees elsewhere for one that has left its restartable sequence (`rseq(2)`), and would not
+        // send it to where an interrupted one goes on. No such sequence makes system calls; one that cannot be read is none.
+        if (saved.orig_rax as i64) < 0
+            && let Some(rseq) = ptrace::rseq(tid)?
+            && let Ok(Some(abort)) = interrupted_sequence(memory, rseq.address, saved.rip)
+        {
+            saved.rip = abort;
+        }
         let mask = ptrace::signal_mask(tid)?;
         ptrace::set_signal_mask(tid, ALL_BUT_TRAPS)?;
         let stopped_with = ptrace::signal_info(tid).ok();
@@ -224,6 +264,100 @@ impl<'a> Remote<'a> {
         Ok(back.chunks_exact(ROW as usize).map(|row| word_at(row, 56) as i64).collect())
     }
 
+    /// Has the thread call a function of the program that waits for nothing, with filters in force ([`Remote::begin_filtered`]): a call
+    /// that the supervisor has to know of is not made. Its extended state is put back here, the rest by [`Remote::end`].
+    pub fn call_function(
+        &mut self,
+        address: u64,
+        arguments: [u64; 3],
+        limit: Duration,
+    ) -> io::Result<Returned> {
+        // Below what a leaf function may have there; a function finds the stack as a call leaves it (System V ABI, x86-64, 3.2.2).
+        let stack = (self.saved.rsp.wrapping_sub(RED_ZONE) & !15).wrapping_sub(8);
+        let mut byte = [0];
+        if self.memory.read_exact_at(&mut byte, stack.wrapping_sub(ROOM_FOR_FUNCTIONS)).is_err() {
+            return Ok(Returned::NoRoom);
+        }
+        let ignored = proc::status(self.tid)?.ignored;
+        self.ignores_traps |= ignored & !ALL_BUT_TRAPS != 0;
+        let extended = ptrace::xstate(self.tid)?;
+        self.memory.write_all_at(&(WORKSPACE.start + END).to_ne_bytes(), stack)?;
+        let mut regs = self.saved;
+        (regs.rip, regs.rsp, regs.rax, regs.orig_rax) = (address, stack, 0, u64::MAX);
+        [regs.rdi, regs.rsi, regs.rdx] = arguments;
+        regs.eflags &= !DIRECTION;
+        // A fault's signal that is blocked is forced on a program, and what it does on it is reset.
+        ptrace::set_signal_mask(self.tid, ALL_BUT_TRAPS & !FAULTS)?;
+        ptrace::set_registers(self.tid, &regs)?;
+        let outcome = self.await_return(limit);
+        ptrace::set_signal_mask(self.tid, ALL_BUT_TRAPS)?;
+        let outcome = outcome?;
+        ptrace::set_xstate(self.tid, &extended)?;
+        Ok(outcome)
+    }
+
+    fn await_return(&mut self, limit: Duration) -> io::Result<Returned> {
+        let deadline = Instant::now() + limit;
+        let (mut rest, mut asleep) = (LOOK, 0);
+        // Why it does not come to its end, once that is known.
+        let mut ended = None;
+        ptrace::resume(self.tid, 0)?;
+        loop {
+            let Some(event) = ptrace::wait_for(self.tid, false)? else {
+                thread::sleep(rest);
+                rest = (rest * 2).min(LOOK_MOST);
+                if ended.is_none() && rest == LOOK_MOST {
+                    asleep = if proc::status(self.tid)?.state == 'S' { asleep + 1 } else { 0 };
+                    if asleep > ASLEEP || Instant::now() > deadline {
+                        ended = Some(Returned::Waits);
+                        ptrace::interrupt(self.tid)?;
+                    }
+                }
+                continue;
+            };
+            match event {
+                Event::Stopped(Stop::Signal(libc::SIGTRAP)) => {
+                    let is_sent = code(&ptrace::signal_info(self.tid)?) <= 0;
+                    if !is_sent && ptrace::registers(self.tid)?.rip == WORKSPACE.start + END + 1 {
+                        return Ok(ended.unwrap_or(Returned::Done));
+                    }
+                    if is_sent {
+                        self.to_be_trapped = Some(Whom::Process);
+                    } else {
+                        ended.get_or_insert(Returned::Faults(libc::SIGTRAP));
+                        self.go_to_end()?;
+                    }
+                }
+                Event::Stopped(Stop::Signal(libc::SIGSTOP)) => self.to_be_stopped = true,
+                Event::Stopped(Stop::Signal(signal)) => {
+                    ended.get_or_insert(Returned::Faults(signal));
+                    self.go_to_end()?;
+                }
+                Event::Stopped(Stop::Seccomp(_)) => {
+                    let number = ptrace::registers(self.tid)?.orig_rax;
+                    ended.get_or_insert(Returned::Calls(number));
+                    self.go_to_end()?;
+                }
+                Event::Stopped(_) => {
+                    if ended.is_some() {
+                        self.go_to_end()?;
+                    }
+                }
+                Event::Exited(_) | Event::Killed(_) => {
+                    return Err(io::Error::other(format!("thread {} died while it worked for us", self.tid)));
+                }
+            }
+            ptrace::resume(self.tid, 0)?;
+        }
+    }
+
+    /// Leaves what it is in, also a system call that it has only entered: a negative number is none.
+    fn go_to_end(&self) -> io::Result<()> {
+        let mut regs = ptrace::registers(self.tid)?;
+        (regs.rip, regs.rax, regs.orig_rax) = (WORKSPACE.start + END, 0, u64::MAX);
+        ptrace::set_registers(self.tid, &regs)
+    }
+
     /// As [`Remote::run`], but the first failing call is an error that names it.
     pub fn run_all(&mut self, batch: &mut Batch) -> io::Result<Vec<i64>> {
         batch.stop_on_failure = true;
@@ -287,6 +421,22 @@ impl<'a> Remote<'a> {
             }
         }
     }
+}
+
+/// Where a thread must go on that was in the middle of a restartable sequence, as the kernel would have sent it there
+/// (`rseq(2)`: `struct rseq` has the descriptor's address at 8; `struct rseq_cs` has start, length and abort at 8, 16, 24).
+pub fn interrupted_sequence(memory: &File, area: u64, ip: u64) -> io::Result<Option<u64>> {
+    let word = |at: u64| -> io::Result<u64> {
+        let mut bytes = [0u8; 8];
+        memory.read_exact_at(&mut bytes, at)?;
+        Ok(u64::from_ne_bytes(bytes))
+    };
+    let descriptor = word(area + 8)?;
+    if descriptor < PAGE_SIZE {
+        return Ok(None);
+    }
+    let (start, length, abort) = (word(descriptor + 8)?, word(descriptor + 16)?, word(descriptor + 24)?);
+    Ok((ip.wrapping_sub(start) < length).then_some(abort))
 }
 
 /// `si_code` of sigaction(2), the third word.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use outlive_epoch::control::{Side, State};
 use outlive_hotpatch::Error;
 use outlive_hotpatch::running::{Call, Caller, Desk, Patcher, Store, Try, first_failure};
-use outlive_process::tree::{Errand, Mark};
+use outlive_process::tree::{Change, Errand, Mark};
 
 use super::ForUser;
 use crate::cli::{Reach, Whom};
@@ -113,9 +113,7 @@ impl Caller for Supervisor<'_> {
                     Errand::Map { at, length, executable: rights & libc::PROT_EXEC != 0 }
                 }
                 Call::Synchronise => Errand::Synchronise,
-                Call::Function(..) => {
-                    return Err(Error::Unfit("a supervisor calls no functions of its workload".to_owned()));
-                }
+                Call::Function(at, arguments) => Errand::Function { at, arguments },
             });
         }
         let request = Request::Errands { name: self.name.to_owned(), pid: self.pid, errands };
@@ -137,19 +135,16 @@ impl Caller for Supervisor<'_> {
     }
 
     fn store(&mut self, store: &Store<'_>) -> Result<(Try, Duration), Error> {
-        // Hooks are what somebody looks for beforehand, and a supervisor calls none.
-        let Some(change) = store.change else {
-            return Err(Error::Unfit(
-                "a supervisor does not look where threads are without a change".to_owned(),
-            ));
-        };
+        let change = store.change.map(|change| Change {
+            at: change.at,
+            byte: change.byte,
+            mark: Mark { at: change.mark.0, bytes: change.mark.1.clone() },
+        });
         let request = Request::Store {
             name: self.name.to_owned(),
             pid: self.pid,
             avoided: store.avoided.iter().map(|avoided| avoided.range.clone()).collect(),
-            at: change.at,
-            byte: change.byte,
-            mark: Mark { at: change.mark.0, bytes: change.mark.1.clone() },
+            change,
         };
         let reply = self.reach.connect().and_then(|mut agent| agent.call(&request, &mut progress));
         let (in_the_way, held_us) = match reply {
@@ -168,10 +163,6 @@ impl Caller for Supervisor<'_> {
 
     /// A supervisor has its own.
     fn use_desk(&mut self, _: Desk) {}
-
-    fn calls_functions(&self) -> bool {
-        false
-    }
 
     fn longest_hold(&self) -> Duration {
         self.longest
