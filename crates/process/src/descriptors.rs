@@ -144,6 +144,8 @@ pub struct Descriptors {
     capturing: bool,
     /// Being closed, and not done yet.
     strays: Vec<Stray>,
+    /// Connections of the workload to itself that it has closed, the end first that may not be accepted yet.
+    closed_to_itself: Vec<(SocketAddr, SocketAddr)>,
     settle_at: Instant,
     /// When those that were closed are next asked whether they still need us.
     look_again: Instant,
@@ -188,6 +190,7 @@ impl Descriptors {
             terminals_ahead: Vec::new(),
             capturing: false,
             strays: Vec::new(),
+            closed_to_itself: Vec::new(),
             settle_at: Instant::now(),
             look_again: Instant::now(),
             tables: HashMap::new(),

@@ -1,7 +1,7 @@
 //! Connections that the workload closes while they still have something to say (docs/decisions/0007).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{Descriptors, Entry, Row, Socket};
 use crate::checkpoint::Pid;
-use crate::error::{Error, Result};
+use crate::error::{Attempt, Error, Result};
 use crate::object::descriptor::Kind;
 use crate::sys::bpf::files::OpenFile;
 use crate::sys::ptrace::Tid;
@@ -27,6 +27,9 @@ const TCP_FIN_WAIT2: u8 = 5;
 const CLOSING: Duration = Duration::from_secs(1);
 /// How often connections that were closed are asked, between checkpoints, whether they are at their end.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Connections of the workload to itself that are remembered when it closes them, until the next checkpoint or until they were accepted.
+const CLOSED_TO_ITSELF: usize = 1024;
 
 /// Our duplicate of a TCP socket that the workload is about to close, or has just closed.
 #[derive(Debug)]
@@ -46,12 +49,14 @@ impl Stray {
 impl Descriptors {
     /// Refuses connections of the workload to itself that it has not accepted: one end has no descriptor, and no frames
     /// tell of it as they do of another host's.
-    pub(super) fn find_not_accepted(&self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
+    pub(super) fn find_not_accepted(&mut self, processes: &BTreeMap<Pid, Process>) -> Result<()> {
         let numbers = |entry: &Entry| entry.seen.and_then(|seen| seen.tcp);
         let listening = |entry: &&Entry| numbers(entry).is_some_and(|numbers| numbers.has_not_accepted());
-        if !self.entries.values().any(|entry| !entry.holders.is_empty() && listening(&entry)) {
+        let waits = self.entries.values().find(|entry| !entry.holders.is_empty() && listening(entry));
+        let Some(listener) = waits.and_then(|entry| entry.holders.first()).copied() else {
+            self.closed_to_itself.clear();
             return Ok(());
-        }
+        };
         let mut ends = HashMap::new();
         let mut ports = HashSet::new();
         for entry in self.entries.values() {
@@ -81,16 +86,54 @@ impl Descriptors {
         let alone = ends.iter().find(|((local, remote), _)| {
             ports.contains(&remote.1) && own.contains(&remote.0) && !ends.contains_key(&(*remote, *local))
         });
-        match alone {
-            Some((_, holder)) => Err(Error::Unsupported {
-                pid: holder.process,
-                what: format!(
-                    "a connection of the workload to itself that it has not accepted (descriptor {})",
-                    holder.fd
-                ),
-                advice: "it is kept as soon as it is accepted",
-            }),
+        let advice = "it is kept as soon as it is accepted";
+        if let Some((_, holder)) = alone {
+            let what = format!(
+                "a connection of the workload to itself that it has not accepted (descriptor {})",
+                holder.fd
+            );
+            return Err(Error::Unsupported { pid: holder.process, what, advice });
+        }
+        // Closed without a notice.
+        let nobodys = self.entries.values().filter(|entry| entry.holders.is_empty());
+        let closed: Vec<_> =
+            nobodys.filter_map(|entry| own_ends(entry.socket.as_ref()?.fd.as_fd())).collect();
+        closed.into_iter().for_each(|ends| self.note_closed_to_itself(ends));
+        self.forget_accepted()?;
+        match self.closed_to_itself.first() {
+            Some((server, client)) => {
+                let what = format!(
+                    "a connection of the workload to itself that it has not accepted, from {client} to {server}, which its client has \
+                     closed"
+                );
+                Err(Error::Unsupported { pid: listener.process, what, advice })
+            }
             None => Ok(()),
+        }
+    }
+
+    /// Of the connections that the workload has closed to itself those stay that wait to be accepted.
+    fn forget_accepted(&mut self) -> Result<()> {
+        let mut waiting = Vec::new();
+        for (server, client) in std::mem::take(&mut self.closed_to_itself) {
+            let waits = self.tcp.waits(server, client);
+            if waits.attempt(|| format!("look up the connection from {client} to {server}"))? {
+                waiting.push((server, client));
+            }
+        }
+        self.closed_to_itself = waiting;
+        Ok(())
+    }
+
+    /// Remembers a connection that is being closed: when its other end is not accepted yet, nothing else tells of it.
+    fn note_closed_to_itself(&mut self, ends: (SocketAddr, SocketAddr)) {
+        // What cannot be looked up now is looked up by the next checkpoint, which says so. At the bound all that is known waits, and
+        // one of them is enough to refuse.
+        if self.closed_to_itself.len() >= CLOSED_TO_ITSELF && self.forget_accepted().is_err() {
+            return;
+        }
+        if self.closed_to_itself.len() < CLOSED_TO_ITSELF {
+            self.closed_to_itself.push(ends);
         }
     }
 
@@ -201,6 +244,9 @@ impl Descriptors {
     }
 
     fn hold(&mut self, duplicate: OwnedFd, process: &Process, fd: i32) -> bool {
+        if let Some(ends) = own_ends(duplicate.as_fd()) {
+            self.note_closed_to_itself(ends);
+        }
         let needed = outlives_close(duplicate.as_fd());
         if needed {
             let closing = (process.host, fd);
@@ -246,6 +292,18 @@ impl Descriptors {
             true
         });
     }
+}
+
+/// Both ends, the far one first, of a connection whose other end may be the workload's as well.
+fn own_ends(socket: BorrowedFd<'_>) -> Option<(SocketAddr, SocketAddr)> {
+    let address = |of_peer| Some(canonical(datagram::address_of(&datagram::name(socket, of_peer).ok()??)?));
+    let (near, far) = (address(false)?, address(true)?);
+    (near.ip() == far.ip() || far.ip().is_loopback()).then_some((far, near))
+}
+
+/// IPv4 addresses seen through an IPv6 socket are IPv4's.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Whether a connection goes on after its last descriptor is closed: it does until the peer has acknowledged all data and

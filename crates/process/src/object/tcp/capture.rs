@@ -1,5 +1,6 @@
 //! From a socket to its checkpoint, leaving the socket as it was.
 
+use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -58,6 +59,22 @@ pub struct Capturer {
 impl Capturer {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether a connection waits to be accepted, by the addresses of the end that would be.
+    pub fn waits(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        match self.diag()?.look_up(local, remote, 0) {
+            Ok(seen) => Ok(seen.waits),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn diag(&mut self) -> io::Result<&Diag> {
+        match &mut self.diag {
+            Some(diag) => Ok(diag),
+            empty => Ok(empty.insert(Diag::open()?)),
+        }
     }
 
     /// Captures one socket. Its process must be stopped, and no frame may arrive (nor cross the loopback) meanwhile:
@@ -185,12 +202,8 @@ impl Capturer {
     }
 
     fn look_up(&mut self, fd: BorrowedFd<'_>, local: SocketAddr, remote: SocketAddr) -> Result<Seen> {
-        let diag = match &self.diag {
-            Some(diag) => diag,
-            None => self.diag.insert(Diag::open().attempt("open sock_diag")?),
-        };
         let device = sys::get(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX).attempt("read SO_BINDTOIFINDEX")?;
-        match diag.look_up(local, remote, device) {
+        match self.diag().attempt("open sock_diag")?.look_up(local, remote, device) {
             Ok(seen) => Ok(seen),
             // Not to be passed over: what it would have said decides on a refusal.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {

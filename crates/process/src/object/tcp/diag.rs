@@ -1,4 +1,4 @@
-//! The two things about one connection that only `sock_diag(7)` tells: MD5 keys, and when its timer expires.
+//! What only `sock_diag(7)` tells of one connection: MD5 keys, when its timer expires, and whether anybody has a descriptor of it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +21,9 @@ mod number {
     pub const REQUEST: usize = 56;
     pub const REPLY: usize = 72;
     pub const NO_COOKIE: [u8; 8] = [0xff; 8];
+    /// `include/net/tcp_states.h`. A connection that its program has closed is in neither.
+    pub const ESTABLISHED: u8 = 1;
+    pub const CLOSE_WAIT: u8 = 8;
 }
 
 pub struct Diag {
@@ -32,6 +35,8 @@ pub struct Seen {
     pub md5: bool,
     /// Milliseconds until the retransmission timer runs out.
     pub expires_ms: u32,
+    /// It is established, maybe ended by its client since, and was not accepted.
+    pub waits: bool,
 }
 
 impl Diag {
@@ -91,8 +96,9 @@ fn parse(answer: &[u8]) -> io::Result<Seen> {
         return Err(io::Error::from_raw_os_error(-error));
     }
     let message = answer.get(number::HEADER..).ok_or_else(malformed)?;
-    let mut seen =
-        Seen { md5: false, expires_ms: u32::from_ne_bytes(bytes_at(message, 52).ok_or_else(malformed)?) };
+    let number = |offset| bytes_at(message, offset).map(u32::from_ne_bytes).ok_or_else(malformed);
+    let is_open = matches!(message.get(1), Some(&(number::ESTABLISHED | number::CLOSE_WAIT)));
+    let mut seen = Seen { md5: false, expires_ms: number(52)?, waits: is_open && number(68)? == 0 };
     let mut attributes = message.get(number::REPLY..).ok_or_else(malformed)?;
     while let (Some(length), Some(kind)) = (bytes_at(attributes, 0), bytes_at(attributes, 2)) {
         seen.md5 |= u16::from_ne_bytes(kind) == number::INET_DIAG_MD5SIG;
@@ -119,9 +125,15 @@ mod tests {
         let diag = Diag::open().unwrap();
         let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
         let seen = diag.look_up(local, remote, 0).unwrap();
-        assert!(!seen.md5);
+        assert!(!seen.md5 && !seen.waits, "the client has a descriptor");
+        assert!(diag.look_up(remote, local, 0).unwrap().waits, "it is not accepted yet");
         let nobody = SocketAddr::new(remote.ip(), 1);
         assert_eq!(diag.look_up(local, nobody, 0).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        drop(client);
+        assert!(diag.look_up(remote, local, 0).unwrap().waits, "it ended before it was accepted");
+        let accepted = listener.accept().unwrap();
+        assert!(!diag.look_up(remote, local, 0).unwrap().waits, "it is accepted");
+        drop(accepted);
     }
 
     #[test]
