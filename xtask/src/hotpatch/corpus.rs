@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::load::{self, Kind, Load};
-use super::packages::{Package, Place, Probe};
+use super::load::{self, Kind, Load, Sql};
+use super::packages::{Package, Place};
+use super::probe::{Peer, Probe};
 
 /// Connections of the load, and requests that have to be answered in each phase.
 const CONNECTIONS: usize = 8;
@@ -55,7 +57,7 @@ pub struct Fix {
     pub apply_us: u64,
     #[serde(default)]
     pub longest_hold_us: u64,
-    /// What was sent to it, if the effect was seen by a request.
+    /// A probe has seen its effect.
     #[serde(default)]
     pub seen: bool,
 }
@@ -330,16 +332,22 @@ impl<'a> Tree<'a> {
             fix.bytes += part["bytes"].as_u64().unwrap_or(0);
         }
         fix.build_ms = made["times"]["patch_ms"].as_u64().unwrap_or(0);
-        let probe = self.package.probes.iter().find(|probe| probe.patch == fix.patch);
-        match self.live(place, &file, fix, probe) {
+        let probes: Vec<&Probe> =
+            self.package.probes.iter().filter(|probe| probe.patch == fix.patch).collect();
+        match self.live(place, &file, fix, &probes) {
             Ok(outcome) => Ok(outcome),
             Err(error) => Ok(Outcome::Wrong(format!("{error:#}"))),
         }
     }
 
     /// Applies a patch to the running program under load, and reverts it.
-    fn live(&self, place: &Path, file: &Path, fix: &mut Fix, probe: Option<&Probe>) -> Result<Outcome> {
-        let (running, load) = self.start(place, CONNECTIONS)?;
+    fn live(&self, place: &Path, file: &Path, fix: &mut Fix, probes: &[&Probe]) -> Result<Outcome> {
+        // First what a program without the fix is not asked twice: it ends before the one that is patched starts.
+        for probe in probes.iter().filter(|probe| probe.is_apart()) {
+            let mut running = launch(self.package, place)?;
+            probe.without(&mut running).context("a program without the patch")?;
+        }
+        let (mut running, load) = start(self.package, place, CONNECTIONS)?;
         let go_on = |load: &Load, phase: &str| -> Result<()> {
             ensure!(load.wait_for(REQUESTS, PHASE_LIMIT), "the load does not go on {phase}");
             Ok(())
@@ -347,14 +355,13 @@ impl<'a> Tree<'a> {
         go_on(&load, "before the patch")?;
         // What answers has all of its processes by now.
         let pids = running.pids()?;
-        let ask = |expected: fn(&Probe) -> &'static str, phase: &str| -> Result<()> {
-            let Some(probe) = probe else { return Ok(()) };
-            let expected = expected(probe);
-            let got = load::probe(running.place.port, probe.send, expected.len())?;
-            ensure!(got == expected, "{phase} the answer begins {got:?}, not {expected:?}");
+        let ask_unpatched = |running: &mut Running, phase: &str| -> Result<()> {
+            for probe in probes.iter().filter(|probe| !probe.is_apart()) {
+                probe.without(running).with_context(|| phase.to_owned())?;
+            }
             Ok(())
         };
-        ask(|probe| probe.before, "without the patch")?;
+        ask_unpatched(&mut running, "without the patch")?;
         let trust = self.keys.join("patch.pub");
         for pid in &pids {
             let mut command = self.patch_command(&["apply", "--json", "--pid", &pid.to_string(), "--trust"]);
@@ -368,8 +375,10 @@ impl<'a> Tree<'a> {
             fix.longest_hold_us = fix.longest_hold_us.max(report["longest_hold_us"].as_u64().unwrap_or(0));
         }
         go_on(&load, "with the patch")?;
-        ask(|probe| probe.after, "with the patch")?;
-        fix.seen = probe.is_some();
+        for probe in probes {
+            probe.with(&running).context("with the patch")?;
+        }
+        go_on(&load, "with the patch, after its effect was seen")?;
         for pid in &pids {
             let listed = checked(self.patch_command(&["ls", "--json", "--pid", &pid.to_string()]))?;
             let listed: Value = serde_json::from_slice(&listed.stdout)?;
@@ -377,31 +386,46 @@ impl<'a> Tree<'a> {
             checked(self.patch_command(&["revert", "--pid", &pid.to_string()]))?;
         }
         go_on(&load, "after the revert")?;
-        ask(|probe| probe.before, "after the revert")?;
+        ask_unpatched(&mut running, "after the revert")?;
         let seen = load.stop();
         ensure!(seen.errors.is_empty(), "the load saw {}", seen.errors.join("; "));
         ensure!(running.pids()? == pids, "processes came or went");
+        fix.seen = !probes.is_empty();
         Ok(Outcome::Patched)
-    }
-
-    /// Starts the program of a place, and the load.
-    fn start(&self, folder: &Path, connections: usize) -> Result<(Running, Load)> {
-        start(self.package, folder, connections)
     }
 }
 
 /// Starts the program of a package, and clients that ask it.
 pub fn start(package: &Package, folder: &Path, connections: usize) -> Result<(Running, Load)> {
+    let running = launch(package, folder)?;
+    let load = match &running.pipe {
+        Some(pipe) => Load::start_sql(pipe)?,
+        None => Load::start(package.load, running.place.port, connections)?,
+    };
+    Ok((running, load))
+}
+
+/// Starts the program of a package, and waits until it can be asked.
+fn launch(package: &Package, folder: &Path) -> Result<Running> {
     let backend = load::backend().context("cannot listen")?;
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-    let place = Place { folder: folder.to_owned(), port, backend };
+    let peer = Peer::listen().context("cannot listen")?;
+    // All are held until each is known: no two are the same.
+    let mut held = Vec::new();
+    let mut port = || -> Result<u16> {
+        held.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
+        Ok(held[held.len() - 1].local_addr()?.port())
+    };
+    let (port, others) = (port()?, [port()?, port()?, port()?]);
+    drop(held);
+    let place = Place { folder: folder.to_owned(), port, others, backend, peer: peer.port()? };
     let mut command = (package.start)(&place)?;
     let child = command.current_dir(folder).spawn().with_context(|| format!("cannot run {command:?}"))?;
-    let mut running = Running { child, place };
+    let mut running = Running { child, place, peer, pipe: None };
     if package.load == Kind::Sql {
         let (input, output) = (running.child.stdin.take(), running.child.stdout.take());
-        let load = Load::start_sql(input.context("no input")?, output.context("no output")?)?;
-        return Ok((running, load));
+        let pipe = Sql::new(input.context("no input")?, output.context("no output")?);
+        running.pipe = Some(Arc::new(Mutex::new(pipe)));
+        return Ok(running);
     }
     let deadline = Instant::now() + START_LIMIT;
     while !answers(package.load, port) {
@@ -411,8 +435,7 @@ pub fn start(package: &Package, folder: &Path, connections: usize) -> Result<(Ru
         }
         thread::sleep(Duration::from_millis(20));
     }
-    let load = Load::start(package.load, port, connections)?;
-    Ok((running, load))
+    Ok(running)
 }
 
 fn answers(kind: Kind, port: u16) -> bool {
@@ -450,9 +473,30 @@ fn fetch(name: &str, folder: &Path, apt: &Path) -> Result<()> {
 pub struct Running {
     child: Child,
     pub place: Place,
+    /// What it may connect to.
+    pub peer: Peer,
+    /// Its input and output, if it is asked by them.
+    pub pipe: Option<Arc<Mutex<Sql>>>,
 }
 
 impl Running {
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// Bytes of memory that belong to no file, of all of its processes.
+    pub fn memory(&self) -> Result<u64> {
+        let mut sum = 0;
+        for pid in self.pids()? {
+            let path = format!("/proc/{pid}/status");
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+            sum += kib.with_context(|| format!("no RssAnon in {path}"))? << 10;
+        }
+        Ok(sum)
+    }
+
     /// It and its children, oldest first.
     pub fn pids(&self) -> Result<Vec<u32>> {
         let mut pids = vec![self.child.id()];
@@ -469,7 +513,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        for pid in self.pids().unwrap_or_default().iter().rev() {
+        // A parent first: it would start another child.
+        for pid in self.pids().unwrap_or_default() {
             // It may have ended by now.
             let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).stderr(Stdio::null()).status();
         }

@@ -3,8 +3,8 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::{ChildStdin, ChildStdout};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -70,8 +70,9 @@ impl Load {
         Ok(Self::run(clients))
     }
 
-    pub fn start_sql(input: ChildStdin, output: ChildStdout) -> io::Result<Self> {
-        let mut client = Sql { input, output: BufReader::new(output) };
+    /// One client of a pipe that others may use too, between two requests.
+    pub fn start_sql(pipe: &Arc<Mutex<Sql>>) -> io::Result<Self> {
+        let mut client = SharedSql(Arc::clone(pipe));
         client.begin()?;
         Ok(Self::run(vec![Box::new(client)]))
     }
@@ -345,18 +346,37 @@ fn is_address(answer: &[u8], id: [u8; 2], address: [u8; 4]) -> bool {
         && answer.get(at + 10..at + 14) == Some(&address)
 }
 
-struct Sql {
+/// The shell of sqlite3, by standard input and output.
+pub struct Sql {
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
 impl Sql {
+    pub fn new(input: ChildStdin, output: ChildStdout) -> Self {
+        Self { input, output: BufReader::new(output) }
+    }
+
+    pub fn write(&mut self, sql: &[u8]) -> io::Result<()> {
+        self.input.write_all(sql)?;
+        self.input.flush()
+    }
+
+    pub fn line(&mut self) -> io::Result<Vec<u8>> {
+        let mut line = Vec::new();
+        self.output.read_until(b'\n', &mut line)?;
+        Ok(line)
+    }
+}
+
+struct SharedSql(Arc<Mutex<Sql>>);
+
+impl SharedSql {
     fn ask(&mut self, sql: &str, expected: &str) -> io::Result<()> {
-        self.input.write_all(sql.as_bytes())?;
-        self.input.flush()?;
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        if line.trim_end() == expected { Ok(()) } else { Err(wrong(expected, line.as_bytes())) }
+        let mut pipe = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pipe.write(sql.as_bytes())?;
+        let line = pipe.line()?;
+        if line.trim_ascii_end() == expected.as_bytes() { Ok(()) } else { Err(wrong(expected, &line)) }
     }
 
     fn begin(&mut self) -> io::Result<()> {
@@ -364,7 +384,7 @@ impl Sql {
     }
 }
 
-impl Client for Sql {
+impl Client for SharedSql {
     fn exchange(&mut self, number: u64) -> io::Result<()> {
         let sql = format!(
             "insert into t values({number}, 'b{number}'); delete from t where a < {number} - 100;\n\
@@ -400,15 +420,6 @@ fn answer(stream: TcpStream) -> io::Result<()> {
             input.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
         }
     }
-}
-
-/// Sends something over a new connection and reads as much of the answer as is asked for.
-pub fn probe(port: u16, send: &str, length: usize) -> io::Result<String> {
-    let mut wire = Wire::connect(port)?;
-    wire.send(send.as_bytes())?;
-    let mut got = vec![0; length];
-    wire.input.read_exact(&mut got)?;
-    Ok(String::from_utf8_lossy(&got).into_owned())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod corpus;
 mod cycles;
 mod load;
 mod packages;
+mod probe;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -25,6 +26,8 @@ use packages::PACKAGES;
 struct Figures {
     fixes: usize,
     patched: usize,
+    /// Of those, whose effect was seen.
+    seen: usize,
     refused: usize,
     wrong: usize,
     share: f64,
@@ -176,6 +179,7 @@ fn figures(fixes: &[&Fix], cycles: Option<cycles::Figures>) -> Figures {
     Figures {
         fixes: of,
         patched,
+        seen: fixes.iter().filter(|fix| fix.seen).count(),
         refused,
         wrong,
         share: if of == 0 { 0.0 } else { patched as f64 / of as f64 },
@@ -192,15 +196,16 @@ fn table(all: &BTreeMap<String, Vec<Fix>>) -> Result<String> {
         "# The corpus of fixes\n\nWritten by `cargo xtask bench hotpatch`: every patch of these Debian source packages that changes C, one after the other as \
          the package has them. The program is recorded as it is before the fix and runs under load, eight clients (of sqlite3 one, on a pipe) whose every answer \
          is checked. The fix is built, applied, listed and reverted by `outlive patch`, with no option and no hand-written code. \
-         *Seen*: a request was answered differently with the patch, and as before after the revert. Held is the longest \
+         *Seen*: a request was answered otherwise with the patch, and as before after the revert; where a program without the fix does not survive the request, or is damaged by it, that was a process of its own. Held is the longest \
          time that a thread was, build what making the patch took beyond the rebuild.\n\n",
     );
     writeln!(
         text,
-        "**{} fixes: {} patched ({:.0} %), {} refused, {} wrong.** Longest hold {} µs, slowest build {} ms.\n",
+        "**{} fixes: {} patched ({:.0} %), {} of them seen, {} refused, {} wrong.** Longest hold {} µs, slowest build {} ms.\n",
         figures.fixes,
         figures.patched,
         figures.share * 100.0,
+        figures.seen,
         figures.refused,
         figures.wrong,
         figures.longest_hold_us,
@@ -216,7 +221,7 @@ fn table(all: &BTreeMap<String, Vec<Fix>>) -> Result<String> {
         for fix in fixes {
             let outcome = match &fix.outcome {
                 Outcome::Patched if fix.seen => "patched, seen".to_owned(),
-                Outcome::Patched => "patched".to_owned(),
+                Outcome::Patched => format!("patched, not seen{}", why_unseen(fix)),
                 Outcome::Refused(why) => format!("refused: {}", short(why)),
                 Outcome::Wrong(why) => format!("**wrong**: {}", short(why)),
                 Outcome::NotCompiled(why) => format!("not counted: {why}"),
@@ -239,6 +244,13 @@ fn table(all: &BTreeMap<String, Vec<Fix>>) -> Result<String> {
     text.truncate(text.trim_end().len());
     text.push('\n');
     Ok(text)
+}
+
+/// Why no request shows a fix, where that is known.
+fn why_unseen(fix: &Fix) -> String {
+    let package = PACKAGES.iter().find(|package| package.name == fix.package);
+    let unseen = package.and_then(|package| package.unseen.iter().find(|(patch, _)| *patch == fix.patch));
+    unseen.map_or(String::new(), |(_, why)| format!(": {why}"))
 }
 
 /// A reason, as long as a table can take it.
