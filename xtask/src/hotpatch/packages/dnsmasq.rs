@@ -39,11 +39,70 @@ fn start(place: &Place) -> Result<Command> {
         "-x",
     ]);
     command.arg(place.folder.join("dnsmasq.pid")).arg("--address=/host.example/192.0.2.1");
-    command.arg(format!("--server=127.0.0.1#{}", place.peer)).args(["--add-subnet=32", "--cache-rr=MX"]);
+    command.args([
+        "--add-subnet=32",
+        "--cache-rr=MX",
+        "--dnssec",
+        "--dnssec-no-timecheck",
+        LOOP_ANCHOR,
+        SIGNED_ANCHOR,
+    ]);
+    for zone in ["test", "loop", "signed"] {
+        command.arg(format!("--server=/{zone}/127.0.0.1#{}", place.peer));
+    }
     Ok(command)
 }
 
+/// A key of no known algorithm: what is below it counts as unsigned.
+const LOOP_ANCHOR: &str =
+    "--trust-anchor=loop,1,250,2,0000000000000000000000000000000000000000000000000000000000000000";
+/// The digest of the key that a probe's peer has (RFC 4034, 5.1.4).
+const SIGNED_ANCHOR: &str =
+    "--trust-anchor=signed,54488,8,2,a66c17367154eb2e3c7aa7e0864f15768e0a92db715d9b46205f078306b7fd8b";
+
 const PROBES: &[Probe] = &[
+    // RFC 4034, 4.1.2: an NSEC record whose map of types has a window of no bytes.
+    Probe {
+        patch: "CVE-2026-4890.patch",
+        without: Without::Stalls,
+        steps: &[
+            Step::Connect(Port::Datagrams),
+            Step::Send(b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01z\x04loop\x00\x00\x01\x00\x01"),
+            Step::Asked(b"\x01z\x04loop"),
+            Step::Reply(
+                b"\x81\x80\x00\x01\x00\x00\x00\x02\x00\x00\x01z\x04loop\x00\x00\x01\x00\x01\
+                  \xc0\x0c\x00\x2f\x00\x01\x00\x00\x00\x3c\x00\x0a\x01y\x04loop\x00\x01\x00\
+                  \xc0\x0c\x00\x2e\x00\x01\x00\x00\x00\x3c\x00\x20\x00\x2f\x08\x02\x00\x00\x00\x3c\
+                  \x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x04loop\x00ssssssss",
+            ),
+            Step::Answer(Answer::Begins(b"\x00\x07\x81")),
+        ],
+    },
+    // RFC 4034, 3.1: the signature of a key whose record ends before the name of the signer does.
+    Probe {
+        patch: "CVE-2026-4891.patch",
+        without: Without::Dies,
+        steps: &[
+            Step::Connect(Port::Datagrams),
+            Step::Send(b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01z\x06signed\x00\x00\x01\x00\x01"),
+            Step::Asked(b"\x01z\x06signed"),
+            Step::Reply(
+                b"\x81\x80\x00\x01\x00\x02\x00\x00\x00\x00\x01z\x06signed\x00\x00\x01\x00\x01\
+                  \xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xc0\x00\x02\x02\
+                  \xc0\x0c\x00\x2e\x00\x01\x00\x00\x00\x3c\x00\x22\x00\x01\x08\x02\x00\x00\x00\x3c\
+                  \x00\x00\x00\x00\x00\x00\x00\x00\xd4\xd8\x06signed\x00ssssssss",
+            ),
+            Step::Asked(b"\x06signed\x00\x00\x30"),
+            Step::Reply(
+                b"\x81\x80\x00\x01\x00\x02\x00\x00\x00\x00\x06signed\x00\x00\x30\x00\x01\
+                  \xc0\x0c\x00\x30\x00\x01\x00\x00\x00\x3c\x00\x48\x01\x01\x03\x08\x03\x01\x00\x01\
+                  nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn\
+                  \xc0\x0c\x00\x2e\x00\x01\x00\x00\x00\x3c\x00\x12\x00\x30\x08\x01\x00\x00\x00\x3c\
+                  \x00\x00\x00\x00\x00\x00\x00\x00\xd4\xd8\x06signed\x00",
+            ),
+            Step::Answer(Answer::Begins(b"\x00\x07\x81")),
+        ],
+    },
     // The question says for which address it is asked, the answer says another (RFC 7871, 9.2).
     Probe {
         patch: "CVE-2026-4893.patch",
@@ -77,8 +136,5 @@ const PROBES: &[Probe] = &[
     },
 ];
 
-const UNSEEN: &[(&str, &str)] = &[
-    ("CVE-2026-4890.patch", "needs a signed zone"),
-    ("CVE-2026-4891.patch", "needs a signed zone"),
-    ("CVE-2026-4892.patch", "needs a client of DHCPv6, and a script for its leases"),
-];
+const UNSEEN: &[(&str, &str)] =
+    &[("CVE-2026-4892.patch", "needs a client of DHCPv6, and a script for its leases")];
