@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::load::{self, Kind, Load, Sql};
-use super::packages::{Package, Place};
-use super::probe::{Peer, Probe};
+use super::packages::{Package, Place, Variant};
+use super::probe::{self, Peer, Probe};
 
 /// Connections of the load, and requests that have to be answered in each phase.
 const CONNECTIONS: usize = 8;
@@ -343,11 +343,12 @@ impl<'a> Tree<'a> {
     /// Applies a patch to the running program under load, and reverts it.
     fn live(&self, place: &Path, file: &Path, fix: &mut Fix, probes: &[&Probe]) -> Result<Outcome> {
         // First what a program without the fix is not asked twice: it ends before the one that is patched starts.
+        let variant = self.package.variants.iter().find(|variant| variant.patch == fix.patch);
         for probe in probes.iter().filter(|probe| probe.is_apart()) {
-            let mut running = launch(self.package, place)?;
+            let mut running = launch(self.package, variant, place)?;
             probe.without(&mut running).context("a program without the patch")?;
         }
-        let (mut running, load) = start(self.package, place, CONNECTIONS)?;
+        let (mut running, load) = start(self.package, variant, place, CONNECTIONS)?;
         let go_on = |load: &Load, phase: &str| -> Result<()> {
             ensure!(load.wait_for(REQUESTS, PHASE_LIMIT), "the load does not go on {phase}");
             Ok(())
@@ -396,8 +397,13 @@ impl<'a> Tree<'a> {
 }
 
 /// Starts the program of a package, and clients that ask it.
-pub fn start(package: &Package, folder: &Path, connections: usize) -> Result<(Running, Load)> {
-    let running = launch(package, folder)?;
+pub fn start(
+    package: &Package,
+    variant: Option<&Variant>,
+    folder: &Path,
+    connections: usize,
+) -> Result<(Running, Load)> {
+    let running = launch(package, variant, folder)?;
     let load = match &running.pipe {
         Some(pipe) => Load::start_sql(pipe)?,
         None => Load::start(package.load, running.place.port, connections)?,
@@ -406,7 +412,7 @@ pub fn start(package: &Package, folder: &Path, connections: usize) -> Result<(Ru
 }
 
 /// Starts the program of a package, and waits until it can be asked.
-fn launch(package: &Package, folder: &Path) -> Result<Running> {
+fn launch(package: &Package, variant: Option<&Variant>, folder: &Path) -> Result<Running> {
     let backend = load::backend().context("cannot listen")?;
     let peer = Peer::listen().context("cannot listen")?;
     // All are held until each is known: no two are the same.
@@ -419,6 +425,7 @@ fn launch(package: &Package, folder: &Path) -> Result<Running> {
     drop(held);
     let place = Place { folder: folder.to_owned(), port, others, backend, peer: peer.port()? };
     let mut command = (package.start)(&place)?;
+    command.args(variant.map_or(&[][..], |variant| variant.arguments));
     let child = command.current_dir(folder).spawn().with_context(|| format!("cannot run {command:?}"))?;
     let mut running = Running { child, place, peer, pipe: None };
     if package.load == Kind::Sql {
@@ -434,6 +441,9 @@ fn launch(package: &Package, folder: &Path) -> Result<Running> {
             bail!("{} ended at once: {status}", package.name);
         }
         thread::sleep(Duration::from_millis(20));
+    }
+    if let Some(variant) = variant {
+        probe::prepare(variant.prepare, &running).context("before the load")?;
     }
     Ok(running)
 }

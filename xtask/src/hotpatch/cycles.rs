@@ -57,7 +57,7 @@ pub fn run(corpus: &Path, outlive: &Path, keys: &Path, fixes: &[&Fix]) -> Result
     let mut applies = Vec::new();
     let mut longest = 0;
     let (mut with, mut without) = (Totals::default(), Totals::default());
-    let (running, load) = corpus::start(package, &folder.join("run"), CONNECTIONS)?;
+    let (running, load) = corpus::start(package, None, &folder.join("run"), CONNECTIONS)?;
     // The first seconds are the program's to grow.
     load.wait_for(20_000, Duration::from_secs(60));
     ensure!(load.stop().errors.is_empty(), "the load saw errors before anything was patched");

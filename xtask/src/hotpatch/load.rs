@@ -189,10 +189,11 @@ impl Client for Redis {
         wire.send(format!("SET key:{client} {value}\r\nGET key:{client}\r\n").as_bytes())?;
         wire.must_say(&format!("+OK\r\n${}\r\n{value}\r\n", value.len()))?;
         if number.is_multiple_of(16) {
-            let key = format!("list:{client}");
+            // In braces: both keys are of one slot of a cluster.
+            let key = format!("list:{{{client}}}");
             let script = "\"return redis.call('incrby', KEYS[1], 2)\"";
             wire.send(
-                format!("DEL {key} n:{client}\r\nRPUSH {key} a b c\r\nLRANGE {key} 1 1\r\nEVAL {script} 1 n:{client}\r\n")
+                format!("DEL {key} n:{{{client}}}\r\nRPUSH {key} a b c\r\nLRANGE {key} 1 1\r\nEVAL {script} 1 n:{{{client}}}\r\n")
                     .as_bytes(),
             )?;
             let deleted = wire.line()?;

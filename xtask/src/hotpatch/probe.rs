@@ -351,7 +351,7 @@ fn decide(expected: Answer, got: &[u8]) -> Option<Result<usize, String>> {
 }
 
 /// Goes through a conversation; which step was not as it must be, if one was not.
-fn talk(probe: &Probe, running: &Running, is_fixed: bool, limit: Duration) -> Result<(), (usize, Miss)> {
+fn talk(steps: &[Step], running: &Running, is_fixed: bool, limit: Duration) -> Result<(), (usize, Miss)> {
     let mut talk = Talk {
         place: &running.place,
         peer: &running.peer,
@@ -361,10 +361,15 @@ fn talk(probe: &Probe, running: &Running, is_fixed: bool, limit: Duration) -> Re
         current: 0,
         asked: None,
     };
-    for (number, step) in probe.steps.iter().enumerate() {
+    for (number, step) in steps.iter().enumerate() {
         talk.step(step, is_fixed).map_err(|miss| (number, miss))?;
     }
     Ok(())
+}
+
+/// Tells a program what it has to know before it is of use.
+pub fn prepare(steps: &[Step], running: &Running) -> Result<()> {
+    told(talk(steps, running, false, LIMIT))
 }
 
 fn told(result: Result<(), (usize, Miss)>) -> Result<()> {
@@ -383,11 +388,11 @@ impl Probe {
     /// A program without the fix must be as is said of it.
     pub fn without(&self, running: &mut Running) -> Result<()> {
         match self.without {
-            Without::Differs | Without::Damaged => told(talk(self, running, false, LIMIT)),
+            Without::Differs | Without::Damaged => told(talk(self.steps, running, false, LIMIT)),
             Without::Dies => {
                 let pids = running.pids()?;
                 // How far it gets is of no interest.
-                let _ = talk(self, running, false, STALLED);
+                let _ = talk(self.steps, running, false, STALLED);
                 let begun = Instant::now();
                 while !running.has_ended()? && running.pids()? == pids {
                     ensure!(begun.elapsed() < DEATH, "it does not die");
@@ -395,7 +400,7 @@ impl Probe {
                 }
                 Ok(())
             }
-            Without::Stalls => match talk(self, running, false, STALLED) {
+            Without::Stalls => match talk(self.steps, running, false, STALLED) {
                 Err((_, Miss::Late(_))) => {
                     ensure!(!running.has_ended()?, "it does not stall, it dies");
                     Ok(())
@@ -418,15 +423,15 @@ impl Probe {
             ensure!(kept < bytes / 2, "it keeps {kept} bytes");
             return Ok(());
         }
-        told(talk(self, running, true, LIMIT))
+        told(talk(self.steps, running, true, LIMIT))
     }
 
     /// How much more memory a program has after a conversation than after another before it.
     fn keeps(&self, running: &Running, is_fixed: bool) -> Result<u64> {
-        told(talk(self, running, is_fixed, LIMIT))?;
+        told(talk(self.steps, running, is_fixed, LIMIT))?;
         thread::sleep(QUIET);
         let before = running.memory()?;
-        told(talk(self, running, is_fixed, LIMIT))?;
+        told(talk(self.steps, running, is_fixed, LIMIT))?;
         thread::sleep(QUIET);
         Ok(running.memory()?.saturating_sub(before))
     }

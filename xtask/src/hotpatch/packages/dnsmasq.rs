@@ -16,6 +16,7 @@ pub const PACKAGE: Package = Package {
     links: &["src/dnsmasq"],
     load: Kind::Dns,
     start,
+    variants: &[],
     probes: PROBES,
     unseen: UNSEEN,
 };

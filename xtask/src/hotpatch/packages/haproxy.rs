@@ -16,6 +16,7 @@ pub const PACKAGE: Package = Package {
     links: &["haproxy"],
     load: Kind::Http,
     start,
+    variants: &[],
     probes: PROBES,
     unseen: UNSEEN,
 };

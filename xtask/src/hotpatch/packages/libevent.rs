@@ -18,6 +18,7 @@ pub const PACKAGE: Package = Package {
     links: &["build/lib/libevent-2.1.so.7.0.1"],
     load: Kind::Memcached,
     start,
+    variants: &[],
     probes: PROBES,
     unseen: UNSEEN,
 };

@@ -16,6 +16,7 @@ pub const PACKAGE: Package = Package {
     links: &["memcached"],
     load: Kind::Memcached,
     start,
+    variants: &[],
     probes: PROBES,
     unseen: UNSEEN,
 };

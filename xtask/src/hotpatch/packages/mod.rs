@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use super::load::Kind;
-use super::probe::Probe;
+use super::probe::{Probe, Step};
 
 /// A source package of the distribution, and the program in it that runs.
 pub struct Package {
@@ -32,9 +32,18 @@ pub struct Package {
     pub links: &'static [&'static str],
     pub load: Kind,
     pub start: fn(&Place) -> Result<Command>,
+    pub variants: &'static [Variant],
     pub probes: &'static [Probe],
     /// Why no probe shows a fix.
     pub unseen: &'static [(&'static str, &'static str)],
+}
+
+/// How a program is started for one fix, where that fix is of what it does not do otherwise.
+pub struct Variant {
+    pub patch: &'static str,
+    pub arguments: &'static [&'static str],
+    /// What it is told before there is any load.
+    pub prepare: &'static [Step],
 }
 
 /// Where one run of a program is: its folder, with the linked files in it, and its port.

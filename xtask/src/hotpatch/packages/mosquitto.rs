@@ -18,6 +18,7 @@ pub const PACKAGE: Package = Package {
     links: &["build/src/mosquitto"],
     load: Kind::Mqtt,
     start,
+    variants: &[],
     probes: PROBES,
     unseen: UNSEEN,
 };

@@ -13,13 +13,17 @@ use crate::hotpatch::probe::{Answer, Port, Probe, Step, Without};
 pub const PACKAGE: Package = Package {
     name: "nginx",
     needs: &["libpcre2-dev", "libssl-dev", "zlib1g-dev"],
-    configure: "./configure --with-threads --with-http_ssl_module --with-http_v2_module --with-http_mp4_module \
+    configure: "echo './configure --with-threads --with-http_ssl_module --with-http_v2_module --with-http_mp4_module \
                 --with-http_dav_module --with-http_gunzip_module --with-mail --with-mail_ssl_module --with-stream \
-                --with-stream_ssl_module --with-http_realip_module --with-http_sub_module --with-compat",
-    build: "make -j2 -f objs/Makefile objs/nginx",
+                --with-stream_ssl_module --with-http_realip_module --with-http_sub_module --with-compat' > configured
+                sh configured",
+    // A fix that brings a module is one of what is configured.
+    build: "[ objs/Makefile -nt auto/modules ] || sh configured
+            make -j2 -f objs/Makefile objs/nginx",
     links: &["objs/nginx"],
     load: Kind::Http,
     start,
+    variants: &[],
     probes: PROBES,
     unseen: UNSEEN,
 };
@@ -313,6 +317,5 @@ const UNSEEN: &[(&str, &str)] = &[
     ("CVE-2025-23419.patch", "needs sessions of TLS that are resumed"),
     ("CVE-2026-1642.patch", "needs a race"),
     ("CVE-2026-28755.patch", "needs a server of OCSP"),
-    ("FIX-HTTP2bomb.patch", "brings a module, which is there from the next start on"),
     ("CVE-2026-48142.patch", "one byte is read too much, which shows under a sanitizer only"),
 ];

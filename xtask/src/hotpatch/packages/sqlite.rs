@@ -18,6 +18,7 @@ pub const PACKAGE: Package = Package {
     links: &["sqlite3", ".libs/sqlite3"],
     load: Kind::Sql,
     start,
+    variants: &[],
     probes: PROBES,
     unseen: UNSEEN,
 };

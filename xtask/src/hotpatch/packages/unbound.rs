@@ -17,6 +17,7 @@ pub const PACKAGE: Package = Package {
     links: &["unbound"],
     load: Kind::Dns,
     start,
+    variants: &[],
     probes: PROBES,
     unseen: UNSEEN,
 };
