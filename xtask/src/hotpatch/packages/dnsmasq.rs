@@ -45,7 +45,7 @@ fn start(place: &Place) -> Result<Command> {
         "--cache-rr=MX",
         "--dnssec",
         "--dnssec-no-timecheck",
-        LOOP_ANCHOR,
+        UNKNOWN_ANCHOR,
         SIGNED_ANCHOR,
     ]);
     for zone in ["test", "loop", "signed"] {
@@ -54,9 +54,9 @@ fn start(place: &Place) -> Result<Command> {
     Ok(command)
 }
 
-/// A key of no known algorithm: what is below it counts as unsigned.
-const LOOP_ANCHOR: &str =
-    "--trust-anchor=loop,1,250,2,0000000000000000000000000000000000000000000000000000000000000000";
+/// A root key of no known algorithm: what is below it counts as unsigned.
+const UNKNOWN_ANCHOR: &str =
+    "--trust-anchor=.,1,250,2,0000000000000000000000000000000000000000000000000000000000000000";
 /// The digest of the key that a probe's peer has (RFC 4034, 5.1.4).
 const SIGNED_ANCHOR: &str =
     "--trust-anchor=signed,54488,8,2,a66c17367154eb2e3c7aa7e0864f15768e0a92db715d9b46205f078306b7fd8b";

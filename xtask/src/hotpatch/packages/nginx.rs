@@ -49,9 +49,9 @@ http {
     }
 }
 mail {
-    server_name it; auth_http 127.0.0.1:PEER/auth; protocol smtp; smtp_auth login plain cram-md5 none;
-    server { listen 127.0.0.1:THIRD; }
-    server { listen 127.0.0.1:FOURTH; resolver 127.0.0.1:PEER ipv6=off; }
+    server_name it; auth_http 127.0.0.1:PEER/auth; smtp_auth login plain cram-md5 none;
+    server { listen 127.0.0.1:THIRD; protocol smtp; }
+    server { listen 127.0.0.1:FOURTH; protocol smtp; resolver 127.0.0.1:PEER ipv6=off; }
 }
 ";
 
@@ -220,7 +220,7 @@ const PROBES: &[Probe] = &[
         steps: &[
             Step::Connect(Port::Other),
             Step::Send(b"GET /empty.mp4?start=1&end=2 HTTP/1.1\r\nHost: a\r\n\r\n"),
-            Step::Differs { without: Answer::Begins(b"HTTP/1.1 200"), with: Answer::Begins(b"HTTP/1.1 500") },
+            Step::Differs { without: Answer::Nothing, with: Answer::Begins(b"HTTP/1.1 500") },
         ],
     },
     // The configuration of the fix's description, and of the next but some.
@@ -230,7 +230,7 @@ const PROBES: &[Probe] = &[
         steps: &[
             Step::Connect(Port::Other),
             Step::Send(b"GET /set+ HTTP/1.1\r\nHost: a\r\n\r\n"),
-            Step::Differs { without: Answer::Contains(b"\r\n\r\n/set%2B"), with: Answer::Contains(b"\r\n\r\n/set+") },
+            Step::Differs { without: Answer::Contains(b"\r\n\r\n/set%"), with: Answer::Contains(b"\r\n\r\n/set+") },
         ],
     },
     Probe {
@@ -238,14 +238,14 @@ const PROBES: &[Probe] = &[
         without: Without::Dies,
         steps: &[
             Step::Connect(Port::Other),
-            Step::Make(|_| format!("GET /twice/{} HTTP/1.1\r\nHost: a\r\n\r\n", "+".repeat(300_000)).into_bytes()),
+            Step::Make(|_| format!("GET /twice/{} HTTP/1.1\r\nHost: a\r\n\r\n", "+".repeat(3000)).into_bytes()),
             Step::Answer(Answer::Begins(b"HTTP/1.1 302")),
         ],
     },
     // An answer whose first letter comes alone, and looks as if it were the first of a status line.
     Probe {
         patch: "CVE-2026-42946.1.patch",
-        without: Without::Dies,
+        without: Without::Damaged,
         steps: &[
             Step::Connect(Port::Other),
             Step::Send(b"GET /scgi HTTP/1.1\r\nHost: a\r\n\r\n"),
@@ -256,7 +256,7 @@ const PROBES: &[Probe] = &[
             Step::Send(b"eader: x\r\n\r\nbody"),
             Step::Close,
             Step::Over(0),
-            Step::Answer(Answer::Contains(b"eader: x\r\n")),
+            Step::Differs { without: Answer::Lacks(b"\r\neader: x\r\n"), with: Answer::Contains(b"\r\neader: x\r\n") },
         ],
     },
     Probe {
