@@ -42,6 +42,7 @@ const CONNECT_5: &[u8] = b"\x10\x12\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x05probe
 const CONNACK_4: &[u8] = b"\x20\x02\x00\x00";
 /// The last property: how many messages may be on their way.
 const CONNACK_5_ENDS: &[u8] = b"\x21\x00\x14";
+const PING: &[u8] = b"\xc0\x00";
 /// The flag of a CONNECT that has a will.
 const WILL: u8 = 4;
 
@@ -187,7 +188,7 @@ const PROBES: &[Probe] = &[
             Step::Differs { without: Answer::Nothing, with: Answer::Closed },
         ],
     },
-    // Answers that nobody reads: those that the queue has no room for.
+    // Answers that the queue has no room for, as it is full of messages that nobody reads.
     Probe {
         patch: "0018-Further-fix-for-CVE-2023-28366.patch",
         without: Without::Keeps(4 << 20),
@@ -195,10 +196,19 @@ const PROBES: &[Probe] = &[
             Step::Connect(Port::Own),
             Step::Send(CONNECT_4),
             Step::Answer(Answer::Begins(CONNACK_4)),
-            Step::Make(|_| b"\xc0\x00".repeat(500_000)),
+            Step::Send(b"\x82\x09\x00\x01\x00\x04many\x00"),
+            Step::Answer(Answer::Begins(b"\x90\x03\x00\x01\x00")),
             Step::Connect(Port::Own),
             Step::Send(b"\x10\x11\x00\x04MQTT\x04\x02\x00\x3c\x00\x05other"),
             Step::Answer(Answer::Begins(CONNACK_4)),
+            Step::Make(|_| {
+                let message = [&b"\x00\x04many"[..], &b"m".repeat(20_000)].concat();
+                let publish = [&[0x30][..], &length(message.len()), &message].concat();
+                [publish.repeat(1500), PING.to_vec()].concat()
+            }),
+            Step::Answer(Answer::Begins(b"\xd0\x00")),
+            Step::Over(0),
+            Step::Make(|_| PING.repeat(300_000)),
             Step::Wait(Duration::from_secs(4)),
         ],
     },
