@@ -40,23 +40,19 @@ fn start(place: &Place) -> Result<Command> {
         "-x",
     ]);
     command.arg(place.folder.join("dnsmasq.pid")).arg("--address=/host.example/192.0.2.1");
-    command.args([
-        "--add-subnet=32",
-        "--cache-rr=MX",
-        "--dnssec",
-        "--dnssec-no-timecheck",
-        UNKNOWN_ANCHOR,
-        SIGNED_ANCHOR,
-    ]);
+    command.args(["--add-subnet=32", "--cache-rr=MX", "--dnssec", "--dnssec-no-timecheck", SIGNED_ANCHOR]);
+    // A zone with a server of its own is looked at if it has an anchor of its own.
+    for zone in [".", "loop"] {
+        command.arg(format!("--trust-anchor={zone},{UNKNOWN_KEY}"));
+    }
     for zone in ["test", "loop", "signed"] {
         command.arg(format!("--server=/{zone}/127.0.0.1#{}", place.peer));
     }
     Ok(command)
 }
 
-/// A root key of no known algorithm: what is below it counts as unsigned.
-const UNKNOWN_ANCHOR: &str =
-    "--trust-anchor=.,1,250,2,0000000000000000000000000000000000000000000000000000000000000000";
+/// A key of no known algorithm: what is below it counts as unsigned.
+const UNKNOWN_KEY: &str = "1,250,2,0000000000000000000000000000000000000000000000000000000000000000";
 /// The digest of the key that a probe's peer has (RFC 4034, 5.1.4).
 const SIGNED_ANCHOR: &str =
     "--trust-anchor=signed,54488,8,2,a66c17367154eb2e3c7aa7e0864f15768e0a92db715d9b46205f078306b7fd8b";

@@ -26,7 +26,7 @@ pub const PACKAGE: Package = Package {
 fn start(place: &Place) -> Result<Command> {
     // The bridge has no topic of the load.
     let text = format!(
-        "listener {} 127.0.0.1\nallow_anonymous true\nuser root\nconnection bridge\naddress 127.0.0.1:{}\n\
+        "listener {} 127.0.0.1\nallow_anonymous true\nuser root\nset_tcp_nodelay true\nconnection bridge\naddress 127.0.0.1:{}\n\
          topic room1/# both 2 sensor/ myhouse/\nremote_clientid it\nnotifications false\nrestart_timeout 1\n",
         place.port, place.peer
     );
