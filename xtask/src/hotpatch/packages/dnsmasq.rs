@@ -1,5 +1,6 @@
 //! dnsmasq
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
@@ -22,7 +23,9 @@ pub const PACKAGE: Package = Package {
 };
 
 fn start(place: &Place) -> Result<Command> {
-    let mut command = quiet(&place.linked("dnsmasq"));
+    // Without a fix it takes all memory that it can get: it is not to be the machine's.
+    let mut command = quiet(Path::new("prlimit"));
+    command.arg("--as=536870912").arg(place.linked("dnsmasq"));
     let port = place.port.to_string();
     command.args([
         "-k",
@@ -116,10 +119,11 @@ const PROBES: &[Probe] = &[
             Step::Differs { without: Answer::Begins(b"\x00\x07\x81\x80"), with: Answer::Nothing },
         ],
     },
-    // A record whose name goes on behind its end.
+    // A record whose name goes on behind its end: what is left of it is a negative number of bytes, which are copied until there is no
+    // more memory.
     Probe {
         patch: "CVE-2026-5172.patch",
-        without: Without::Dies,
+        without: Without::Damaged,
         steps: &[
             Step::Connect(Port::Datagrams),
             Step::Send(b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01y\x04test\x00\x00\x0f\x00\x01"),
@@ -128,7 +132,7 @@ const PROBES: &[Probe] = &[
                 b"\x81\x80\x00\x01\x00\x01\x00\x00\x00\x00\x01y\x04test\x00\x00\x0f\x00\x01\
                   \xc0\x0c\x00\x0f\x00\x01\x00\x00\x00\x3c\x00\x04\x00\x0a\x02mx\x04test\x00",
             ),
-            Step::Answer(Answer::Begins(b"\x00\x07\x81")),
+            Step::Differs { without: Answer::Begins(b"\x00\x07\x81\x80"), with: Answer::Begins(b"\x00\x07\x81\x82") },
         ],
     },
 ];
