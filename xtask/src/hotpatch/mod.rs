@@ -196,8 +196,9 @@ fn table(all: &BTreeMap<String, Vec<Fix>>) -> Result<String> {
         "# The corpus of fixes\n\nWritten by `cargo xtask bench hotpatch`: every patch of these Debian source packages that changes C, one after the other as \
          the package has them. The program is recorded as it is before the fix and runs under load, eight clients (of sqlite3 one, on a pipe) whose every answer \
          is checked. The fix is built, applied, listed and reverted by `outlive patch`, with no option and no hand-written code. \
-         *Seen*: a request was answered otherwise with the patch, and as before after the revert; where a program without the fix does not survive the request, or is damaged by it, that was a process of its own. Held is the longest \
-         time that a thread was, build what making the patch took beyond the rebuild.\n\n",
+         *Seen*: requests were answered otherwise with the patch, and as before after the revert; or a process of its own without \
+         the fix did not survive them, was damaged by them or kept memory for good, and the patched one went through them under \
+         load. Held is the longest time that a thread was, build what making the patch took beyond the rebuild.\n\n",
     );
     writeln!(
         text,

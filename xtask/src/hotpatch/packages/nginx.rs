@@ -299,6 +299,26 @@ const PROBES: &[Probe] = &[
             Step::Differs { without: Answer::Lacks(b"\r\n\r\n\x80x"), with: Answer::Contains(b"\r\n\r\n\x80x") },
         ],
     },
+    // Three bytes that begin a character, and others that do not go on with it: a byte from before the buffer comes between.
+    Probe {
+        patch: "CVE-2026-48142.patch",
+        without: Without::Damaged,
+        steps: &[
+            Step::Connect(Port::Other),
+            Step::Send(b"GET /charset HTTP/1.0\r\nHost: a\r\n\r\n"),
+            Step::Accept,
+            Step::Answer(Answer::Contains(b"\r\n\r\n")),
+            Step::Send(b"HTTP/1.0 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n"),
+            Step::Wait(SOON),
+            Step::Send(b"a\xf0\x28\x28"),
+            Step::Wait(SOON),
+            Step::Send(b"xyz"),
+            Step::Wait(SOON),
+            Step::Close,
+            Step::Over(0),
+            Step::Differs { without: Answer::Lacks(b"\r\n\r\na?xyz"), with: Answer::Contains(b"\r\n\r\na?xyz") },
+        ],
+    },
     // The backend does not speak HTTP/2: it is asked without the fix only.
     Probe {
         patch: "CVE-2026-42055.patch",
@@ -317,5 +337,4 @@ const UNSEEN: &[(&str, &str)] = &[
     ("CVE-2025-23419.patch", "needs sessions of TLS that are resumed"),
     ("CVE-2026-1642.patch", "needs a race"),
     ("CVE-2026-28755.patch", "needs a server of OCSP"),
-    ("CVE-2026-48142.patch", "one byte is read too much, which shows under a sanitizer only"),
 ];
