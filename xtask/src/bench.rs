@@ -70,6 +70,9 @@ pub enum What {
         /// Only the fixes of this package; may be given again [default: all, and a thousand cycles under load]
         #[arg(long, value_name = "NAME")]
         package: Vec<String>,
+        /// Of these packages only this patch; may be given again: what is known of the others is kept
+        #[arg(long, value_name = "PATCH", requires = "package")]
+        fix: Vec<String>,
         /// Only the cycles, with what the fixes of redis have left
         #[arg(long, conflicts_with = "package")]
         cycles_only: bool,
@@ -93,8 +96,8 @@ pub fn run(what: &What) -> Result<bool> {
     if let What::Hotpatch { table_only: true, .. } = what {
         return hotpatch::write_table();
     }
-    if let What::Hotpatch { package, cycles_only, json, .. } = what {
-        return hotpatch::run(package, *cycles_only, *json);
+    if let What::Hotpatch { package, fix, cycles_only, json, .. } = what {
+        return hotpatch::run(package, fix, *cycles_only, *json);
     }
     setup::prepare()?;
     if let What::Replicated { json } = *what {

@@ -233,12 +233,12 @@ impl<'a> Tree<'a> {
         Ok(base)
     }
 
-    /// Goes through all fixes; `done` gets each as it is known.
-    pub fn run(&self, mut done: impl FnMut(Fix) -> Result<()>) -> Result<()> {
+    /// Goes through all fixes, and stops at those that are `wanted` (at all, if none is named); `done` gets each as it is known.
+    pub fn run(&self, wanted: &[String], mut done: impl FnMut(Fix) -> Result<()>) -> Result<()> {
         let series = self.series()?;
         let mut is_configured = false;
         for patch in &series {
-            if self.touches_c(patch)? {
+            if self.touches_c(patch)? && (wanted.is_empty() || wanted.contains(patch)) {
                 if !is_configured {
                     let whole = format!("{}\n{}", self.package.configure, self.package.build);
                     self.record("first", &whole).context("the first build")?;

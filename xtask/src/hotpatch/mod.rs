@@ -36,8 +36,8 @@ struct Figures {
     cycles: Option<cycles::Figures>,
 }
 
-/// The fixes of some packages (of all, if none is named), and the cycles unless only packages are asked for.
-pub fn run(names: &[String], cycles_only: bool, json: bool) -> Result<bool> {
+/// The fixes of some packages (of all, if no name is given), of these perhaps some only, and the cycles unless packages are named.
+pub fn run(names: &[String], patches: &[String], cycles_only: bool, json: bool) -> Result<bool> {
     let root = root()?;
     let corpus = root.join("target/corpus");
     for name in names {
@@ -58,10 +58,13 @@ pub fn run(names: &[String], cycles_only: bool, json: bool) -> Result<bool> {
         }
         install(package.needs)?;
         let tree = Tree::unpack(package, &corpus, &apt, &outlive, &keys)?;
-        let mut fixes = Vec::new();
+        let mut fixes = if patches.is_empty() { Vec::new() } else { kept_of(&corpus, package.name)? };
         // What is known is kept after each fix: a build that fails later does not take it away.
-        tree.run(|fix| {
-            fixes.push(fix);
+        tree.run(patches, |fix: Fix| {
+            match fixes.iter_mut().find(|known| known.patch == fix.patch) {
+                Some(known) => *known = fix,
+                None => fixes.push(fix),
+            }
             keep(&corpus, package.name, &fixes)
         })
         .with_context(|| package.name.to_owned())?;
@@ -157,17 +160,21 @@ fn keep(corpus: &Path, package: &str, fixes: &[Fix]) -> Result<()> {
 fn kept(corpus: &Path) -> Result<BTreeMap<String, Vec<Fix>>> {
     let mut all = BTreeMap::new();
     for package in &PACKAGES {
-        let path = corpus.join("results").join(format!("{}.json", package.name));
-        match fs::read(&path) {
-            Ok(bytes) => {
-                let fixes = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
-                all.insert(package.name.to_owned(), fixes);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        let fixes = kept_of(corpus, package.name)?;
+        if !fixes.is_empty() {
+            all.insert(package.name.to_owned(), fixes);
         }
     }
     Ok(all)
+}
+
+fn kept_of(corpus: &Path, package: &str) -> Result<Vec<Fix>> {
+    let path = corpus.join("results").join(format!("{package}.json"));
+    match fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| path.display().to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
 }
 
 fn figures(fixes: &[&Fix], cycles: Option<cycles::Figures>) -> Figures {
