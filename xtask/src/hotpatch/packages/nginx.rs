@@ -160,7 +160,7 @@ const PROBES: &[Probe] = &[
             },
         ],
     },
-    // A second attempt after one that was turned down.
+    // A name and a password that were turned down, and then a letter without either.
     Probe {
         patch: "CVE-2026-27651.patch",
         without: Without::Dies,
@@ -180,12 +180,11 @@ const PROBES: &[Probe] = &[
             Step::Over(0),
             Step::Answer(Answer::Contains(b"535")),
             Step::Answer(Answer::Contains(b"\r\n")),
-            Step::Send(b"AUTH CRAM-MD5\r\n"),
-            Step::Answer(Answer::Contains(b"334 ")),
-            Step::Answer(Answer::Contains(b"\r\n")),
-            Step::Send(b"dXNlciAwMDExMjIzMzQ0NTU2Njc3ODg5OWFhYmJjY2RkZWVmZg==\r\n"),
+            Step::Send(b"MAIL FROM:<a@b>\r\n"),
+            Step::Answer(Answer::Contains(b"250 ")),
+            Step::Send(b"RCPT TO:<c@d>\r\n"),
             Step::Accept,
-            Step::Answer(Answer::Contains(b"Auth-Method: cram-md5")),
+            Step::Answer(Answer::Contains(b"Auth-Method: none")),
         ],
     },
     // A destination that is shorter than the alias.
