@@ -421,7 +421,7 @@ fn launch(package: &Package, variant: Option<&Variant>, folder: &Path) -> Result
         held.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
         Ok(held[held.len() - 1].local_addr()?.port())
     };
-    let (port, others) = (port()?, [port()?, port()?, port()?]);
+    let (port, others) = (port()?, [port()?, port()?, port()?, port()?]);
     drop(held);
     let place = Place { folder: folder.to_owned(), port, others, backend, peer: peer.port()? };
     let mut command = (package.start)(&place)?;

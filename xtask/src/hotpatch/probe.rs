@@ -3,6 +3,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -52,6 +53,8 @@ pub enum Step {
     Accept,
     /// The connections are numbered from 0 as they are made.
     Over(usize),
+    /// A program that speaks to it: what it writes is what comes back.
+    Run(fn(&Place) -> Command),
     /// The connection is closed.
     Close,
     Send(&'static [u8]),
@@ -245,6 +248,11 @@ impl<'a> Talk<'a> {
                     let stream =
                         self.peer.accept(LIMIT).context("the program does not connect to its peer")?;
                     self.add(Wire::Stream(stream));
+                }
+                Step::Run(make) => {
+                    let output = make(self.place).stdin(Stdio::null()).output()?;
+                    self.add(Wire::Closed);
+                    self.wire()?.1 = [output.stdout, output.stderr].concat();
                 }
                 Step::Over(number) => self.current = *number,
                 Step::Close => self.wire()?.0 = Wire::Closed,

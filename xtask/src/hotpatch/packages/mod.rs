@@ -51,7 +51,7 @@ pub struct Place {
     pub folder: PathBuf,
     pub port: u16,
     /// Others that it may listen on.
-    pub others: [u16; 3],
+    pub others: [u16; 4],
     /// A server for a proxy to lead to.
     pub backend: u16,
     /// What a probe listens on, by connections and datagrams.

@@ -1,10 +1,11 @@
 //! nginx
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use super::{Package, Place, quiet};
 use crate::hotpatch::load::Kind;
@@ -12,7 +13,7 @@ use crate::hotpatch::probe::{Answer, Port, Probe, Step, Without};
 
 pub const PACKAGE: Package = Package {
     name: "nginx",
-    needs: &["libpcre2-dev", "libssl-dev", "zlib1g-dev"],
+    needs: &["libpcre2-dev", "libssl-dev", "zlib1g-dev", "openssl"],
     configure: "echo './configure --with-threads --with-http_ssl_module --with-http_v2_module --with-http_mp4_module \
                 --with-http_dav_module --with-http_gunzip_module --with-mail --with-mail_ssl_module --with-stream \
                 --with-stream_ssl_module --with-http_realip_module --with-http_sub_module --with-compat' > configured
@@ -47,6 +48,10 @@ http {
         location /grpc { grpc_pass grpc://127.0.0.1:BACKEND; }
         location /charset { charset koi8-r; override_charset on; proxy_buffering off; proxy_pass http://127.0.0.1:PEER; }
     }
+    ssl_protocols TLSv1.3; ssl_certificate FOLDER/own.pem; ssl_certificate_key FOLDER/key.pem;
+    ssl_client_certificate FOLDER/own.pem; ssl_verify_client optional;
+    server { listen 127.0.0.1:FIFTH ssl; server_name a.test; return 200 a; }
+    server { listen 127.0.0.1:FIFTH ssl; server_name b.test; return 200 b; }
 }
 mail {
     server_name it; auth_http 127.0.0.1:PEER/auth; smtp_auth login plain cram-md5 none;
@@ -56,12 +61,13 @@ mail {
 ";
 
 fn start(place: &Place) -> Result<Command> {
-    let [other, third, fourth] = place.others;
+    let [other, third, fourth, fifth] = place.others;
     let ports = [
         ("OWN", place.port),
         ("OTHER", other),
         ("THIRD", third),
         ("FOURTH", fourth),
+        ("FIFTH", fifth),
         ("PEER", place.peer),
         ("BACKEND", place.backend),
     ];
@@ -71,6 +77,13 @@ fn start(place: &Place) -> Result<Command> {
     }
     let config = place.write("nginx.conf", &text)?;
     fs::create_dir_all(place.folder.join("copied"))?;
+    let mut certificate = quiet(Path::new("openssl"));
+    certificate.args([
+        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=it", "-keyout", "key.pem", "-out",
+        "own.pem",
+    ]);
+    let status = certificate.current_dir(&place.folder).status().context("cannot run openssl")?;
+    ensure!(status.success(), "openssl req: {status}");
     let films = [
         // 65536 chunks of as many samples: 2^32 of them.
         ("many.mp4", film(&[[1, 0x1_0000, 1], [0x1_0001, 1, 1]], 1, 4)),
@@ -108,9 +121,34 @@ fn film(stsc: &[[u32; 3]], chunks: u32, size: u32) -> Vec<u8> {
     [atom("ftyp", &[b"isom\0\0\0\0"]), moov, atom("mdat", &[&[b'm'; 200]])].concat()
 }
 
+/// A handshake for a name, with the session of another: it stays for as long as a session takes to be given.
+fn resume(place: &Place, name: &str, session: &str) -> Command {
+    let mut command = Command::new("sh");
+    let port = place.others[3];
+    let shake = format!(
+        "sleep 0.5 | openssl s_client -connect 127.0.0.1:{port} -servername {name} {session} session.pem"
+    );
+    command.args(["-c", &shake]).current_dir(&place.folder);
+    command
+}
+
 const SOON: Duration = Duration::from_millis(60);
 
 const PROBES: &[Probe] = &[
+    // A session of one server, for another that asks for certificates of its own.
+    Probe {
+        patch: "CVE-2025-23419.patch",
+        without: Without::Differs,
+        steps: &[
+            Step::Run(|place| resume(place, "a.test", "-sess_out")),
+            Step::Answer(Answer::Contains(b"New, TLSv1.3")),
+            Step::Run(|place| resume(place, "b.test", "-sess_in")),
+            Step::Differs {
+                without: Answer::Contains(b"Reused, TLSv1.3"),
+                with: Answer::Contains(b"alert access denied"),
+            },
+        ],
+    },
     Probe {
         patch: "CVE-2024-7347-1.patch",
         without: Without::Differs,
@@ -333,7 +371,6 @@ const PROBES: &[Probe] = &[
 const UNSEEN: &[(&str, &str)] = &[
     ("nginx-fix-pidfile.patch", "only when the program starts"),
     ("nginx-ssl_cert_cb_yield.patch", "for modules that are not of this package"),
-    ("CVE-2025-23419.patch", "needs sessions of TLS that are resumed"),
     ("CVE-2026-1642.patch", "needs a race"),
-    ("CVE-2026-28755.patch", "needs a server of OCSP"),
+    ("CVE-2026-28755.patch", "of OCSP, which streams of this version do not ask for"),
 ];
