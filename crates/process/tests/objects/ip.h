@@ -36,6 +36,16 @@ static void ip(const char *format, ...) {
 // The way out of the workload, or the loopback where it has none.
 static const char *ip_device(void) { return if_nametoindex("eth0") ? "eth0" : "lo"; }
 
+// Whether a device speaks IPv6: a workload's does not that was given no address of that kind.
+static int ip_has_v6(const char *device) {
+    char path[64], value = 0;
+    snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/disable_ipv6", device);
+    FILE *file = fopen(path, "r");
+    if (!file) return 0;
+    CHECK(fread(&value, 1, 1, file) == 1 && !fclose(file));
+    return value == '0';
+}
+
 // Waits until the kernel has made an IPv6 address that was added its own, which it does on a work queue: until then no socket
 // may have it, and what is sent to it is discarded.
 static void ip_own(const char *address) {

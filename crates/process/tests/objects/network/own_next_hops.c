@@ -11,13 +11,17 @@ static const char *list(void) {
 int main(void) {
     const char *device = ip_device();
     ip("addr add 198.51.100.9/24 dev %s", device);
-    ip("-6 addr add 2001:db8:5::9/64 dev %s", device);
     ip("nexthop add id 5 via 198.51.100.7 dev %s proto static", device);
     ip("nexthop add id 6 via 198.51.100.8 dev %s onlink", device);
     ip("nexthop add id 3 group 5/6,3");
     ip("nexthop add id 9 blackhole");
     ip("nexthop add id 12 dev %s", device);
-    ip("-6 nexthop add id 20 via 2001:db8:5::1 dev %s", device);
+    if (ip_has_v6(device)) {
+        ip("-6 addr add 2001:db8:5::9/64 dev %s", device);
+        ip("-6 nexthop add id 20 via 2001:db8:5::1 dev %s", device);
+    } else {
+        ip("-6 nexthop add id 20 dev lo");
+    }
     ip("route add 192.0.2.0/25 nhid 5");
     ip("route add 192.0.2.128/25 nhid 3 metric 7");
     ip("route add 10.99.0.0/16 nhid 9");

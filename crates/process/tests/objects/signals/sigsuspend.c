@@ -12,10 +12,13 @@ static void handle(int signal) {
 }
 
 static void *send(void *unused) {
-    while (!object_asked) {
+    int was_asked;
+    do {
+        // Once more after the question, which this thread may have got while the first was about to wait.
+        was_asked = object_asked;
         usleep(3000);
         pthread_kill(first, SIGUSR2);
-    }
+    } while (!was_asked);
     return unused;
 }
 
