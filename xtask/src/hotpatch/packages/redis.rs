@@ -175,10 +175,10 @@ const UNSEEN: &[(&str, &str)] = &[
     ("0003-Use-get_current_dir_name-over-PATHMAX.patch", "only in what is logged of a failed save"),
     (
         "0001-Fix-LUA-garbage-collector-CVE-2024-46981-1513.patch",
-        "a use of freed memory, which no known script shows",
+        "a use of freed memory, which no script here shows",
     ),
     ("0005-CVE-2025-27151.patch", "only in the program that is started as redis-check-aof"),
     ("0007-CVE-2025-48367.patch", "needs an accept that fails with an error of the network"),
-    ("CVE-2025-49844.patch", "a use of freed memory, which no known script shows"),
+    ("CVE-2025-49844.patch", "a use of freed memory, which no script here shows"),
     ("CVE-2025-46819.patch", "needs scripts of gigabytes"),
 ];
