@@ -67,17 +67,20 @@ pub enum What {
     },
     /// Real fixes of Debian's packages applied to running programs under load, and what their clients notice
     Hotpatch {
-        /// Only the fixes of this package; may be given again [default: all, and a thousand cycles under load]
+        /// Only the fixes of this package; may be given again [default: all, a thousand cycles under load, and an allocator]
         #[arg(long, value_name = "NAME")]
         package: Vec<String>,
         /// Of these packages only this patch; may be given again: what is known of the others is kept
         #[arg(long, value_name = "PATCH", requires = "package")]
         fix: Vec<String>,
-        /// Only the cycles, with what the fixes of redis have left
+        /// Only the cycles, with what the fixes of redis have left, and the allocator
         #[arg(long, conflicts_with = "package")]
         cycles_only: bool,
-        /// Run nothing: write the table of what earlier runs have found out
+        /// Only the allocator that redis brings along
         #[arg(long, conflicts_with_all = ["package", "cycles_only"])]
+        allocator_only: bool,
+        /// Run nothing: write the table of what earlier runs have found out
+        #[arg(long, conflicts_with_all = ["package", "cycles_only", "allocator_only"])]
         table_only: bool,
         /// Print the outcome as JSON, as the last line of standard output
         #[arg(long)]
@@ -96,8 +99,13 @@ pub fn run(what: &What) -> Result<bool> {
     if let What::Hotpatch { table_only: true, .. } = what {
         return hotpatch::write_table();
     }
-    if let What::Hotpatch { package, fix, cycles_only, json, .. } = what {
-        return hotpatch::run(package, fix, *cycles_only, *json);
+    if let What::Hotpatch { package, fix, cycles_only, allocator_only, json, .. } = what {
+        let part = match (cycles_only, allocator_only) {
+            (_, true) => hotpatch::Part::Allocator,
+            (true, _) => hotpatch::Part::Cycles,
+            _ => hotpatch::Part::All,
+        };
+        return hotpatch::run(package, fix, part, *json);
     }
     setup::prepare()?;
     if let What::Replicated { json } = *what {

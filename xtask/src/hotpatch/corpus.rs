@@ -86,6 +86,12 @@ fn refused_or_wrong(output: &Output, why: &str) -> Outcome {
     }
 }
 
+/// What `outlive patch build` says it has made: what the build itself prints comes first.
+pub fn said(output: &Output) -> Result<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(text.lines().last().unwrap_or_default()).context("the builder's JSON")
+}
+
 fn checked(mut command: Command) -> Result<Output> {
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
@@ -140,15 +146,16 @@ pub fn prepare_apt(corpus: &Path) -> Result<PathBuf> {
 }
 
 impl<'a> Tree<'a> {
-    /// Fetches and unpacks a package, without its patches.
+    /// Fetches and unpacks a package into a folder of this name, without its patches.
     pub fn unpack(
         package: &'a Package,
+        name: &str,
         corpus: &Path,
         apt: &Path,
         outlive: &Path,
         keys: &Path,
     ) -> Result<Self> {
-        let folder = corpus.join(package.name);
+        let folder = corpus.join(name);
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
         }
@@ -240,14 +247,11 @@ impl<'a> Tree<'a> {
         for patch in &series {
             if self.touches_c(patch)? && (wanted.is_empty() || wanted.contains(patch)) {
                 if !is_configured {
-                    let whole = format!("{}\n{}", self.package.configure, self.package.build);
-                    self.record("first", &whole).context("the first build")?;
+                    self.configure()?;
                     is_configured = true;
                 }
                 let begun = Instant::now();
-                let base =
-                    self.record("base", self.package.build).with_context(|| format!("before {patch}"))?;
-                let place = self.keep_programs()?;
+                let (base, place) = self.record_programs().with_context(|| format!("before {patch}"))?;
                 self.change(patch)?;
                 let mut fix = Fix {
                     package: self.package.name.to_owned(),
@@ -278,6 +282,32 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
+    /// The first build of all.
+    pub fn configure(&self) -> Result<()> {
+        let whole = format!("{}\n{}", self.package.configure, self.package.build);
+        self.record("first", &whole).context("the first build").map(drop)
+    }
+
+    /// A record of the tree as it is, and where the programs are that were linked.
+    pub fn record_programs(&self) -> Result<(PathBuf, PathBuf)> {
+        let base = self.record("base", self.package.build)?;
+        Ok((base, self.keep_programs()?))
+    }
+
+    /// Makes a patch of what has changed since.
+    pub fn build_patch(&self, base: &Path, file: &Path, name: &str) -> Result<Output> {
+        let mut command = self.patch_command(&["build", "--json", "--base"]);
+        command.arg(base).arg("--out").arg(file).arg("--key").arg(self.keys.join("patch.key"));
+        command.arg("--name").arg(name);
+        self.shell(&mut command, self.package.build);
+        command.output().context("cannot run outlive patch build")
+    }
+
+    /// A file of the unpacked sources.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.tree.join(name)
+    }
+
     /// Copies of what was linked: what runs is not what the next build writes.
     fn keep_programs(&self) -> Result<PathBuf> {
         let place = self.folder.join("run");
@@ -304,11 +334,7 @@ impl<'a> Tree<'a> {
     fn one(&self, base: &Path, place: &Path, fix: &mut Fix) -> Result<Outcome> {
         let file = self.folder.join("fixes").join(format!("{}.opatch", fix.patch.replace('/', "-")));
         fs::create_dir_all(self.folder.join("fixes"))?;
-        let mut command = self.patch_command(&["build", "--json", "--base"]);
-        command.arg(base).arg("--out").arg(&file).arg("--key").arg(self.keys.join("patch.key"));
-        command.arg("--name").arg(&fix.patch);
-        self.shell(&mut command, self.package.build);
-        let output = command.output().context("cannot run outlive patch build")?;
+        let output = self.build_patch(base, &file, &fix.patch)?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr);
             let why = text.lines().rev().find(|line| line.contains("error") || line.starts_with("outlive"));
@@ -322,10 +348,7 @@ impl<'a> Tree<'a> {
             }
             return Ok(refused_or_wrong(&output, why));
         }
-        // What the build itself prints comes first.
-        let text = String::from_utf8_lossy(&output.stdout);
-        let made: Value =
-            serde_json::from_str(text.lines().last().unwrap_or_default()).context("the builder's JSON")?;
+        let made = said(&output)?;
         let parts = made["parts"].as_array().context("the builder named no parts")?;
         for part in parts {
             fix.functions += part["functions"].as_array().map_or(0, |all| all.len() as u64);

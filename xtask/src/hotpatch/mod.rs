@@ -1,6 +1,8 @@
 //! `cargo xtask bench hotpatch`: a corpus of real fixes, each applied to the running program under load (docs/hotpatch-corpus.md), and a
-//! thousand cycles of apply and revert under load, beside the same load without (BENCHMARKS.md).
+//! thousand cycles of apply and revert under load, beside the same load without, and the allocator that all threads are always in
+//! (BENCHMARKS.md).
 
+mod allocator;
 mod corpus;
 mod cycles;
 mod load;
@@ -34,10 +36,20 @@ struct Figures {
     longest_hold_us: u64,
     slowest_build_ms: u64,
     cycles: Option<cycles::Figures>,
+    allocator: Option<allocator::Figures>,
 }
 
-/// The fixes of some packages (of all, if no name is given), of these perhaps some only, and the cycles unless packages are named.
-pub fn run(names: &[String], patches: &[String], cycles_only: bool, json: bool) -> Result<bool> {
+/// What is left out of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    All,
+    /// No fix is put through: the cycles, with what the fixes of redis have left, and the allocator.
+    Cycles,
+    Allocator,
+}
+
+/// The fixes of some packages (of all, if no name is given), of these perhaps some only, and the rest unless packages are named.
+pub fn run(names: &[String], patches: &[String], part: Part, json: bool) -> Result<bool> {
     let root = root()?;
     let corpus = root.join("target/corpus");
     for name in names {
@@ -53,11 +65,11 @@ pub fn run(names: &[String], patches: &[String], cycles_only: bool, json: bool) 
     install(&["dpkg-dev", "gcc", "g++", "make", "patch"])?;
     let apt = corpus::prepare_apt(&corpus)?;
     for package in &PACKAGES {
-        if cycles_only || !names.is_empty() && !names.iter().any(|name| name == package.name) {
+        if part != Part::All || !names.is_empty() && !names.iter().any(|name| name == package.name) {
             continue;
         }
         install(package.needs)?;
-        let tree = Tree::unpack(package, &corpus, &apt, &outlive, &keys)?;
+        let tree = Tree::unpack(package, package.name, &corpus, &apt, &outlive, &keys)?;
         let mut fixes = if patches.is_empty() { Vec::new() } else { kept_of(&corpus, package.name)? };
         // What is known is kept after each fix: a build that fails later does not take it away.
         tree.run(patches, |fix: Fix| {
@@ -72,11 +84,19 @@ pub fn run(names: &[String], patches: &[String], cycles_only: bool, json: bool) 
     let all = kept(&corpus)?;
     let fixes: Vec<&Fix> = all.values().flatten().collect();
     put_table(&root, &all)?;
-    let cycles = if names.is_empty() { Some(cycles::run(&corpus, &outlive, &keys, &fixes)?) } else { None };
-    if let Some(figures) = &cycles {
-        write_section("hotpatch", &cycles::section(figures)?)?;
+    let is_whole = names.is_empty();
+    let cycles = match part {
+        Part::All | Part::Cycles if is_whole => Some(cycles::run(&corpus, &outlive, &keys, &fixes)?),
+        _ => None,
+    };
+    let allocator = if is_whole { Some(allocator::run(&corpus, &apt, &outlive, &keys)?) } else { None };
+    if let Some(figures) = &allocator {
+        println!("{}", figures.said());
     }
-    let figures = figures(&fixes, cycles);
+    if let (Some(cycles), Some(allocator)) = (&cycles, &allocator) {
+        write_section("hotpatch", &format!("{}\n{}\n", cycles::section(cycles)?, allocator.said()))?;
+    }
+    let figures = figures(&fixes, cycles, allocator);
     println!(
         "{} fixes, {} patched, {} refused, {} wrong; longest hold {} us",
         figures.fixes, figures.patched, figures.refused, figures.wrong, figures.longest_hold_us
@@ -85,7 +105,8 @@ pub fn run(names: &[String], patches: &[String], cycles_only: bool, json: bool) 
         println!("{}", serde_json::to_string(&figures)?);
     }
     // What the load saw during the cycles is as wrong as what a fix did.
-    let errors = figures.cycles.as_ref().map_or(0, cycles::Figures::errors);
+    let errors = figures.cycles.as_ref().map_or(0, cycles::Figures::errors)
+        + figures.allocator.as_ref().map_or(0, allocator::Figures::errors);
     if errors > 0 {
         println!("{errors} errors of the load during the cycles");
     }
@@ -177,7 +198,11 @@ fn kept_of(corpus: &Path, package: &str) -> Result<Vec<Fix>> {
     }
 }
 
-fn figures(fixes: &[&Fix], cycles: Option<cycles::Figures>) -> Figures {
+fn figures(
+    fixes: &[&Fix],
+    cycles: Option<cycles::Figures>,
+    allocator: Option<allocator::Figures>,
+) -> Figures {
     let count = |is: fn(&Outcome) -> bool| fixes.iter().filter(|fix| is(&fix.outcome)).count();
     let patched = count(|outcome| *outcome == Outcome::Patched);
     let refused = count(|outcome| matches!(outcome, Outcome::Refused(_)));
@@ -193,12 +218,13 @@ fn figures(fixes: &[&Fix], cycles: Option<cycles::Figures>) -> Figures {
         longest_hold_us: fixes.iter().map(|fix| fix.longest_hold_us).max().unwrap_or(0),
         slowest_build_ms: fixes.iter().map(|fix| fix.build_ms).max().unwrap_or(0),
         cycles,
+        allocator,
     }
 }
 
 fn table(all: &BTreeMap<String, Vec<Fix>>) -> Result<String> {
     let fixes: Vec<&Fix> = all.values().flatten().collect();
-    let figures = figures(&fixes, None);
+    let figures = figures(&fixes, None, None);
     let mut text = String::from(
         "# The corpus of fixes\n\nWritten by `cargo xtask bench hotpatch`: every patch of these Debian source packages that changes C, one after the other as \
          the package has them. The program is recorded as it is before the fix and runs under load, eight clients (of sqlite3 one, on a pipe) whose every answer \

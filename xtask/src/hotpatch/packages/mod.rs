@@ -6,7 +6,7 @@ mod libevent;
 mod memcached;
 mod mosquitto;
 mod nginx;
-mod redis;
+pub mod redis;
 mod sqlite;
 mod unbound;
 
