@@ -39,6 +39,8 @@ pub use message::{
 };
 pub use name::{MAX_NAME_BYTES, NameError, NodeName, WorkloadName};
 pub use proposer::{Action, Limits, NoMajority, Outcome, Proposer, Silence};
-pub use register::{Backup, Holder, Holding, MAX_BACKUPS, Refused, Register, Transition, Why};
+pub use register::{
+    Backup, Holder, Holding, Lacks, MAX_BACKUPS, Orphaned, Refused, Register, Transition, Why,
+};
 pub use seeds::{MAX_SEEDS, Seeds, SeedsError};
 pub use store::{Disk, Identity, MemoryStorage, Record, RedbStorage, Storage, StoreError};

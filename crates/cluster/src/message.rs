@@ -192,7 +192,7 @@ impl Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Backup, Holder, Holding, Incarnation, MAX_BACKUPS, MAX_NAME_BYTES};
+    use crate::{Backup, Holder, Holding, Incarnation, MAX_BACKUPS, MAX_NAME_BYTES, Orphaned};
 
     fn request() -> Request {
         let workload = "web".parse().unwrap();
@@ -226,8 +226,9 @@ mod tests {
         let name = "n".repeat(MAX_NAME_BYTES);
         let holder = Holder { incarnation: Incarnation(u128::MAX), node: name.parse().unwrap() };
         let backup = Backup { holder: holder.clone(), stopped_at: Some(u64::MAX) };
-        let backups = vec![backup; MAX_BACKUPS];
-        let holding = Holding::Held { primary: holder, backups, needed: u8::MAX };
+        // The largest value of all: as many backups as one of a primary, in two lists.
+        let (left, dead) = (vec![backup.clone()], vec![backup; MAX_BACKUPS - 1]);
+        let holding = Holding::Orphaned(Orphaned { primary: holder, left, dead, needed: u8::MAX });
         let register = Register { version: u64::MAX, generation: u64::MAX, holding, seeds_version: u64::MAX };
         let ballot = Ballot { counter: u64::MAX, attempt: Attempt(u128::MAX) };
         let slot =

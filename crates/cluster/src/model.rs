@@ -15,6 +15,8 @@ use crate::*;
 const SEEDS: usize = 3;
 const A: Incarnation = Incarnation(0xa);
 const B: Incarnation = Incarnation(0xb);
+/// Another backup, where there is one.
+const D: Incarnation = Incarnation(0xd);
 
 /// A rule to break on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -401,6 +403,17 @@ impl Model for Case {
             Property::always("who never was a backup gets nothing", |_, state: &State| {
                 !Case::speaks(state, Incarnation(0xc), false)
             }),
+            Property::always("who was declared dead has no right any more", |_, state: &State| {
+                let registers = || state.asking.iter().filter_map(agreed);
+                let declared = registers().filter(|one| matches!(one.holding, Holding::Orphaned(_)));
+                let is_dead = |holder: &Holder| [A, B].contains(&holder.incarnation);
+                let has_right = |register: &Register| {
+                    register.primary().is_some_and(is_dead)
+                        || register.backups().iter().any(|backup| is_dead(&backup.holder))
+                };
+                let first = declared.map(|register| register.version).min();
+                first.is_none_or(|first| registers().all(|one| one.version < first || !has_right(one)))
+            }),
             Property::sometimes("everybody gets a verdict", |_, state: &State| {
                 state.asking.iter().filter(|asking| asking.verdict.is_some()).count() >= 2
             }),
@@ -441,6 +454,22 @@ fn settled_by_reading(add: u64, read: u64, takeover: u64) -> Case {
     Case::new(vec![add, read, change(Transition::BackupTakesOver { by: B, held: 0 }, &[takeover])], false)
 }
 
+/// {3, A, one of B and D}: D has lost A, and an operator says that A and B are dead, who may both live. D goes on once it has
+/// seen that.
+fn declared_dead(forget: u64, other: Transition, of_other: u64, goes_on: u64) -> Case {
+    let stopped = |incarnation, stopped_at| Backup { holder: holder(incarnation), stopped_at };
+    let backups = vec![stopped(B, None), stopped(D, Some(5))];
+    let word = Transition::Forget { generation: 3, primary: A, dead: vec![B] };
+    let askers = vec![
+        change(word, &[forget]),
+        change(other, &[of_other]),
+        change(Transition::GoOn { by: D, seen: 6 }, &[goes_on]),
+    ];
+    let mut case = Case::new(askers, true);
+    case.first.holding = Holding::Held { primary: holder(A), backups, needed: 1 };
+    case
+}
+
 fn holds(case: Case) {
     let checker = case.checker().threads(2).spawn_dfs().join();
     println!("{} states, {} distinct", checker.state_count(), checker.unique_state_count());
@@ -479,6 +508,17 @@ fn a_read_settles_an_unknown_outcome() {
     holds(settled_by_reading(2, 3, 4));
     holds(settled_by_reading(2, 4, 3));
     holds(settled_by_reading(3, 4, 2));
+}
+
+#[test]
+fn r2_who_was_declared_dead_and_lives_gets_nothing() {
+    // The primary leaves D out, with B alone; B asks for its place, with more than D has.
+    let primary = || Transition::Backups { by: A, backups: vec![holder(B)], needed: 1 };
+    let backup = || Transition::BackupTakesOver { by: B, held: 7 };
+    for (forget, of_other, goes_on) in [(2, 3, 4), (3, 2, 4), (2, 4, 3)] {
+        holds(declared_dead(forget, primary(), of_other, goes_on));
+        holds(declared_dead(forget, backup(), of_other, goes_on));
+    }
 }
 
 #[test]

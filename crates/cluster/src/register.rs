@@ -11,17 +11,23 @@
 //! | {g, A, B} | {g+1, B, A or none} | [`Transition::Switchover`]: A, which has stopped |
 //! | {g, A, any} | tombstone at g | [`Transition::Stop`]: whoever vouches that the workload is silent |
 //! | {g, A, any} | {g+1, C, none} | [`Transition::RestartLost`]: an operator or a policy, never silently |
+//! | {g, A, S} | {g+1, nobody, S without some} | [`Transition::Forget`]: an operator, never silently |
+//! | {g, nobody, S} | {g+1, B, none} | [`Transition::GoOn`]: B, the furthest of those that are left |
 //!
 //! With several backups the register says how many of them an acknowledgement counts on, `k` of `n`: whatever was
 //! acknowledged is held by `k`. Of any `n - k + 1` backups one has it all, so that one may take over which has as much as
 //! `n - k` others that have stopped; and of a primary whose `n - k + 1` backups have stopped nothing is acknowledged any
 //! more. Why so: `docs/decisions/0012-several-backups.md`.
 
+mod orphaned;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Incarnation, NodeName};
+
+pub use orphaned::{Lacks, Orphaned};
 
 /// The most backups that a register names: a page of registers must fit a message (`message.rs`).
 pub const MAX_BACKUPS: usize = 7;
@@ -64,6 +70,9 @@ pub enum Holding {
     },
     /// The workload was stopped. What remains is its generation.
     Tombstone,
+    /// An operator said that its primary is dead for good, and some of its backups: nobody speaks until one of the others
+    /// goes on.
+    Orphaned(Orphaned),
 }
 
 /// One that may take over.
@@ -118,6 +127,29 @@ pub enum Transition {
     /// The lost workload starts anew from nothing, because an operator or a policy said so. It names the
     /// incarnations that whoever ordered it vouches are dead: a register that says anything else refuses.
     RestartLost { by: Holder, generation: u64, lost: Incarnation, lost_backups: Vec<Incarnation> },
+    /// The primary is dead for good, and so are these of its backups, because an operator said so: those that are left
+    /// go on without their word. Refused while none of these has lost its primary. Whoever lives after all has no right
+    /// from then on, and joins anew by a copy.
+    Forget { generation: u64, primary: Incarnation, dead: Vec<Incarnation> },
+    /// One of those that are left goes on, having seen the register in this version: then it knows what it may lack.
+    ///
+    /// Granted with nobody as the primary still: the register has changed since, or others are to be heard first.
+    GoOn { by: Incarnation, seen: u64 },
+}
+
+impl Transition {
+    /// What a backup asks that has lost its primary and has stopped acknowledging for good: it holds commits up to `held`,
+    /// and has `seen` the register, if at all, when it asked before.
+    pub fn by_backup(by: Incarnation, held: u64, seen: Option<&Register>) -> Self {
+        match seen {
+            Some(Register { version, holding: Holding::Orphaned(orphaned), .. })
+                if orphaned.may_go_on(by) =>
+            {
+                Self::GoOn { by, seen: *version }
+            }
+            _ => Self::BackupTakesOver { by, held },
+        }
+    }
 }
 
 /// A transition that may not be had, and what the register says instead.
@@ -156,6 +188,12 @@ pub enum Why {
         "the workload is not lost as described: look again at who holds it before vouching for their death"
     )]
     NotLost,
+    #[error(
+        "nobody would be left to go on: what they held is lost, and the workload can only be started anew"
+    )]
+    NobodyLeft,
+    #[error("none of those that would be left has lost its primary, which may well be alive: look again")]
+    NotMissed,
     #[error("its numbers are used up: stop it and use another name")]
     Exhausted,
 }
@@ -177,6 +215,7 @@ impl fmt::Display for Register {
         let generation = self.generation;
         match &self.holding {
             Holding::Tombstone => write!(f, "stopped at generation {generation}"),
+            Holding::Orphaned(orphaned) => write!(f, "generation {generation} is {orphaned}"),
             Holding::Held { primary, backups, needed } => {
                 write!(f, "generation {generation} is held by {primary}, ")?;
                 match &backups[..] {
@@ -206,6 +245,15 @@ impl Register {
     pub fn primary(&self) -> Option<&Holder> {
         match &self.holding {
             Holding::Held { primary, .. } => Some(primary),
+            Holding::Tombstone | Holding::Orphaned(_) => None,
+        }
+    }
+
+    /// Who speaks, or spoke last if an operator said that it is dead.
+    pub fn last_primary(&self) -> Option<&Holder> {
+        match &self.holding {
+            Holding::Held { primary, .. } => Some(primary),
+            Holding::Orphaned(orphaned) => Some(&orphaned.primary),
             Holding::Tombstone => None,
         }
     }
@@ -214,6 +262,7 @@ impl Register {
     pub fn backups(&self) -> &[Backup] {
         match &self.holding {
             Holding::Held { backups, .. } => backups,
+            Holding::Orphaned(orphaned) => &orphaned.left,
             Holding::Tombstone => &[],
         }
     }
@@ -242,13 +291,17 @@ impl Register {
                 _ => Err(Why::NeverCreated),
             };
         };
-        let Holding::Held { primary, backups, needed } = &now.holding else {
-            return match transition {
-                Transition::Create { by } => now.grant(by, None),
-                Transition::Stop { generation } if *generation == now.generation => Ok(now.clone()),
-                Transition::Stop { generation } => Err(Why::OtherGeneration { asked: *generation }),
-                _ => Err(Why::Stopped),
-            };
+        let (primary, backups, needed) = match &now.holding {
+            Holding::Held { primary, backups, needed } => (primary, backups, needed),
+            Holding::Orphaned(orphaned) => return now.decide_orphaned(orphaned, transition),
+            Holding::Tombstone => {
+                return match transition {
+                    Transition::Create { by } => now.grant(by, None),
+                    Transition::Stop { generation } if *generation == now.generation => Ok(now.clone()),
+                    Transition::Stop { generation } => Err(Why::OtherGeneration { asked: *generation }),
+                    _ => Err(Why::Stopped),
+                };
+            }
         };
         let leads = |incarnation: &Incarnation| primary.incarnation == *incarnation;
         let leads_alone = |incarnation: &Incarnation| leads(incarnation) && backups.is_empty();
@@ -327,7 +380,7 @@ impl Register {
                     Holding::Held { backups, .. } => {
                         !backups.iter().any(|stays| stays.holder == backup.holder)
                     }
-                    Holding::Tombstone => true,
+                    Holding::Tombstone | Holding::Orphaned(_) => true,
                 };
                 let generation = if backups.iter().any(left_out) {
                     now.generation.checked_add(1).ok_or(Why::Exhausted)?
@@ -369,6 +422,17 @@ impl Register {
                 let is_new = by.incarnation != *lost && !lost_backups.contains(&by.incarnation);
                 if named && is_new { now.grant(by, None) } else { Err(Why::NotLost) }
             }
+
+            Transition::Forget { generation, primary: lost, dead } => {
+                this_generation(generation)?;
+                if !leads(lost) {
+                    return Err(Why::NotLost);
+                }
+                now.orphan(Orphaned::new(primary, backups, *needed, dead)?)
+            }
+
+            Transition::GoOn { by, .. } if leads_alone(by) => Ok(now.clone()),
+            Transition::GoOn { by, .. } => Err(Why::NotSyncedBackup(*by)),
         }
     }
 
@@ -391,6 +455,7 @@ impl Register {
                     && backups.iter().all(|backup| backup.holder.incarnation != primary.incarnation)
             }
             Holding::Tombstone => true,
+            Holding::Orphaned(orphaned) => orphaned.is_well_formed(),
         };
         self.version >= 1 && self.generation >= 1 && self.generation <= self.version && may_be
     }
@@ -624,5 +689,165 @@ mod tests {
         assert_eq!(Register::apply(Some(&several), &lost(vec![C, B])), Ok(held(6, 4, 9, None)));
         let said = several.to_string();
         assert!(said.contains("protected by 2 of") && said.contains(&holder(3).to_string()), "{said}");
+    }
+
+    fn forget(generation: u64, dead: &[u128]) -> Transition {
+        let dead = dead.iter().map(|number| Incarnation(*number)).collect();
+        Transition::Forget { generation, primary: A, dead }
+    }
+
+    fn orphaned(
+        (version, generation): (u64, u64),
+        left: &[(u128, Option<u64>)],
+        dead: &[(u128, Option<u64>)],
+        needed: u8,
+    ) -> Register {
+        let backups = |of: &[(u128, Option<u64>)]| {
+            let backup = |(number, stopped_at): &(u128, Option<u64>)| Backup {
+                holder: holder(*number),
+                stopped_at: *stopped_at,
+            };
+            of.iter().map(backup).collect()
+        };
+        let orphaned = Orphaned { primary: holder(1), left: backups(left), dead: backups(dead), needed };
+        Register { version, generation, holding: Holding::Orphaned(orphaned), seeds_version: 7 }
+    }
+
+    fn goes_on(by: u128, seen: u64) -> Transition {
+        Transition::GoOn { by: Incarnation(by), seen }
+    }
+
+    /// An operator's word, and what comes of it.
+    #[test]
+    fn those_that_are_left_go_on_from_the_furthest() {
+        let (stopped, silent) = ((3, Some(9)), (2, None));
+        let one_of_two = several(5, 3, &[silent, stopped], 1);
+        let two_of_three = several(5, 3, &[silent, stopped, (4, None)], 2);
+        let rows = [
+            (one_of_two.clone(), forget(3, &[2]), orphaned((6, 4), &[stopped], &[silent], 1)),
+            (orphaned((6, 4), &[stopped], &[silent], 1), goes_on(3, 6), held(7, 5, 3, None)),
+            // Another of the two that are left may hold more.
+            (orphaned((6, 4), &[stopped, (4, None)], &[silent], 2), stops(4, 11), {
+                orphaned((7, 4), &[stopped, (4, Some(11))], &[silent], 2)
+            }),
+            (orphaned((7, 4), &[stopped, (4, Some(11))], &[silent], 2), goes_on(4, 7), {
+                held(8, 5, 4, None)
+            }),
+            // One after the other.
+            (two_of_three, forget(3, &[2]), orphaned((6, 4), &[stopped, (4, None)], &[silent], 2)),
+            (orphaned((6, 4), &[stopped, (4, None)], &[silent], 2), forget(4, &[4]), {
+                orphaned((7, 5), &[stopped], &[(4, None), silent], 2)
+            }),
+            (orphaned((6, 4), &[stopped], &[silent], 1), Transition::Stop { generation: 4 }, {
+                tombstone(7, 4)
+            }),
+        ];
+        for (from, transition, to) in rows {
+            assert!(from.is_well_formed() && to.is_well_formed());
+            assert_eq!(
+                Register::apply(Some(&from), &transition),
+                Ok(to.clone()),
+                "{transition:?} from {from}"
+            );
+            assert_eq!(Register::apply(Some(&to), &transition), Ok(to.clone()), "{transition:?} again");
+        }
+        // Who holds less, has not stopped, or has not seen what the register says, goes on asking.
+        let waiting = orphaned((7, 4), &[stopped, (4, Some(11)), (5, None)], &[silent], 2);
+        for transition in [goes_on(3, 7), goes_on(4, 6), goes_on(4, 7), goes_on(5, 7), stops(3, 20)] {
+            assert_eq!(Register::apply(Some(&waiting), &transition), Ok(waiting.clone()), "{transition:?}");
+        }
+        let restart =
+            Transition::RestartLost { by: holder(9), generation: 4, lost: A, lost_backups: vec![C] };
+        let lost = orphaned((6, 4), &[stopped], &[silent], 1);
+        assert_eq!(Register::apply(Some(&lost), &restart), Ok(held(7, 5, 9, None)));
+    }
+
+    /// R2: the word of an operator is final, and one who is said to be dead has no right any more.
+    #[test]
+    fn r2_who_was_declared_dead_gets_nothing() {
+        let orphaned = orphaned((6, 4), &[(3, Some(9))], &[(2, None)], 1);
+        let rows = [
+            (alone(A, 3), Why::NotPrimary(A)),
+            (alone(A, 4), Why::NotPrimary(A)),
+            (backups(&[2], 1), Why::NotPrimary(A)),
+            (switchover(A, 4, C, false), Why::NotPrimary(A)),
+            (stops(2, 100), Why::NotSyncedBackup(B)),
+            (goes_on(2, 6), Why::NotSyncedBackup(B)),
+            (stops(1, 100), Why::NotSyncedBackup(A)),
+            (Transition::Create { by: holder(2) }, Why::Exists),
+            (forget(4, &[9]), Why::NotLost),
+            (forget(2, &[2]), Why::OtherGeneration { asked: 2 }),
+            (forget(4, &[3]), Why::NobodyLeft),
+            (Transition::Stop { generation: 3 }, Why::OtherGeneration { asked: 3 }),
+            (restart(2, 4, A, Some(C)), Why::NotLost),
+        ];
+        for (transition, why) in rows {
+            let refused = Register::apply(Some(&orphaned), &transition).unwrap_err();
+            assert_eq!(refused.why, why, "{transition:?}");
+        }
+        let after = Register::apply(Some(&orphaned), &goes_on(3, 6)).unwrap();
+        for transition in [backups(&[2], 1), alone(A, 5), stops(2, 100), goes_on(2, 7), forget(4, &[2])] {
+            assert!(Register::apply(Some(&after), &transition).is_err(), "{transition:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_forgotten_who_may_be_missed_by_nobody() {
+        let silent = several(5, 3, &[(2, None), (3, None)], 1);
+        let stopped = several(5, 3, &[(2, None), (3, Some(9))], 1);
+        let rows = [
+            (silent, forget(3, &[2]), Why::NotMissed),
+            (stopped.clone(), forget(3, &[]), Why::NotLost),
+            (stopped.clone(), forget(3, &[4]), Why::NotLost),
+            (stopped.clone(), forget(2, &[2]), Why::OtherGeneration { asked: 2 }),
+            (stopped.clone(), forget(3, &[2, 3]), Why::NobodyLeft),
+            // The one that would be left has not lost its primary.
+            (stopped.clone(), forget(3, &[3]), Why::NotMissed),
+            (stopped.clone(), goes_on(3, 5), Why::NotSyncedBackup(C)),
+            (stopped, Transition::Forget { generation: 3, primary: B, dead: vec![B] }, Why::NotLost),
+            (held(5, 3, 1, Some(2)), forget(3, &[2]), Why::NobodyLeft),
+            (held(5, 3, 1, None), forget(3, &[2]), Why::NotLost),
+            (tombstone(5, 3), forget(3, &[2]), Why::Stopped),
+        ];
+        for (from, transition, why) in rows {
+            let refused = Register::apply(Some(&from), &transition).unwrap_err();
+            assert_eq!(refused.why, why, "{transition:?} from {from}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_lost_is_said_as_far_as_it_is_known() {
+        type Case = (&'static [(u128, Option<u64>)], &'static [(u128, Option<u64>)], u8, Lacks);
+        let cases: [Case; 6] = [
+            (&[(3, Some(9))], &[(2, None)], 1, Lacks::Unknown),
+            (&[(3, Some(9))], &[(2, Some(14))], 1, Lacks::AtMost(5)),
+            (&[(3, Some(9))], &[(2, Some(4))], 1, Lacks::AtMost(0)),
+            // Two of three held it: one of these is left.
+            (&[(3, Some(9)), (4, Some(7))], &[(2, None)], 2, Lacks::AtMost(0)),
+            // What one of the dead held alone was not acknowledged.
+            (&[(3, Some(9))], &[(2, Some(14)), (4, Some(11))], 2, Lacks::AtMost(2)),
+            (&[(3, Some(9))], &[(2, None), (4, None)], 2, Lacks::Unknown),
+        ];
+        for (left, dead, needed, lacks) in cases {
+            let register = orphaned((6, 4), left, dead, needed);
+            let Holding::Orphaned(orphaned) = &register.holding else { panic!() };
+            assert!(orphaned.may_go_on(C));
+            assert_eq!(orphaned.furthest().unwrap().holder, holder(3));
+            assert_eq!(orphaned.lacks(9), lacks, "{register}");
+            assert_eq!(Transition::by_backup(C, 9, Some(&register)), Transition::GoOn { by: C, seen: 6 });
+        }
+        assert_eq!(Transition::by_backup(C, 9, None), stops(3, 9));
+        let said = orphaned((6, 4), &[(3, Some(9))], &[(2, None)], 1).to_string();
+        assert!(said.contains("held by nobody") && said.contains("stopped after 9"), "{said}");
+        for (left, dead, needed) in [
+            (&[][..], &[(2, None)][..], 1),
+            (&[(3, None)], &[], 1),
+            (&[(3, None)], &[(3, None)], 1),
+            (&[(3, None)], &[(1, None)], 1),
+            (&[(3, None)], &[(2, None)], 0),
+            (&[(3, None)], &[(2, None)], 3),
+        ] {
+            assert!(!orphaned((6, 4), left, dead, needed).is_well_formed());
+        }
     }
 }

@@ -30,15 +30,22 @@ fn holder() -> impl Strategy<Value = Holder> {
     (0..3_u128).prop_map(|number| Holder { incarnation: Incarnation(number), node: name(0) })
 }
 
-fn register() -> impl Strategy<Value = Register> {
+fn backups() -> impl Strategy<Value = Vec<Backup>> {
     let backup = (holder(), proptest::option::of(number()))
         .prop_map(|(holder, stopped_at)| Backup { holder, stopped_at });
-    let held = (holder(), vec(backup, 0..3), 0..3_u8).prop_map(|(primary, backups, needed)| Holding::Held {
+    vec(backup, 0..3)
+}
+
+fn register() -> impl Strategy<Value = Register> {
+    let held = (holder(), backups(), 0..3_u8).prop_map(|(primary, backups, needed)| Holding::Held {
         primary,
         backups,
         needed,
     });
-    let holding = prop_oneof![held, Just(Holding::Tombstone)];
+    let orphaned = (holder(), backups(), backups(), 0..3_u8).prop_map(|(primary, left, dead, needed)| {
+        Holding::Orphaned(Orphaned { primary, left, dead, needed })
+    });
+    let holding = prop_oneof![held, orphaned, Just(Holding::Tombstone)];
     (number(), number(), holding, number()).prop_map(|(version, generation, holding, seeds_version)| {
         Register { version, generation, holding, seeds_version }
     })

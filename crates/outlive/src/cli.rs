@@ -390,6 +390,19 @@ pub enum Replicated {
         #[arg(long)]
         json: bool,
     },
+    /// Go on without processes that are dead for good, on your word: what they alone held is lost
+    #[command(after_help = EXIT_CODES)]
+    Forget {
+        /// The program's configuration, that of any of its nodes
+        #[arg(value_name = "FILE")]
+        config: PathBuf,
+        /// The nodes whose processes are dead for good: that of the primary, and each whose word the others wait for
+        #[arg(value_name = "NODE", required = true)]
+        nodes: Vec<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn parse_route(text: &str) -> Result<Route, String> {

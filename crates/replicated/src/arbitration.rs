@@ -19,6 +19,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
+use crate::config::Config;
+
 /// Within a data centre a connection and its handshakes take a few milliseconds; a seed node that needs longer than
 /// this is asked again by the proposer anyway.
 const CONNECT: Duration = Duration::from_millis(500);
@@ -121,6 +123,15 @@ impl Arbiter {
             #[cfg(test)]
             cut_off_in_the_middle: Default::default(),
         })
+    }
+
+    /// To the seed nodes of a configuration.
+    pub fn of(config: &Config) -> std::io::Result<Self> {
+        let address_of = |name: &NodeName| {
+            let node = config.seed_nodes.iter().find(|node| node.name == name.as_str());
+            node.map(|node| node.address)
+        };
+        Self::new(config.seeds.clone(), config.name.clone(), &config.identity, address_of)
     }
 
     pub fn ask(&self, transition: Transition) -> Outcome {

@@ -79,6 +79,8 @@ fn begin(
     };
     let plans = core.store.schema().plans((*schema).clone()).map_err(Followed::Incompatible)?;
     core.store.follow(&schema);
+    // From here on nothing is left of what this process held before.
+    core.state().holds = Some(me.incarnation);
     stream.writer.send(READY, &[]).map_err(|error| Followed::Ended {
         complete: None,
         why: error.to_string(),

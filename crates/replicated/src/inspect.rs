@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 
+use outlive_stream::connection::Connection;
 use outlive_stream::frame::KindSet;
 use outlive_stream::hello::{Stream, VERSIONS};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Node};
+use crate::forget::Forgotten;
 use crate::message::INSPECTED;
 use crate::node::{BackupStatus, status_of};
 use crate::protection::Stage;
@@ -37,6 +39,11 @@ pub struct Inspection {
     pub bytes: u64,
     /// Replicated functions that fail on a backup, and what they say; of the primary.
     pub failing: Vec<String>,
+    /// Whose state this process has, as the seed nodes name it: its own, of the life in which it is the primary or began to
+    /// get its last copy; `None` before it is either.
+    pub holds: Option<String>,
+    /// Without whom it became the primary, if an operator said that they are dead, and what is lost with them.
+    pub forgotten: Option<Forgotten>,
 }
 
 /// One backup, as its primary says.
@@ -74,6 +81,7 @@ pub(crate) fn inspection(core: &Core) -> Inspection {
     let status = status_of(core);
     let state = core.state();
     let shipped = state.shipped;
+    let (holds, forgotten) = (state.holds.map(|holds| holds.to_string()), state.forgotten.clone());
     drop(state);
     let role = match status.role {
         Role::Alone => "alone",
@@ -94,6 +102,8 @@ pub(crate) fn inspection(core: &Core) -> Inspection {
         acknowledged: status.acknowledged,
         bytes: if is_backup { applied.bytes } else { shipped },
         failing: status.failing,
+        holds,
+        forgotten,
     }
 }
 
@@ -130,22 +140,50 @@ pub fn inspect(config: &Config) -> Vec<(Node, Result<Inspection, NotInspected>)>
     let others = config.peers.iter().filter(|peer| peer.name != own.name).cloned();
     let all = std::iter::once(own.clone()).chain(others);
     all.map(|node| {
-        let asked = ask(config, &node.name, node.address).map_err(NotInspected);
+        let asked = match ask(config, &node.name, node.address) {
+            Heard::Said(inspection) => Ok(inspection),
+            Heard::Nothing(reason) | Heard::Unclear(reason) => Err(NotInspected(reason)),
+        };
         (node, asked)
     })
     .collect()
 }
 
-fn ask(config: &Config, node: &str, address: SocketAddr) -> Result<Inspection, String> {
-    let text = |error: &dyn std::error::Error| match error.source() {
+/// What is heard of a process that is asked.
+pub(crate) enum Heard {
+    /// It does not answer: it is dead, or hangs, or cannot be reached from here.
+    Nothing(String),
+    /// It answers with something else.
+    Unclear(String),
+    Said(Inspection),
+}
+
+pub(crate) fn ask(config: &Config, node: &str, address: SocketAddr) -> Heard {
+    let connection = match config.identity.connect(address, node, HANDSHAKE) {
+        Ok(connection) => connection,
+        Err(error) => return Heard::Nothing(text(&error)),
+    };
+    match answer(config, connection) {
+        Err(reason) => Heard::Unclear(reason),
+        Ok(bytes) => match postcard::from_bytes(&bytes) {
+            Ok(inspection) => Heard::Said(inspection),
+            Err(_) => Heard::Unclear("it runs another version of this library".to_owned()),
+        },
+    }
+}
+
+fn text(error: &dyn std::error::Error) -> String {
+    match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
-    };
-    let connection = config.identity.connect(address, node, HANDSHAKE).map_err(|error| text(&error))?;
+    }
+}
+
+fn answer(config: &Config, connection: Connection) -> Result<Vec<u8>, String> {
     let purpose = purpose(config.name.as_str());
     let mut stream = Stream::open(connection, VERSIONS, &purpose, FROM_INSPECTED, HANDSHAKE)
         .map_err(|error| text(&error))?;
     stream.reader.get_mut().set_timeout(Some(HANDSHAKE)).map_err(|error| text(&error))?;
     let frame = stream.reader.next().map_err(|error| text(&error))?;
-    postcard::from_bytes(&frame.payload).map_err(|_| "it runs another version of this library".to_owned())
+    Ok(frame.payload.to_vec())
 }

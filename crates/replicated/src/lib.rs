@@ -59,6 +59,7 @@ mod doctor;
 pub mod dynamic;
 mod feed;
 mod follow;
+mod forget;
 mod inspect;
 mod lock;
 mod message;
@@ -103,6 +104,7 @@ pub use collection::{
 };
 pub use config::{Config, ConfigError, Node, WhenExposed};
 pub use doctor::{Finding, OutputGuard, Premature, doctor, output_guard};
+pub use forget::{ForgetError, Forgot, Forgotten, forget};
 pub use inspect::{InspectedBackup, Inspection, NotInspected, inspect};
 pub use lock::Deadlock;
 pub use node::{

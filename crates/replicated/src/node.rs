@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use outlive_cluster::{Holder, Holding, Incarnation, NodeName, Outcome, Register, Transition};
+use outlive_cluster::{Holder, Holding, Incarnation, NodeName, Orphaned, Outcome, Register, Transition};
 use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use crate::arbitration::Arbiter;
 use crate::config::{Config, WhenExposed};
 use crate::follow::{Followed, follow};
+use crate::forget::Forgotten;
 use crate::protection::{Phase, Protection, Stage};
 use crate::rights::{admit_all, arbitrate, lost_by};
 use crate::schema::Incompatible;
@@ -54,6 +55,8 @@ pub struct How {
     pub granted_in: Duration,
     /// From then until this process could go on.
     pub ready_in: Duration,
+    /// Without whose word, if an operator said that they are dead for good, and what may be lost with them.
+    pub forgotten: Option<Forgotten>,
 }
 
 /// Why [`start`] failed.
@@ -296,14 +299,7 @@ pub(crate) fn prepare(store: &Arc<Store>, config: Config) -> Result<Arc<Core>, S
     let me = fresh_holder(&config)?;
     let address = config.listen;
     let listener = TcpListener::bind(address).map_err(|source| StartError::Listen { address, source })?;
-    let arbiter = {
-        let address_of = |name: &NodeName| {
-            let node = config.seed_nodes.iter().find(|node| node.name == name.as_str());
-            node.map(|node| node.address)
-        };
-        Arbiter::new(config.seeds.clone(), config.name.clone(), &config.identity, address_of)
-            .map_err(StartError::Thread)?
-    };
+    let arbiter = Arbiter::of(&config).map_err(StartError::Thread)?;
     let core = Core::new(Arc::clone(store), config, arbiter, me);
     if !store.set_sink(Arc::clone(&core) as Arc<dyn Sink>) {
         return Err(StartError::AlreadyStarted);
@@ -350,14 +346,21 @@ pub(crate) fn join(core: &Arc<Core>) -> Result<Started, StartError> {
                         return Ok(started);
                     }
                 }
-                Some(Holding::Held { primary, backups, .. }) => {
+                Some(
+                    holding @ (Holding::Held { primary, .. } | Holding::Orphaned(Orphaned { primary, .. })),
+                ) => {
                     let current = register.as_ref();
                     if let Some(started) = restart_lost(core, &me, current)? {
                         return Ok(started);
                     }
+                    let backups = current.map_or(&[][..], Register::backups);
                     let named = |before: &Stopped| backups.iter().any(|backup| backup.holder == before.me);
                     let next = match stopped.take() {
                         Some(before) if named(&before) => take_over(core, primary, before),
+                        // Whom the operator left out has nothing to say, and there is nobody to follow yet.
+                        before if matches!(holding, Holding::Orphaned(_)) => {
+                            Next::Again("one of those that are left goes on first".into(), before)
+                        }
                         before => follow_one(core, &me, primary, &followed, before)?,
                     };
                     match next {
@@ -416,7 +419,7 @@ fn restart_lost(
         // It was started anew already, by this word or another: then this process is its backup.
         return Ok(None);
     }
-    let Some(primary) = register.primary() else { return Ok(None) };
+    let Some(primary) = register.last_primary() else { return Ok(None) };
     let again = Transition::RestartLost {
         by: me.clone(),
         generation,
@@ -484,14 +487,24 @@ fn take_over(core: &Core, primary: &Holder, stopped: Stopped) -> Next {
     let Stopped { me, commit, why, noticed } = &stopped;
     let mut patience = Patience(None);
     let mut soon = SOON;
+    let mut seen: Option<Register> = None;
     let register = loop {
-        match core.arbiter.ask(Transition::BackupTakesOver { by: me.incarnation, held: *commit }) {
+        let next = Transition::by_backup(me.incarnation, *commit, seen.as_ref());
+        match core.arbiter.ask(next) {
             Outcome::Granted(register) if register.primary().is_some_and(|primary| primary == me) => {
                 break register;
             }
             Outcome::Granted(register) => {
+                let goes_on = matches!(&register.holding, Holding::Orphaned(orphaned) if orphaned.may_go_on(me.incarnation));
+                let news = seen.as_ref() != Some(&register);
+                seen = Some(register.clone());
+                // It knows now what it may lack.
+                if goes_on && news {
+                    continue;
+                }
                 patience.say(&format!(
-                    "the primary is lost ({why}), and more of its backups must say so: {register}"
+                    "the primary is lost ({why}), and more of its backups must say so: {register}; one that is dead for \
+                     good is left out by `outlive replicated forget`"
                 ));
                 thread::sleep(soon);
                 soon = AGAIN.min(soon * 2);
@@ -504,7 +517,13 @@ fn take_over(core: &Core, primary: &Holder, stopped: Stopped) -> Next {
         }
     };
     let granted = Instant::now();
+    // It went on by an operator's word if it was granted from there: what it saw last before.
+    let forgotten = match seen.map(|seen| seen.holding) {
+        Some(Holding::Orphaned(orphaned)) => Some(Forgotten::of(&orphaned, *commit)),
+        _ => None,
+    };
     core.lead(me.clone(), protection(core, register.generation, *commit));
+    core.state().forgotten.clone_from(&forgotten);
     core.store.take_over();
     let how = How {
         from: primary.node.to_string(),
@@ -512,7 +531,13 @@ fn take_over(core: &Core, primary: &Holder, stopped: Stopped) -> Next {
         why: why.clone(),
         granted_in: granted - *noticed,
         ready_in: granted.elapsed(),
+        forgotten,
     };
-    info!(?how, commit, "this process has taken over");
+    match &how.forgotten {
+        Some(forgotten) => {
+            warn!(?how, commit, "this process has taken over by an operator's word, {forgotten}");
+        }
+        None => info!(?how, commit, "this process has taken over"),
+    }
     Next::TakenOver(Started::TakenOver { commit: *commit, how })
 }

@@ -16,7 +16,7 @@ use std::task::{Poll, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use outlive_cluster::Holder;
+use outlive_cluster::{Holder, Incarnation};
 use outlive_stream::frame::{Frame, FrameError};
 use outlive_stream::hello::Stream;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -26,6 +26,7 @@ use crate::arbitration::Arbiter;
 use crate::call::Report;
 use crate::config::Config;
 use crate::feed::{Batch, Feed, Link};
+use crate::forget::Forgotten;
 use crate::message::{ACK, BEAT, CALLED, DATA, Item, PORTION, START, encoded, only_number};
 use crate::node::BackupStatus;
 use crate::protection::{Protection, WaitFor};
@@ -70,6 +71,10 @@ pub(crate) struct State {
     /// None before this process is the primary.
     pub protection: Option<Protection>,
     pub me: Holder,
+    /// Whose state this process has: of the primary that it is, or of the backup that it was when its last copy began to come.
+    pub holds: Option<Incarnation>,
+    /// Without whom it went on, if an operator said so.
+    pub forgotten: Option<Forgotten>,
     /// Why nothing is acknowledged any more.
     pub over: Option<CommitError>,
     /// The place is being handed over: commits wait for how that ends.
@@ -238,6 +243,8 @@ impl Core {
         let state = State {
             protection: None,
             me,
+            holds: None,
+            forgotten: None,
             over: None,
             moving: false,
             feeds: Vec::new(),
@@ -713,6 +720,7 @@ impl Core {
     pub fn lead(&self, me: Holder, protection: Protection) {
         let mut state = self.state.lock();
         info!(generation = protection.generation(), after = protection.last(), "this process is the primary");
+        state.holds = Some(me.incarnation);
         (state.me, state.protection) = (me, Some(protection));
     }
 

@@ -31,7 +31,7 @@
 mod program;
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -101,12 +101,22 @@ impl Cluster {
     /// # Panics
     /// If this machine cannot run it: that is a test's failure.
     pub fn new() -> Self {
+        Self::at(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    }
+
+    /// The same, where seed nodes are reached from other hosts: at an address of this one.
+    ///
+    /// # Panics
+    /// If this machine cannot run it: that is a test's failure.
+    pub fn at(address: IpAddr) -> Self {
         let directory = must(tempfile::tempdir(), "make a directory");
         let authority = must(create_authority("test"), "make an authority");
         let cluster = ClusterId::random();
         let names = ["s1", "s2", "s3"];
-        let seeds: Vec<Node> =
-            names.iter().map(|name| Node { name: (*name).into(), address: free_address() }).collect();
+        let seeds: Vec<Node> = names
+            .iter()
+            .map(|name| Node { name: (*name).into(), address: free_address_at(address) })
+            .collect();
         let this = Self { directory, authority, cluster, seeds };
         for seed in &this.seeds {
             let identity = this.identity(&seed.name);
@@ -175,10 +185,15 @@ impl Default for Cluster {
 
 /// An address on which nobody listens, for a process that is to listen there soon. Never the same twice.
 pub fn free_address() -> SocketAddr {
+    free_address_at(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// The same at an address of this host.
+pub fn free_address_at(ip: IpAddr) -> SocketAddr {
     static GIVEN: parking_lot::Mutex<Vec<SocketAddr>> = parking_lot::Mutex::new(Vec::new());
     let mut given = GIVEN.lock();
     loop {
-        let listener = must(TcpListener::bind(("127.0.0.1", 0)), "listen");
+        let listener = must(TcpListener::bind((ip, 0)), "listen");
         let address = must(listener.local_addr(), "read an address");
         if !given.contains(&address) {
             given.push(address);

@@ -13,7 +13,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outlive_replicated::testing::{Cluster, Line, free_address, until};
 use outlive_replicated::{
-    CommitError, Config, Handle, List, Map, Node, Role, commit, hand_over, replicated, start, status,
+    CommitError, Config, ForgetError, Forgot, Handle, Inspection, List, Map, Node, Role, commit, forget,
+    hand_over, inspect, replicated, start, status,
 };
 
 #[replicated]
@@ -227,6 +228,41 @@ impl Three {
         until("somebody speaks", || self.all.iter().position(|process| process.status().is_some()))
     }
 
+    /// An operator's word that these are dead, given on a node that is left.
+    fn forget(&self, on: usize, dead: &[usize]) -> Result<Forgot, ForgetError> {
+        let nodes: Vec<String> = dead.iter().map(|place| ["a", "b", "c"][*place].to_owned()).collect();
+        forget(&Config::load(&self.all[on].config).unwrap(), &nodes)
+    }
+
+    /// The same, once one that is left has noticed that its primary is gone.
+    fn forget_soon(&self, on: usize, dead: &[usize]) -> Forgot {
+        until("it is granted", || match self.forget(on, dead) {
+            Ok(forgot) => Some(forgot),
+            Err(ForgetError::Refused(_)) => None,
+            Err(error) => panic!("{error}"),
+        })
+    }
+
+    /// Stops a backup, and has numbers 1 to 99 acknowledged without it: behind more than the buffers of its connection hold,
+    /// for what they hold it has as soon as it goes on.
+    fn leave_behind(&self, stopped: usize, primary: usize, line: &mut Line) {
+        self.all[stopped].signal(Signal::SIGSTOP);
+        for _ in 0..40 {
+            assert_eq!(line.ask("fill 1000000").as_deref(), Some("ok"));
+        }
+        for number in 1..100 {
+            assert_eq!(line.ask(&format!("push {number}")).as_deref(), Some("ok"));
+        }
+        assert_eq!(self.all[primary].status().unwrap().1, 2, "it was given up before it was to be");
+    }
+
+    fn inspection(&self, of: usize) -> Inspection {
+        let config = Config::load(&self.all[of].config).unwrap();
+        let all = inspect(&config);
+        let own = all.into_iter().find(|(node, _)| node.name == config.identity.node_name());
+        own.unwrap().1.unwrap()
+    }
+
     fn values(&self, of: usize) -> Vec<u64> {
         let mut line = Line::to(self.all[of].serves).unwrap();
         line.ask("all").unwrap().split_whitespace().map(|word| word.parse().unwrap()).collect()
@@ -343,6 +379,84 @@ fn r5_nobody_takes_over_before_all_are_heard_with_one_waited_for() {
     assert_eq!(left, other, "who lacks something took over");
     assert_eq!(three.values(left), (0..100).collect::<Vec<_>>());
     three.protected(1);
+}
+
+/// A primary and the only backup that held what it acknowledged die for good: the other waits, and goes on by an operator's
+/// word, without what was acknowledged meanwhile. Nobody knows how much that was, and so it is said.
+#[test]
+fn the_one_that_is_left_goes_on_when_an_operator_says_so() {
+    let mut three = Three::new("wait_for = \"one\"\ndetection_ms = 10000");
+    let primary = three.protected(2);
+    let (held, left) = ((primary + 1) % 3, (primary + 2) % 3);
+    let mut line = Line::to(three.all[primary].serves).unwrap();
+    assert_eq!(line.ask("push 0").as_deref(), Some("ok"));
+    // Nothing is waited for.
+    let node = |place: usize| ["a", "b", "c"][place].to_owned();
+    let lives = three.forget(left, &[primary, held]).unwrap_err();
+    assert_eq!(lives, ForgetError::Lives { node: node(primary), role: "primary".into() });
+    until("both hold it", || {
+        (three.inspection(left).commit == three.inspection(primary).commit).then_some(())
+    });
+    three.leave_behind(left, primary, &mut line);
+    // It has no time to say how far it is, and the primary none to leave it out: nobody else holds what it acknowledged.
+    three.all[held].kill();
+    three.all[primary].kill();
+    three.all[left].signal(Signal::SIGCONT);
+    // Until somebody says more, it waits.
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(three.all[left].status(), None, "who may lack something speaks");
+    let half = three.forget(left, &[held]).unwrap_err();
+    assert!(matches!(&half, ForgetError::PrimaryNotNamed { primary: named, .. } if *named == node(primary)));
+    let all = three.forget(left, &[primary, held, left]).unwrap_err();
+    assert!(matches!(&all, ForgetError::Lives { node: named, .. } if *named == node(left)), "{all}");
+
+    let forgot = three.forget_soon(left, &[primary, held]);
+    assert_eq!((forgot.goes_on, forgot.forgotten.lost_at_most), (Some(node(left)), None));
+    assert_eq!(forgot.forgotten.nodes, [node(primary), node(held)]);
+    assert_eq!(three.speaker(), left);
+    assert_eq!(three.values(left), [0]);
+    assert_eq!(three.inspection(left).forgotten, Some(forgot.forgotten));
+    let mut line = Line::to(three.all[left].serves).unwrap();
+    assert_eq!(line.ask("push 1000").as_deref(), Some("ok"));
+    // They are back, as others.
+    three.all[primary].start();
+    three.all[held].start();
+    assert_eq!(three.protected(2), left);
+}
+
+/// R2: one that was said to be dead and lives has no right any more. It joins anew, by a copy. What it held was known,
+/// and so is how much is lost at most.
+#[test]
+fn r2_who_was_forgotten_and_lives_joins_anew() {
+    let mut three = Three::new("wait_for = \"one\"\ndetection_ms = 10000");
+    let primary = three.protected(2);
+    let (hangs, left) = ((primary + 1) % 3, (primary + 2) % 3);
+    let mut line = Line::to(three.all[primary].serves).unwrap();
+    assert_eq!(line.ask("push 0").as_deref(), Some("ok"));
+    until("both hold it", || {
+        (three.inspection(left).commit == three.inspection(primary).commit).then_some(())
+    });
+    three.leave_behind(left, primary, &mut line);
+    three.all[primary].kill();
+    // It says at once how far it is, and answers.
+    thread::sleep(Duration::from_secs(2));
+    let lives = three.forget(hangs, &[primary, hangs]).unwrap_err();
+    assert!(matches!(lives, ForgetError::Lives { role, .. } if role == "backup"));
+    three.all[hangs].signal(Signal::SIGSTOP);
+    three.all[left].signal(Signal::SIGCONT);
+    let forgot = three.forget_soon(left, &[primary, hangs]);
+    assert_eq!((three.speaker(), three.values(left)), (left, vec![0]));
+    println!("{}", forgot.forgotten);
+    // All 99 numbers, and some of what was before them.
+    assert!(forgot.forgotten.lost_at_most.is_some_and(|lost| (99..99 + 50).contains(&lost)), "{forgot:?}");
+
+    three.all[hangs].signal(Signal::SIGCONT);
+    assert_eq!(three.protected(1), left);
+    let mut line = Line::to(three.all[left].serves).unwrap();
+    assert_eq!(line.ask("push 1000").as_deref(), Some("ok"));
+    three.all[left].kill();
+    assert_eq!(three.speaker(), hangs);
+    assert_eq!(three.values(hangs), [0, 1000]);
 }
 
 /// What a marked function opens, every backup opens before the commit is acknowledged; one that cannot fails the commit, and

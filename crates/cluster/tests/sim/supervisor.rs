@@ -229,7 +229,13 @@ impl Supervisor {
             Some(Transition::RestartLost { .. }) => counts.restarts += 1,
             Some(Transition::Stop { .. }) => counts.stops += 1,
             // The simulation is of the epoch engine, which has one backup.
-            Some(Transition::Create { .. } | Transition::Backups { .. }) | None => {}
+            Some(
+                Transition::Create { .. }
+                | Transition::Backups { .. }
+                | Transition::Forget { .. }
+                | Transition::GoOn { .. },
+            )
+            | None => {}
         }
     }
 

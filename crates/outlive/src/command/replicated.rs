@@ -3,17 +3,61 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use outlive_replicated::{Config, InspectedBackup, Inspection};
+use outlive_replicated::{Config, ForgetError, Forgot, InspectedBackup, Inspection};
 use serde::Serialize;
 
 use super::{print, print_json, table};
 use crate::cli::Replicated;
-use crate::error::{Failure, Result, chain};
+use crate::error::{Failure, Kind, Result, chain};
 
 pub fn run(command: &Replicated) -> Result<()> {
     match command {
         Replicated::Inspect { config, over, json } => inspect(config, Duration::from_millis(*over), *json),
+        Replicated::Forget { config, nodes, json } => forget(config, nodes, *json),
     }
+}
+
+fn forget(path: &Path, nodes: &[String], json: bool) -> Result<()> {
+    let config = Config::load(path).map_err(|error| Failure::usage(chain(&error)))?;
+    let forgot = outlive_replicated::forget(&config, nodes).map_err(|error| refusal(&error))?;
+    if json {
+        return print_json(&forgot);
+    }
+    print(&shown_forgot(&forgot));
+    Ok(())
+}
+
+fn refusal(error: &ForgetError) -> Failure {
+    let kind = match error {
+        ForgetError::Nobody | ForgetError::UnknownNode(_) => Kind::Usage,
+        ForgetError::NoAnswer(_) => Kind::Unreachable,
+        ForgetError::NotHeld(_) | ForgetError::NotNamed { .. } => Kind::NotFound,
+        ForgetError::PrimaryNotNamed { .. }
+        | ForgetError::Lives { .. }
+        | ForgetError::Answers { .. }
+        | ForgetError::Refused(_) => Kind::Refused,
+        ForgetError::Thread(_) | ForgetError::Unknown(_) => Kind::Failed,
+    };
+    Failure::new(kind, chain(error))
+}
+
+fn shown_forgot(forgot: &Forgot) -> String {
+    let Forgot { generation, forgotten, left, goes_on } = forgot;
+    if let Some(node) = goes_on {
+        return format!("{node} goes on {forgotten}\n");
+    }
+    let silent: Vec<&str> =
+        left.iter().filter(|(_, held)| held.is_none()).map(|(node, _)| node.as_str()).collect();
+    let next = if silent.is_empty() {
+        "see that those that are left run".to_owned()
+    } else {
+        format!(
+            "those that are left wait for the word of {}: start what has stopped, or forget who is dead as well",
+            silent.join(", ")
+        )
+    };
+    let nodes = forgotten.nodes.join(", ");
+    format!("{nodes} forgotten in generation {generation}, and nobody goes on yet; {next}\n")
 }
 
 /// One process of the program; what it does not say is not there.
@@ -91,6 +135,8 @@ fn shown(rows: &[Row]) -> String {
             };
             let lag = row.lag_commits.map_or_else(String::new, |lag| format!("{lag} commits"));
             let backups: Vec<String> = now.backups.iter().map(shown_backup).collect();
+            let forgotten = now.forgotten.iter().map(|forgotten| format!("went on {forgotten}"));
+            let notes: Vec<String> = forgotten.chain(now.failing.iter().cloned()).collect();
             vec![
                 row.node.clone(),
                 now.role.clone(),
@@ -102,7 +148,7 @@ fn shown(rows: &[Row]) -> String {
                 number(row.bytes_per_second),
                 lag,
                 backups.join("; "),
-                now.failing.join("; "),
+                notes.join("; "),
             ]
         })
         .collect();

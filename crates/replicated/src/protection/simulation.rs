@@ -1,9 +1,10 @@
 //! A primary and several backups under every fault, from a seed: processes die, links are cut and noticed late, answers of
 //! the register are lost, and what was asked for is granted after the asker has given up. Primaries hand their place over.
+//! With an operator, more die than `wait_for` allows for, and some are declared dead, of whom a few live.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use outlive_cluster::{Holder, Incarnation, Register, Transition, Why};
+use outlive_cluster::{Holder, Holding, Incarnation, Lacks, Register, Transition, Why};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -22,6 +23,10 @@ enum Broken {
     ForgetsWhatItAsked,
     /// A hand-over is over once an attempt has proposed nothing, whatever became of the one before.
     ForgetsThatItIsUnsure,
+    /// Who goes on after an operator's word is whoever asks first.
+    AnyGoesOn,
+    /// What may be lost is told from what the one that goes on sees of the others, and not of the dead.
+    CountsOnlyTheLeft,
 }
 
 /// The commit by which a backup says that it has everything. It changes nothing, and may be lost.
@@ -55,6 +60,8 @@ enum Process {
         complete: bool,
         /// It has stopped acknowledging, and asks for the primary's place.
         silent: bool,
+        /// What it last saw the register say.
+        seen: Option<Box<Register>>,
     },
     Down,
 }
@@ -85,8 +92,12 @@ struct World {
     register: Register,
     /// What an asker that has given up may still be granted: only on top of what it read.
     late: Option<Register>,
-    /// By whatever primary.
-    acknowledged: Vec<u32>,
+    /// By this primary.
+    acknowledged: Vec<(u32, Incarnation)>,
+    /// An operator declares dead who is, and sometimes who is not.
+    operator: bool,
+    /// What was said to be lost of what a primary acknowledged.
+    given_up: BTreeMap<Incarnation, Lacks>,
     /// The version of the register, and how much was acknowledged, when it was last checked.
     checked: (u64, usize),
     next: u32,
@@ -102,6 +113,11 @@ struct Counts {
     groups: usize,
     late: usize,
     handed_over: usize,
+    forgotten: usize,
+    went_on: usize,
+    /// Of these: it was known how much at most is lost, and something was.
+    lost_known: usize,
+    lost_unknown: usize,
 }
 
 fn holder(incarnation: Incarnation) -> Holder {
@@ -109,7 +125,7 @@ fn holder(incarnation: Incarnation) -> Holder {
 }
 
 impl World {
-    fn new(seed: u64, backups: usize, wait_for: WaitFor, broken: Option<Broken>) -> Self {
+    fn new(seed: u64, backups: usize, wait_for: WaitFor, broken: Option<Broken>, operator: bool) -> Self {
         let first = Incarnation(1);
         let register = Register::apply(None, &Transition::Create { by: holder(first) }).unwrap();
         let mut processes: Vec<Process> = (0..backups).map(|_| Process::Down).collect();
@@ -129,6 +145,8 @@ impl World {
             register,
             late: None,
             acknowledged: vec![],
+            operator,
+            given_up: BTreeMap::new(),
             checked: (0, 0),
             next: 0,
             counts: Counts::default(),
@@ -146,19 +164,97 @@ impl World {
 
     /// Whoever speaks must have all that was ever acknowledged, also what one that lost its place acknowledged late.
     fn check(&mut self) {
-        let Some(speaker) = self.process_of(self.register.primary().unwrap().incarnation) else { return };
+        let Some(primary) = self.register.primary() else { return };
+        let Some(speaker) = self.process_of(primary.incarnation) else { return };
+        // Granted, though it has not heard it yet.
+        self.give_up(speaker);
         let (Process::Primary { log, .. } | Process::Backup { log, .. }) = &self.processes[speaker] else {
             return;
         };
-        let now = (self.register.version, self.acknowledged.len());
-        if now == self.checked {
+        if self.checked == (self.register.version, self.acknowledged.len()) {
             return;
         }
-        self.checked = now;
         let log: BTreeSet<u32> = log.iter().copied().collect();
-        if let Some(value) = self.acknowledged.iter().find(|value| !log.contains(value)) {
-            self.lost.get_or_insert(format!("acknowledged {value} is lost to {speaker}"));
+        let (given_up, counts) = (&mut self.given_up, &mut self.counts);
+        let mut lost = None;
+        self.acknowledged.retain(|(value, by)| {
+            if log.contains(value) {
+                return true;
+            }
+            match given_up.get_mut(by) {
+                Some(Lacks::Unknown) => counts.lost_unknown += 1,
+                Some(Lacks::AtMost(left)) if *left > 0 => {
+                    *left -= 1;
+                    counts.lost_known += 1;
+                }
+                _ => lost = Some(format!("acknowledged {value} is lost to {speaker}")),
+            }
+            false
+        });
+        self.checked = (self.register.version, self.acknowledged.len());
+        if let Some(lost) = lost {
+            self.lost.get_or_insert(lost);
         }
+    }
+
+    /// What one that goes on by an operator's word says to be lost, which it does before it speaks.
+    fn give_up(&mut self, who: usize) {
+        let Process::Backup { log, seen: Some(seen), .. } = &self.processes[who] else { return };
+        let Holding::Orphaned(orphaned) = &seen.holding else { return };
+        if self.given_up.contains_key(&orphaned.primary.incarnation) {
+            return;
+        }
+        let mut known = orphaned.clone();
+        if self.broken == Some(Broken::CountsOnlyTheLeft) {
+            known.dead.clear();
+        }
+        let held = log.len() as u64;
+        let lacks = known.lacks(held);
+        let enough_hold_it = orphaned.dead.len() < usize::from(orphaned.needed);
+        let is_furthest = orphaned.furthest().is_none_or(|one| one.stopped_at <= Some(held));
+        if enough_hold_it && lacks != Lacks::AtMost(0) || !is_furthest {
+            self.lost.get_or_insert(format!("more is lost to {who} than must be"));
+        }
+        self.counts.went_on += 1;
+        self.given_up.insert(orphaned.primary.incarnation, lacks);
+    }
+
+    /// An operator gives the primary and some of its backups up for dead: mostly those that are.
+    fn forget(&mut self) {
+        if !self.operator {
+            return;
+        }
+        let truthful = self.rng.random_bool(0.8);
+        let lives = |incarnation: Incarnation| {
+            let place = self.process_of(incarnation);
+            place.is_some_and(|place| !matches!(self.processes[place], Process::Down))
+        };
+        let Some(primary) = self.register.last_primary().map(|primary| primary.incarnation) else { return };
+        if truthful && lives(primary) {
+            return;
+        }
+        let backups: Vec<_> =
+            self.register.backups().iter().map(|backup| backup.holder.incarnation).collect();
+        let living: Vec<bool> = backups.iter().map(|backup| lives(*backup)).collect();
+        let mut dead = Vec::new();
+        for (backup, lives) in backups.iter().zip(&living) {
+            if !lives || !truthful && self.rng.random_bool(0.4) {
+                dead.push(*backup);
+            }
+        }
+        // Somebody is left who lives: else all is lost, and nobody promises otherwise.
+        if !backups.iter().zip(&living).any(|(backup, lives)| *lives && !dead.contains(backup)) {
+            return;
+        }
+        self.settle_late();
+        let word = Transition::Forget { generation: self.register.generation, primary, dead };
+        let Ok(register) = Register::apply(Some(&self.register), &word) else { return };
+        if self.rng.random_bool(0.2) {
+            self.late = Some(register);
+            return;
+        }
+        self.counts.forgotten += usize::from(register != self.register);
+        self.register = register;
     }
 
     /// Notes what a primary acknowledges now that it did not `before`.
@@ -173,7 +269,7 @@ impl World {
         for number in before..released {
             let value = log[number as usize];
             if value != NOTHING {
-                self.acknowledged.push(value);
+                self.acknowledged.push((value, self.incarnations[who]));
                 self.counts.acknowledged += 1;
             }
         }
@@ -209,9 +305,14 @@ impl World {
                     .filter(|place| *place != who)
                     .is_some_and(|place| !matches!(self.processes[place], Process::Down))
             };
-            let primary = register.primary().unwrap().incarnation;
+            let Some(primary) = register.last_primary().map(|primary| primary.incarnation) else {
+                return false;
+            };
             let backups = register.backups();
             let living = backups.iter().filter(|backup| lives(backup.holder.incarnation)).count();
+            if self.operator {
+                return living > 0 || register.primary().is_some() && lives(primary);
+            }
             let needed = self.wait_for.needed(backups.len());
             lives(primary) || (!backups.is_empty() && living + needed > backups.len())
         })
@@ -238,14 +339,29 @@ impl World {
                 let needed = if self.breaks(Broken::SaysThatAllHold) { backups.len() } else { group.needed };
                 (Transition::Backups { by: own, backups, needed: needed as u8 }, Some(group.clone()))
             }
-            Process::Backup { silent: true, log, .. } => {
-                (Transition::BackupTakesOver { by: own, held: log.len() as u64 }, None)
+            Process::Backup { silent: true, log, seen, .. } => {
+                let held = log.len() as u64;
+                let next = match seen.as_deref() {
+                    Some(seen) if self.breaks(Broken::AnyGoesOn) => {
+                        Transition::GoOn { by: own, seen: seen.version }
+                    }
+                    seen => Transition::by_backup(own, held, seen),
+                };
+                (next, None)
             }
             _ => return,
         };
         // Every attempt that comes to its end has found what an earlier one left, or has prevented it (crate `cluster`).
         self.settle_late();
-        let outcome = Register::apply(Some(&self.register), &transition);
+        let outcome = match (&transition, &self.register.holding) {
+            (Transition::GoOn { by, .. }, Holding::Orphaned(orphaned)) if self.breaks(Broken::AnyGoesOn) => {
+                let mut any = orphaned.clone();
+                any.left.retain(|backup| backup.holder.incarnation == *by);
+                let holding = Holding::Orphaned(any);
+                Register::apply(Some(&Register { holding, ..self.register.clone() }), &transition)
+            }
+            _ => Register::apply(Some(&self.register), &transition),
+        };
         if let Ok(register) = &outcome {
             if self.rng.random_bool(0.2) {
                 self.late = Some(register.clone());
@@ -262,6 +378,12 @@ impl World {
 
     fn answered(&mut self, who: usize, outcome: Result<Register, Why>, group: Option<Group>) {
         let own = self.incarnations[who];
+        let speaks = outcome
+            .as_ref()
+            .is_ok_and(|register| register.primary().is_some_and(|primary| primary.incarnation == own));
+        if speaks {
+            self.give_up(who);
+        }
         match (&mut self.processes[who], outcome) {
             (Process::Primary { protection, asking, .. }, Ok(register)) => {
                 *asking = None;
@@ -275,10 +397,11 @@ impl World {
                 assert!(matches!(why, Why::NotPrimary(_)), "{why}");
                 self.depose(who);
             }
-            (Process::Backup { log, .. }, Ok(register)) => {
-                if register.primary().unwrap().incarnation != own {
+            (Process::Backup { log, seen, .. }, Ok(register)) => {
+                if register.primary().is_none_or(|primary| primary.incarnation != own) {
                     // It is noted that this one has stopped.
                     self.counts.too_few_stopped += 1;
+                    *seen = Some(Box::new(register));
                     return;
                 }
                 let protection =
@@ -438,7 +561,8 @@ impl World {
         let log = log.clone();
         self.incarnations[joiner] = incarnation;
         self.links.push(Link { number, ..Link::default() });
-        self.processes[joiner] = Process::Backup { log, link: number, complete: false, silent: false };
+        self.processes[joiner] =
+            Process::Backup { log, link: number, complete: false, silent: false, seen: None };
     }
 
     fn plug(&mut self, who: usize) {
@@ -542,8 +666,18 @@ impl World {
                 self.cut(number);
             }
             (12, _) => self.notice(who),
+            (13, _) if self.operator => {
+                // The primary and others at once.
+                let speaker = self.register.primary().map(|primary| primary.incarnation);
+                for who in speaker.and_then(|speaker| self.process_of(speaker)).into_iter().chain([who]) {
+                    if self.rng.random_bool(0.3) && self.may_die(who) {
+                        self.die(who);
+                    }
+                }
+            }
             (13, _) if self.rng.random_bool(0.15) && self.may_die(who) => self.die(who),
             (14, _) if self.rng.random_bool(0.3) => self.settle_late(),
+            (14, _) if self.operator && self.rng.random_bool(0.5) => self.forget(),
             (15, _) => self.begin_hand_over(who),
             (16..=19, _) => self.hand_over(who),
             _ => {}
@@ -563,13 +697,14 @@ impl World {
                 self.ask(who);
                 self.check();
             }
+            self.forget();
             for _ in 0..50 {
                 (0..self.links.len()).for_each(|at| self.deliver_to_backup(at));
                 (0..self.links.len()).for_each(|at| self.deliver_to_primary(at));
             }
             self.check();
         }
-        let speaker = self.process_of(self.register.primary().unwrap().incarnation);
+        let speaker = self.register.primary().and_then(|primary| self.process_of(primary.incarnation));
         let Some(speaker) = speaker.filter(|who| matches!(self.processes[*who], Process::Primary { .. }))
         else {
             self.lost.get_or_insert(format!("nobody speaks: {}", self.register));
@@ -589,8 +724,22 @@ impl World {
 }
 
 fn run(seed: u64, backups: usize, wait_for: WaitFor, broken: Option<Broken>) -> (Option<String>, Counts) {
-    let mut world = World::new(seed, backups, wait_for, broken);
-    for _ in 0..1000 {
+    run_world(World::new(seed, backups, wait_for, broken, false))
+}
+
+/// With an operator, and deaths beyond the promise of `wait_for`.
+fn run_with_operator(
+    seed: u64,
+    backups: usize,
+    wait_for: WaitFor,
+    broken: Option<Broken>,
+) -> (Option<String>, Counts) {
+    run_world(World::new(seed, backups, wait_for, broken, true))
+}
+
+fn run_world(mut world: World) -> (Option<String>, Counts) {
+    // Several deaths at once are rare.
+    for _ in 0..if world.operator { 4000 } else { 1000 } {
         world.step();
         if world.lost.is_some() {
             return (world.lost, world.counts);
@@ -602,12 +751,52 @@ fn run(seed: u64, backups: usize, wait_for: WaitFor, broken: Option<Broken>) -> 
 
 const EACH: [WaitFor; 3] = [WaitFor::One, WaitFor::Majority, WaitFor::All];
 
-#[test]
-fn acknowledged_commits_survive_whatever_happens() {
-    let seeds = match std::env::var("OUTLIVE_SEED") {
+fn seeds() -> std::ops::RangeInclusive<u64> {
+    match std::env::var("OUTLIVE_SEED") {
         Ok(seed) => seed.parse().unwrap()..=seed.parse().unwrap(),
         Err(_) => 0..=2_000,
-    };
+    }
+}
+
+/// After an operator's word somebody speaks, and what is lost of what was acknowledged is no more than was said.
+#[test]
+fn no_more_is_lost_by_an_operators_word_than_is_said() {
+    let whole = seeds().count() > 1;
+    for (backups, wait_for) in [2, 3].into_iter().flat_map(|backups| EACH.map(|wait_for| (backups, wait_for)))
+    {
+        let mut all = Counts::default();
+        for seed in seeds() {
+            let (lost, counts) = run_with_operator(seed, backups, wait_for, None);
+            assert_eq!(lost, None, "{backups} backups, {wait_for:?}: OUTLIVE_SEED={seed} repeats it");
+            all.forgotten += counts.forgotten;
+            all.went_on += counts.went_on;
+            all.takeovers += counts.takeovers;
+            all.lost_known += counts.lost_known;
+            all.lost_unknown += counts.lost_unknown;
+        }
+        eprintln!("{backups} backups, {wait_for:?}, with an operator: {all:?}");
+        // Where every backup holds what is acknowledged, any takes over, and few words are needed.
+        let waits = wait_for.needed(backups) < backups;
+        assert!(!whole || !waits || all.forgotten > 300 && all.went_on > 300, "{all:?}");
+        assert!(!whole || wait_for != WaitFor::One || all.lost_unknown > 100, "{all:?}");
+    }
+}
+
+#[test]
+fn every_rule_of_an_operators_word_is_needed() {
+    for broken in [Broken::AnyGoesOn, Broken::CountsOnlyTheLeft] {
+        let loses = |seed: &u64| {
+            let (lost, _) = run_with_operator(*seed, 3, WaitFor::One, Some(broken));
+            lost.is_some_and(|what| what.contains("is lost to"))
+        };
+        let seed = (0..2_000).find(loses).unwrap_or_else(|| panic!("{broken:?} goes unnoticed"));
+        eprintln!("{broken:?}: seed {seed}");
+    }
+}
+
+#[test]
+fn acknowledged_commits_survive_whatever_happens() {
+    let seeds = seeds();
     let whole = seeds.end() - seeds.start() > 1;
     for (backups, wait_for) in
         [1, 2, 3].into_iter().flat_map(|backups| EACH.map(|wait_for| (backups, wait_for)))
