@@ -311,6 +311,26 @@ impl<T: Send + 'static> Handle<T> {
     }
 
     /// This side's value, to be used without a guard of what the handle lies in.
+    ///
+    /// ```
+    /// use outlive_replicated::{commit, replicated, Handle};
+    ///
+    /// #[replicated]
+    /// fn open(name: String) -> Vec<String> {
+    ///     vec![name]
+    /// }
+    ///
+    /// #[replicated]
+    /// static LOG: Option<Handle<Vec<String>>> = None;
+    ///
+    /// *LOG.write() = Some(open("a".into())?);
+    /// commit()?;
+    /// let log = LOG.read().as_ref().map(Handle::local).ok_or("none")?;
+    /// // Nobody waits for `LOG` meanwhile.
+    /// log.lock()?.push("b".into());
+    /// assert_eq!(log.lock()?.len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn local(&self) -> Local<T> {
         Local { call: Arc::clone(&self.call), of: PhantomData }
     }

@@ -159,6 +159,20 @@ struct File {
 
 impl Config {
     /// One with the defaults of everything else.
+    ///
+    /// ```
+    /// use outlive_replicated::{Config, Identity, Node};
+    ///
+    /// fn of_two(identity: Identity) -> Result<Config, Box<dyn std::error::Error>> {
+    ///     let node = |name: &str, address: &str| -> Result<Node, std::net::AddrParseError> {
+    ///         Ok(Node { name: name.into(), address: address.parse()? })
+    ///     };
+    ///     let seeds = vec![node("s1", "10.0.0.3:7400")?];
+    ///     let peers = vec![node("b", "10.0.0.2:7500")?];
+    ///     let cluster = "5d1f4bb3e8b0c6b57e6b0a4c1f2d3e4f".parse()?;
+    ///     Ok(Config::new("bank", "10.0.0.1:7500".parse()?, identity, cluster, seeds, peers)?)
+    /// }
+    /// ```
     pub fn new(
         name: &str,
         listen: SocketAddr,
@@ -185,6 +199,13 @@ impl Config {
     }
 
     /// From a file.
+    ///
+    /// ```
+    /// use outlive_replicated::Config;
+    ///
+    /// let error = Config::load(std::path::Path::new("/nowhere/bank.toml")).unwrap_err();
+    /// assert_eq!(error.to_string(), "cannot read /nowhere/bank.toml");
+    /// ```
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -192,6 +213,13 @@ impl Config {
     }
 
     /// From the text of a file, which `path` is the name of where something is wrong with it.
+    ///
+    /// ```
+    /// use outlive_replicated::Config;
+    ///
+    /// let error = Config::parse("name = 7", std::path::Path::new("bank.toml")).unwrap_err();
+    /// assert!(error.to_string().contains("bank.toml"));
+    /// ```
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text)
             .map_err(|error| ConfigError::Parse { path: path.to_owned(), reason: error.to_string() })?;

@@ -84,6 +84,23 @@ impl std::fmt::Display for Finding {
 
 /// Which transactions have been open for longer than this. Watching begins with the first call, or with
 /// [`Config::doctor`](crate::Config::doctor), and costs each transaction a lock.
+///
+/// ```
+/// use std::time::Duration;
+/// use outlive_replicated::{commit, doctor, replicated};
+///
+/// #[replicated]
+/// static COUNT: u64 = 0;
+///
+/// doctor(Duration::ZERO);
+/// *COUNT.write() += 1;
+/// std::thread::sleep(Duration::from_millis(2));
+/// let found = doctor(Duration::from_millis(1));
+/// assert!(found[0].objects[0].ends_with("COUNT"));
+/// commit()?;
+/// assert!(doctor(Duration::ZERO).is_empty());
+/// # Ok::<(), outlive_replicated::CommitError>(())
+/// ```
 pub fn doctor(longer_than: Duration) -> Vec<Finding> {
     let store = Store::global();
     store.watch.begin();

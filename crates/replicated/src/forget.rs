@@ -26,6 +26,13 @@ const AGAIN: Duration = Duration::from_millis(50);
 const ATTEMPTS: usize = 3;
 
 /// Without whom a process went on by an operator's word, and what is lost with them.
+///
+/// ```
+/// use outlive_replicated::Forgotten;
+///
+/// let forgotten = Forgotten { nodes: vec!["a".into(), "b".into()], lost_at_most: Some(3) };
+/// assert_eq!(forgotten.to_string(), "without a, b: at most 3 acknowledged commits are lost");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forgotten {
     /// Their nodes: that of the primary, and those of backups.

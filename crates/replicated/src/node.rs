@@ -29,6 +29,21 @@ const SOON: Duration = Duration::from_millis(10);
 const SAY: Duration = Duration::from_secs(10);
 
 /// How this process came to be the primary.
+///
+/// ```
+/// use outlive_replicated::Started;
+///
+/// fn greeting(started: &Started) -> String {
+///     match started {
+///         Started::Fresh => "a new state".into(),
+///         Started::TakenOver { commit, how } => match &how.forgotten {
+///             None => format!("all up to commit {commit}"),
+///             Some(forgotten) => format!("up to commit {commit}, {forgotten}"),
+///         },
+///     }
+/// }
+/// assert_eq!(greeting(&Started::Fresh), "a new state");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Started {
     /// It is the first: the state is as the program made it.
@@ -104,6 +119,15 @@ pub enum StartError {
 }
 
 /// How it stands with this process.
+///
+/// ```
+/// use outlive_replicated::{status, Status};
+///
+/// fn is_in_step(status: &Status) -> bool {
+///     status.last == status.acknowledged && status.failing.is_empty()
+/// }
+/// assert!(status().is_none_or(|status| is_in_step(&status)));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// What it is.
@@ -146,6 +170,16 @@ static CORE: Mutex<Option<Arc<Core>>> = Mutex::new(None);
 ///
 /// Call it before marked state is changed by other threads. It blocks: an async program calls it before it starts its
 /// executor, or on a thread for blocking work.
+///
+/// ```no_run
+/// use outlive_replicated::{start, Config, Started};
+///
+/// match start(Config::load(std::path::Path::new("bank.toml"))?)? {
+///     Started::Fresh => println!("the first"),
+///     Started::TakenOver { commit, how } => println!("from {} after commit {commit}", how.from),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn start(config: Config) -> Result<Started, StartError> {
     let store = Store::global();
     Store::register_statics();
@@ -162,6 +196,11 @@ pub fn start(config: Config) -> Result<Started, StartError> {
 }
 
 /// How it stands with this process; `None` before [`start`].
+///
+/// ```
+/// // Nothing has started here.
+/// assert_eq!(outlive_replicated::status(), None);
+/// ```
 pub fn status() -> Option<Status> {
     let core = CORE.lock().clone()?;
     Some(status_of(&core))
@@ -169,6 +208,12 @@ pub fn status() -> Option<Status> {
 
 /// Ends the program as a whole: nothing is acknowledged any more, and its backup does not take over. Returns when the
 /// seed nodes know it. To give the place to the backup instead: [`hand_over`].
+///
+/// ```
+/// // Before `start` there is nothing to stop.
+/// outlive_replicated::stop()?;
+/// # Ok::<(), outlive_replicated::CommitError>(())
+/// ```
 pub fn stop() -> Result<(), CommitError> {
     let core = CORE.lock().clone();
     core.map_or(Ok(()), |core| stop_in(&core))
@@ -184,6 +229,14 @@ pub struct NotHandedOver(String);
 /// [`CommitError::Deposed`], and the process is to end. Clients that are cut off find the other, which begins at once.
 ///
 /// Returns once it is known whether it came about: while the seed nodes do not answer, it waits, and so do commits.
+///
+/// ```no_run
+/// // When the operator says so, on the primary:
+/// match outlive_replicated::hand_over() {
+///     Ok(()) => std::process::exit(0),
+///     Err(error) => eprintln!("{error}"),
+/// }
+/// ```
 pub fn hand_over() -> Result<(), NotHandedOver> {
     let core = CORE.lock().clone();
     let core = core.ok_or_else(|| NotHandedOver("this process has not started".into()))?;

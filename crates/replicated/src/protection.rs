@@ -29,6 +29,14 @@ pub enum WaitFor {
 
 impl WaitFor {
     /// Of so many backups.
+    ///
+    /// ```
+    /// use outlive_replicated::WaitFor;
+    ///
+    /// assert_eq!(WaitFor::One.needed(4), 1);
+    /// assert_eq!(WaitFor::Majority.needed(4), 2);
+    /// assert_eq!(WaitFor::All.needed(4), 4);
+    /// ```
     pub fn needed(self, backups: usize) -> usize {
         match self {
             Self::One => backups.min(1),

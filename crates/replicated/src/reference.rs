@@ -77,6 +77,25 @@ impl<T> fmt::Debug for Ref<T> {
 
 impl<T: Value> Ref<T> {
     /// Makes an object of a value, as part of this thread's transaction.
+    ///
+    /// ```
+    /// use outlive_replicated::{commit, replicated, List, Ref};
+    ///
+    /// #[replicated]
+    /// struct Job {
+    ///     done: bool,
+    /// }
+    ///
+    /// #[replicated]
+    /// static JOBS: List<Ref<Job>> = List::new();
+    ///
+    /// let job = Ref::new(Job { done: false });
+    /// JOBS.write().push(job);
+    /// job.write().done = true;
+    /// commit()?;
+    /// assert!(JOBS.read().get(0).ok_or("none")?.read().done);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(value: T) -> Self {
         Self::new_in(Store::global(), value).unwrap_or_else(|error| give_up(error))
     }
@@ -117,6 +136,15 @@ impl<T: Value> Ref<T> {
     }
 
     /// Like [`read`](Self::read), and says why not.
+    ///
+    /// ```
+    /// use outlive_replicated::{commit, Ref};
+    ///
+    /// let number = Ref::new(7u64);
+    /// commit()?;
+    /// assert_eq!(*number.try_read()?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn try_read(&self) -> Result<RefReadGuard<T>, WriteError> {
         self.try_read_in(Store::global())
     }
@@ -135,6 +163,16 @@ impl<T: Value> Ref<T> {
     }
 
     /// Like [`write`](Self::write), and says why not.
+    ///
+    /// ```
+    /// use outlive_replicated::{commit, Ref};
+    ///
+    /// let number = Ref::new(7u64);
+    /// *number.try_write()? += 1;
+    /// commit()?;
+    /// assert_eq!(*number.read(), 8);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn try_write(&self) -> Result<RefWriteGuard<T>, WriteError> {
         self.try_write_in(Store::global())
     }
@@ -201,6 +239,18 @@ fn create<T: Value>(
 /// Frees all objects that are no longer reached from a marked static, on both sides, as a transaction of its own;
 /// returns how many. Waits up to `patience` for a moment without any transaction, in which nothing else begins one;
 /// `None` if there was none. Commit first: a transaction of this very thread would be waited for.
+///
+/// ```
+/// use std::time::Duration;
+/// use outlive_replicated::{collect_garbage, commit, Ref};
+///
+/// // No marked static leads to it.
+/// let forgotten = Ref::new(7u64);
+/// commit()?;
+/// assert_eq!(collect_garbage(Duration::from_secs(1))?, Some(1));
+/// assert!(forgotten.try_read().is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn collect_garbage(patience: Duration) -> Result<Option<usize>, CommitError> {
     collect_garbage_in(Store::global(), patience)
 }

@@ -8,6 +8,14 @@ use crate::transaction::{CommitError, TransactionError, transaction};
 use crate::{Map, commit, replicated};
 
 /// Which request of which client.
+///
+/// ```
+/// use outlive_replicated::RequestId;
+///
+/// // Asked once more, it is the same; what is asked next has the next number.
+/// let id = RequestId { client: 0x5eed, number: 1 };
+/// assert_ne!(id, RequestId { number: id.number + 1, ..id });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId {
     /// The client: random, made by it once, and kept over its connections.
@@ -28,6 +36,14 @@ struct Recorded {
 static REPLIES: Map<u128, Recorded> = Map::new();
 
 /// Why a request has no reply.
+///
+/// ```
+/// use outlive_replicated::{once, RequestError, RequestId};
+///
+/// let ask = |number| once(RequestId { client: 1, number }, || Ok::<_, ()>(vec![1]));
+/// assert_eq!(ask(2), Ok(vec![1]));
+/// assert_eq!(ask(1), Err(RequestError::Passed(1)));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError<E> {
     /// What the work itself returned; its changes were undone, and nothing is recorded.
@@ -118,6 +134,16 @@ fn met<E>(recorded: &Recorded, id: RequestId) -> Option<Met<E>> {
 }
 
 /// A client that will not come back: its last reply is dropped, with the next commit. Whether there was one.
+///
+/// ```
+/// use outlive_replicated::{commit, forget_client, once, RequestId};
+///
+/// once(RequestId { client: 7, number: 1 }, || Ok::<_, ()>(b"done".to_vec())).unwrap();
+/// assert!(forget_client(7));
+/// commit()?;
+/// assert!(!forget_client(7));
+/// # Ok::<(), outlive_replicated::CommitError>(())
+/// ```
 pub fn forget_client(client: u128) -> bool {
     REPLIES.write().remove(&client).is_some()
 }

@@ -15,6 +15,18 @@ use crate::value::Value;
 use crate::write::{Held, Write};
 
 /// A marked static: what `#[replicated] static NAME: T = …` becomes.
+///
+/// ```
+/// use outlive_replicated::{commit, replicated};
+///
+/// #[replicated]
+/// static LIMITS: (u64, u64) = (1, 10);
+///
+/// LIMITS.write().1 = 20;
+/// commit()?;
+/// assert_eq!(*LIMITS.read(), (1, 20));
+/// # Ok::<(), outlive_replicated::CommitError>(())
+/// ```
 pub struct Root<T: Value> {
     name: &'static str,
     make: fn() -> T,

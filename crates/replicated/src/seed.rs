@@ -57,6 +57,17 @@ pub enum SeedError {
 }
 
 /// One vote in arbitration, answered over mutual TLS. Of three, one may die.
+///
+/// ```no_run
+/// use std::path::Path;
+/// use outlive_replicated::{Config, Seed};
+///
+/// // The seed nodes are those that a program's configuration names; this process is the one of the certificate.
+/// let config = Config::load(Path::new("/etc/bank/bank.toml"))?;
+/// let seed = Seed::open(Path::new("/var/lib/bank-seed"), config.identity, config.seeds, false)?;
+/// seed.listen("10.0.0.3:7400".parse()?)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Seed {
     acceptor: Mutex<Acceptor<RedbStorage>>,
     identity: Identity,

@@ -4,6 +4,8 @@
 //! what the backup is to do, and what takes it back. Both are in the encoding of [`wire`](crate::wire), and both are
 //! carried out by the same code, so that undoing is as well tested as replicating.
 
+mod task;
+
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
@@ -19,10 +21,25 @@ use crate::store::{Role, Sink, Store, kind};
 use crate::value::{Diff, Value};
 use crate::wire::{Mode, Reader, Writer};
 
+pub use task::{Task, task};
+
 /// The most that one transaction may ship: what a backup must hold before it can apply it.
 pub const TRANSACTION_LIMIT: usize = 256 * 1024 * 1024;
 
 /// Why a commit was not acknowledged.
+///
+/// ```
+/// use outlive_replicated::{commit, replicated, CommitError};
+///
+/// #[replicated]
+/// static COUNT: u64 = 0;
+///
+/// let mut count = COUNT.write();
+/// *count += 1;
+/// assert_eq!(commit(), Err(CommitError::GuardAlive));
+/// drop(count);
+/// assert_eq!(commit(), Ok(()));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommitError {
     /// Nothing that this process says counts any more (R2): end it, or start it anew as a backup.
@@ -62,6 +79,19 @@ pub enum CommitError {
 }
 
 /// A write that could not begin.
+///
+/// ```
+/// use outlive_replicated::{replicated, WriteError};
+///
+/// #[replicated]
+/// static COUNT: u64 = 0;
+///
+/// let reading = COUNT.read();
+/// // It would wait for itself.
+/// assert!(matches!(COUNT.try_write(), Err(WriteError::GuardAlive)));
+/// drop(reading);
+/// assert!(COUNT.try_write().is_ok());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
     /// See [`Deadlock`].
@@ -586,6 +616,19 @@ pub(crate) fn give_up(error: WriteError) -> ! {
 }
 
 /// What a commit left behind: that it may be waited for.
+///
+/// ```
+/// use outlive_replicated::{commit_async, replicated, Commit};
+///
+/// #[replicated]
+/// static COUNT: u64 = 0;
+///
+/// *COUNT.write() += 1;
+/// let commit: Commit = commit_async()?;
+/// // Without a backup there is nothing to wait for.
+/// assert_eq!(commit.try_wait(), Some(Ok(())));
+/// # Ok::<(), outlive_replicated::CommitError>(())
+/// ```
 #[must_use = "nothing may be answered before the commit is acknowledged: await it, or `wait` for it"]
 #[derive(Clone)]
 pub struct Commit {
@@ -630,12 +673,43 @@ impl Future for Commit {
 /// Ends this thread's transaction, and returns when the backup holds it. With nothing changed it waits for all that
 /// was committed so far, by whomever, and for the backup's word that it has not taken over: what was read may be
 /// answered with after it.
+///
+/// ```
+/// use outlive_replicated::{commit, replicated};
+///
+/// #[replicated]
+/// static STOCK: u64 = 3;
+///
+/// *STOCK.write() -= 1;
+/// commit()?;
+/// // Here it may be answered.
+/// assert_eq!(*STOCK.read(), 2);
+/// # Ok::<(), outlive_replicated::CommitError>(())
+/// ```
 pub fn commit() -> Result<(), CommitError> {
     commit_async()?.wait()
 }
 
 /// Ends this thread's transaction; what it returns says when the backup holds it. Objects are free for others at once:
 /// their commits come after this one.
+///
+/// ```
+/// use outlive_replicated::{commit_async, replicated, List};
+///
+/// #[replicated]
+/// static LOG: List<u64> = List::new();
+///
+/// let mut on_their_way = Vec::new();
+/// for number in 0..3 {
+///     LOG.write().push(number);
+///     on_their_way.push(commit_async()?);
+/// }
+/// // Async code awaits it.
+/// for commit in on_their_way {
+///     commit.wait()?;
+/// }
+/// # Ok::<(), outlive_replicated::CommitError>(())
+/// ```
 pub fn commit_async() -> Result<Commit, CommitError> {
     let Some(mut tx) = take_current() else {
         let store = Store::global();
@@ -723,6 +797,18 @@ pub(crate) fn ready_thread() {
 }
 
 /// Undoes what this thread changed since its last commit.
+///
+/// ```
+/// use outlive_replicated::{replicated, rollback};
+///
+/// #[replicated]
+/// static STOCK: u64 = 3;
+///
+/// *STOCK.write() = 0;
+/// rollback()?;
+/// assert_eq!(*STOCK.read(), 3);
+/// # Ok::<(), outlive_replicated::CommitError>(())
+/// ```
 pub fn rollback() -> Result<(), CommitError> {
     let Some(mut tx) = take_current() else { return Ok(()) };
     if tx.cannot_be_undone() {
@@ -783,6 +869,13 @@ pub fn transaction<T, E>(mut work: impl FnMut() -> Result<T, E>) -> Result<T, Tr
 }
 
 /// Why a [`transaction`] did not take place.
+///
+/// ```
+/// use outlive_replicated::{transaction, TransactionError};
+///
+/// let refused: Result<(), _> = transaction(|| Err("not enough"));
+/// assert_eq!(refused, Err(TransactionError::Work("not enough")));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransactionError<E> {
     /// What the work itself returned; its changes were undone.
@@ -791,66 +884,4 @@ pub enum TransactionError<E> {
     /// It was not acknowledged.
     #[error(transparent)]
     Commit(#[from] CommitError),
-}
-
-/// Gives a task a transaction of its own, whichever thread runs it: wrap every task that changes replicated state.
-/// Two tasks that share a thread would share its transaction otherwise. Works with any executor.
-pub fn task<F: Future>(future: F) -> Task<F> {
-    Task { tx: None, kept: Vec::new(), future: Some(Box::pin(future)) }
-}
-
-/// See [`task`].
-pub struct Task<F> {
-    tx: Option<Box<Tx>>,
-    kept: Vec<Arc<dyn AnyObject>>,
-    /// None once it is dropped.
-    future: Option<Pin<Box<F>>>,
-}
-
-/// Runs `then` with a task's transaction as the thread's; it is the task's again also when `then` panics.
-fn inside<R>(tx: &mut Option<Box<Tx>>, kept: &mut Vec<Arc<dyn AnyObject>>, then: impl FnOnce() -> R) -> R {
-    struct Outer<'a> {
-        tx: Option<Box<Tx>>,
-        kept: Vec<Arc<dyn AnyObject>>,
-        inner: (&'a mut Option<Box<Tx>>, &'a mut Vec<Arc<dyn AnyObject>>),
-    }
-    impl Drop for Outer<'_> {
-        fn drop(&mut self) {
-            *self.inner.0 = take_current();
-            *self.inner.1 = take_kept();
-            put_current(self.tx.take());
-            let _ = KEPT.try_with(|kept| *kept.borrow_mut() = std::mem::take(&mut self.kept));
-        }
-    }
-    let ours = (tx.take(), std::mem::take(kept));
-    let _outer = Outer { tx: take_current(), kept: take_kept(), inner: (tx, kept) };
-    put_current(ours.0);
-    let _ = KEPT.try_with(|kept| *kept.borrow_mut() = ours.1);
-    then()
-}
-
-impl<F: Future> Future for Task<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let Self { tx, kept, future } = &mut *self;
-        match future {
-            Some(future) => inside(tx, kept, || future.as_mut().poll(context)),
-            // Only while it is being dropped.
-            None => Poll::Pending,
-        }
-    }
-}
-
-impl<F> Drop for Task<F> {
-    fn drop(&mut self) {
-        // Its guards end before its transaction does, and are part of it.
-        let Self { tx, kept, future } = self;
-        inside(tx, kept, || *future = None);
-        // Before the transaction, which may need them to be undone.
-        if let Some(tx) = &mut self.tx {
-            tx.kept.append(&mut self.kept);
-        }
-        self.tx = None;
-    }
 }
