@@ -304,6 +304,9 @@ struct outlive_started {
     uint64_t granted_us;
     // From then until this process could go on: microseconds.
     uint64_t ready_us;
+    // How many commits may have been acknowledged and are lost, where it went on without the dead by an operator's word (`outlive
+    // replicated forget`); 0 if none, UINT64_MAX if nobody knows.
+    uint64_t lost_at_most;
     // From which node it took over, as far as it fits.
     char from[64];
     // What was noticed of the primary, as far as it fits.

@@ -98,6 +98,9 @@ pub struct outlive_started {
     pub granted_us: u64,
     /// From then until this process could go on: microseconds.
     pub ready_us: u64,
+    /// How many commits may have been acknowledged and are lost, where it went on without the dead by an operator's word (`outlive
+    /// replicated forget`); 0 if none, UINT64_MAX if nobody knows.
+    pub lost_at_most: u64,
     /// From which node it took over, as far as it fits.
     pub from: [c_char; 64],
     /// What was noticed of the primary, as far as it fits.
@@ -241,6 +244,7 @@ unsafe fn start(config: Config, to: *mut outlive_started) -> Result<Code, Failur
         generation: 0,
         granted_us: 0,
         ready_us: 0,
+        lost_at_most: 0,
         from: [0; 64],
         why: [0; 256],
     };
@@ -249,6 +253,7 @@ unsafe fn start(config: Config, to: *mut outlive_started) -> Result<Code, Failur
         (to.how, to.commit, to.generation) = (outlive_how::OUTLIVE_TAKEN_OVER, commit, how.generation);
         to.granted_us = u64::try_from(how.granted_in.as_micros()).unwrap_or(u64::MAX);
         to.ready_us = u64::try_from(how.ready_in.as_micros()).unwrap_or(u64::MAX);
+        to.lost_at_most = how.forgotten.map_or(0, |forgotten| forgotten.lost_at_most.unwrap_or(u64::MAX));
         fill(&mut to.from, &how.from);
         fill(&mut to.why, &how.why);
     }

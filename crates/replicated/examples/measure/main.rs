@@ -1,16 +1,18 @@
-//! What `cargo xtask bench replicated` runs: measures this library between two processes over loopback, a bare TCP
-//! request and reply on the same link, and Redis with `WAIT 1 0` for the same updates; the outcome as one line of JSON.
+//! What `cargo xtask bench replicated` runs: measures this library between two processes, over loopback or over two hosts of a
+//! lab, a bare TCP request and reply on the same link, and Redis with `WAIT 1 0` for the same updates; the outcome as one line
+//! of JSON.
 
 mod redis;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use outlive_replicated::protection::Phase;
-use outlive_replicated::testing::{Cluster, free_address};
+use outlive_replicated::testing::{Cluster, free_address_at};
 use outlive_replicated::{Config, List, Node, Ref, Started, commit, commit_async, replicated, start, status};
 
 type Failure = Box<dyn std::error::Error>;
@@ -43,14 +45,68 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match &words[..] {
-        [] => measure(),
+        [] => measure(&Hosts::loopback()),
+        ["over", here, there, namespace] => match (here.parse(), there.parse()) {
+            (Ok(here), Ok(there)) => {
+                let namespace = Some((*namespace).to_owned());
+                measure(&Hosts { here, there, namespace, next: AtomicU16::new(7500) })
+            }
+            _ => Err("usage: measure over ADDRESS ADDRESS NAMESPACE".into()),
+        },
         ["follow", config, echo] => follow(Path::new(config), echo),
         ["objects", config] => objects(Path::new(config)),
-        _ => Err("usage: measure".into()),
+        _ => Err("usage: measure [over HERE THERE NAMESPACE]".into()),
     };
     if let Err(error) = outcome {
         eprintln!("error: {error}");
         std::process::exit(1);
+    }
+}
+
+/// Where both sides are.
+struct Hosts {
+    here: IpAddr,
+    there: IpAddr,
+    /// The network namespace of the other, as a file.
+    namespace: Option<String>,
+    /// A port of the other that nobody has.
+    next: AtomicU16,
+}
+
+impl Hosts {
+    fn loopback() -> Self {
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self { here, there: here, namespace: None, next: AtomicU16::new(0) }
+    }
+
+    /// An address for whoever runs on the first.
+    fn free_here(&self) -> SocketAddr {
+        free_address_at(self.here)
+    }
+
+    /// An address for whoever runs on the other, of which nothing else runs there.
+    fn free_there(&self) -> SocketAddr {
+        match self.namespace {
+            Some(_) => SocketAddr::new(self.there, self.next.fetch_add(1, Ordering::Relaxed)),
+            None => free_address_at(self.there),
+        }
+    }
+
+    /// A program on the other.
+    fn command_there(&self, program: &Path) -> Command {
+        match &self.namespace {
+            Some(namespace) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={namespace}")).arg(program);
+                command
+            }
+            None => Command::new(program),
+        }
+    }
+
+    fn nodes(&self) -> [Node; 2] {
+        let node = |name: &str, address| Node { name: name.into(), address };
+        [node("a", self.free_here()), node("b", self.free_there())]
     }
 }
 
@@ -127,8 +183,15 @@ impl Drop for Process {
 
 impl Process {
     fn start(arguments: &[&str]) -> Result<Self, Failure> {
-        let child = Command::new(std::env::current_exe()?).args(arguments).stdout(Stdio::piped()).spawn()?;
-        Ok(Self(child))
+        Self::run(Command::new(std::env::current_exe()?), arguments)
+    }
+
+    fn start_there(hosts: &Hosts, arguments: &[&str]) -> Result<Self, Failure> {
+        Self::run(hosts.command_there(&std::env::current_exe()?), arguments)
+    }
+
+    fn run(mut command: Command, arguments: &[&str]) -> Result<Self, Failure> {
+        Ok(Self(command.args(arguments).stdout(Stdio::piped()).spawn()?))
     }
 
     fn line(&mut self) -> Result<String, Failure> {
@@ -143,25 +206,23 @@ fn text(path: &Path) -> Result<&str, Failure> {
     path.to_str().ok_or_else(|| "a path is not UTF-8".into())
 }
 
-fn nodes() -> [Node; 2] {
-    ["a", "b"].map(|name| Node { name: name.into(), address: free_address() })
-}
-
-fn measure() -> Result<(), Failure> {
-    let cluster = Cluster::new();
-    let takeover = measure_takeover(&cluster)?;
+fn measure(hosts: &Hosts) -> Result<(), Failure> {
+    let cluster = Cluster::at(hosts.here);
+    let takeover = measure_takeover(&cluster, hosts)?;
     eprintln!("{takeover}");
 
-    let nodes = nodes();
+    let nodes = hosts.nodes();
     let config = |node: &Node| -> PathBuf { cluster.config_file("measure", node, &nodes) };
-    let echo = free_address();
+    let echo = hosts.free_there();
     start(Config::load(&config(&nodes[0]))?)?;
     for _ in 0..256 {
         CELLS.write().push(Ref::new(Item::default()));
     }
     NUMBERS.write().extend((0..1000).map(|_| 0));
     commit()?;
-    let _backup = Process::start(&["follow", text(&config(&nodes[1]))?, &echo.to_string()])?;
+    let (path, answers) = (config(&nodes[1]), echo.to_string());
+    let backup = ["follow", text(&path)?, &answers];
+    let _backup = Process::start_there(hosts, &backup)?;
     wait_until_protected()?;
 
     let write_ns = tracked_write()?;
@@ -171,7 +232,7 @@ fn measure() -> Result<(), Failure> {
     eprintln!("commit {commit_us:.1} us, bare {bare_us:.1} us");
     let mut commits = Vec::new();
     let mut redis_rates = Vec::new();
-    let redis = redis::Pair::start()?;
+    let redis = redis::Pair::start(hosts)?;
     for clients in CLIENTS {
         // In turn, so that both meet the same machine.
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -342,13 +403,15 @@ fn bytes_sent(port: u16) -> Result<u64, Failure> {
 }
 
 /// From the kill of a primary with a million objects.
-fn measure_takeover(cluster: &Cluster) -> Result<String, Failure> {
-    let nodes = nodes();
+fn measure_takeover(cluster: &Cluster, hosts: &Hosts) -> Result<String, Failure> {
+    let nodes = hosts.nodes();
     let config = |node: &Node| cluster.config_file("objects", node, &nodes);
     let mut primary = Process::start(&["objects", text(&config(&nodes[0]))?])?;
     // Its first word comes when it is protected, so the backup is started before.
     std::thread::sleep(Duration::from_millis(500));
-    let mut backup = Process::start(&["follow", text(&config(&nodes[1]))?, &free_address().to_string()])?;
+    let (path, answers) = (config(&nodes[1]), hosts.free_there().to_string());
+    let follow = ["follow", text(&path)?, &answers];
+    let mut backup = Process::start_there(hosts, &follow)?;
     let line = primary.line()?;
     if line != "ready" {
         return Err(format!("the primary says {line:?}").into());

@@ -2,12 +2,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use outlive_replicated::testing::free_address;
+use crate::{Failure, Hosts};
 
-use crate::Failure;
+const SERVER: &str = "redis-server";
 
 pub struct Pair {
     address: SocketAddr,
@@ -24,11 +25,12 @@ impl Drop for Pair {
 }
 
 impl Pair {
-    pub fn start() -> Result<Self, Failure> {
-        let (address, other) = (free_address(), free_address());
+    pub fn start(hosts: &Hosts) -> Result<Self, Failure> {
+        let (address, other) = (hosts.free_here(), hosts.free_there());
         let mut pair = Self { address, servers: Vec::new() };
-        pair.serve(address, &[])?;
-        pair.serve(other, &["--replicaof", "127.0.0.1", &address.port().to_string()])?;
+        pair.serve(Command::new(SERVER), address, &[])?;
+        let (host, port) = (address.ip().to_string(), address.port().to_string());
+        pair.serve(hosts.command_there(Path::new(SERVER)), other, &["--replicaof", &host, &port])?;
         let since = Instant::now();
         while pair.update(&mut pair.connect()?, 0, 100)? < 1 {
             if since.elapsed() > Duration::from_secs(60) {
@@ -38,13 +40,14 @@ impl Pair {
         Ok(pair)
     }
 
-    fn serve(&mut self, address: SocketAddr, more: &[&str]) -> Result<(), Failure> {
-        let mut command = Command::new("redis-server");
+    fn serve(&mut self, mut command: Command, address: SocketAddr, more: &[&str]) -> Result<(), Failure> {
         command.args([
             "--port",
             &address.port().to_string(),
             "--bind",
-            "127.0.0.1",
+            &address.ip().to_string(),
+            "--protected-mode",
+            "no",
             "--save",
             "",
             "--appendonly",
