@@ -5,6 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use outlive_replicated::protection::Phase;
 use outlive_replicated::testing::{Cluster, free_address};
 use outlive_replicated::{Config, List, Node, commit, replicated, start, status};
@@ -167,8 +169,14 @@ fn the_one_that_is_left_goes_on_by_a_word_on_the_command_line() {
     let alive = forget(&[&primary, dead]);
     assert!(alive.0 == 5 && alive.2.contains(&format!("{primary} answers, and is primary")), "{alive:?}");
     let place = |name: &str| ["a", "b", "c"].iter().position(|other| *other == name).unwrap();
-    all[place(&primary)] = None;
+    // Both are stopped first, so that neither notices the end of the other.
+    for name in [&primary, dead] {
+        let process = all[place(name)].as_ref().unwrap().0.id();
+        kill(Pid::from_raw(i32::try_from(process).unwrap()), Signal::SIGSTOP).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(200));
     all[place(dead)] = None;
+    all[place(&primary)] = None;
 
     let unknown = forget(&["d"]);
     assert!(unknown.0 == 4 && unknown.2.contains("d holds nothing of left"), "{unknown:?}");
