@@ -32,6 +32,18 @@ use crate::wire::{Mode, Reader, WireError, Writer};
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Why there is no value behind a [`Handle`].
+///
+/// ```
+/// use outlive_replicated::{replicated, CallError};
+///
+/// #[replicated]
+/// fn open(name: String) -> Result<u64, String> {
+///     Err(format!("{name} is not there"))
+/// }
+///
+/// let error = open("a".into()).unwrap_err();
+/// assert!(matches!(&error, CallError::Failed { reason, .. } if reason == "a is not there"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// What the function itself says.

@@ -93,6 +93,13 @@ const DETECTION: Duration = Duration::from_millis(500);
 const UNACKNOWLEDGED: usize = 64 << 20;
 
 /// A configuration that cannot be used.
+///
+/// ```
+/// use outlive_replicated::{Config, ConfigError};
+///
+/// let error = Config::load(std::path::Path::new("/nowhere/bank.toml")).unwrap_err();
+/// assert!(matches!(error, ConfigError::Read { .. }));
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.

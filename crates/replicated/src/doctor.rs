@@ -136,6 +136,19 @@ pub(crate) fn attend(store: &Store, longer_than: Duration) {
 }
 
 /// Something was about to be told that a takeover could make untrue.
+///
+/// ```
+/// use std::io::Write;
+/// use outlive_replicated::{output_guard, replicated, Premature};
+///
+/// #[replicated]
+/// static COUNT: u64 = 0;
+///
+/// *COUNT.write() += 1;
+/// let error = output_guard(Vec::new()).write_all(b"one").unwrap_err();
+/// let why = error.get_ref().and_then(|error| error.downcast_ref());
+/// assert_eq!(why, Some(&Premature::Uncommitted));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Premature {
     /// This thread has changed marked state since its last commit.

@@ -76,6 +76,13 @@ pub struct Forgot {
 }
 
 /// Why nobody was forgotten.
+///
+/// ```
+/// use outlive_replicated::ForgetError;
+///
+/// let error = ForgetError::PrimaryNotNamed { primary: "a".into(), all: "a b".into() };
+/// assert!(error.to_string().contains("outlive replicated forget CONFIG a b"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForgetError {
     /// No node was named.

@@ -17,6 +17,14 @@ use crate::ship::Core;
 use crate::store::Role;
 
 /// One process of a program, as it says itself.
+///
+/// ```
+/// use outlive_replicated::Inspection;
+///
+/// fn is_safe(primary: &Inspection) -> bool {
+///     primary.role == "primary" && primary.backups.iter().any(|backup| backup.counts)
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inspection {
     /// Its node.

@@ -75,6 +75,18 @@ pub struct How {
 }
 
 /// Why [`start`] failed.
+///
+/// ```
+/// use outlive_replicated::{start, Config, StartError};
+///
+/// fn run(config: Config) -> Result<(), StartError> {
+///     match start(config) {
+///         // Another version of the program: it says which type and field.
+///         Err(StartError::Incompatible(why)) => panic!("{why}"),
+///         other => other.map(drop),
+///     }
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// There is one state in a process, and it has one life.

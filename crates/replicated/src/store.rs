@@ -36,6 +36,13 @@ pub(crate) mod kind {
 }
 
 /// What this process is to the store's state.
+///
+/// ```
+/// use outlive_replicated::{status, Role};
+///
+/// let speaks = status().is_some_and(|status| status.role == Role::Primary);
+/// assert!(!speaks);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// `start` was not called: everything works and goes nowhere.

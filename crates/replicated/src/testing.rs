@@ -88,6 +88,17 @@ mod points {
 }
 
 /// Certificates, addresses and seed nodes for programs that run on this machine, for as long as it lives.
+///
+/// ```
+/// use outlive_replicated::testing::{free_address, Cluster};
+/// use outlive_replicated::Node;
+///
+/// let cluster = Cluster::new();
+/// let nodes = ["a", "b"].map(|name| Node { name: name.into(), address: free_address() });
+/// // For a program that is started with the path of its configuration:
+/// let path = cluster.config_file("bank", &nodes[0], &nodes);
+/// assert!(path.exists());
+/// ```
 pub struct Cluster {
     directory: tempfile::TempDir,
     authority: Authority,
@@ -184,6 +195,12 @@ impl Default for Cluster {
 }
 
 /// An address on which nobody listens, for a process that is to listen there soon. Never the same twice.
+///
+/// ```
+/// use outlive_replicated::testing::free_address;
+///
+/// assert_ne!(free_address(), free_address());
+/// ```
 pub fn free_address() -> SocketAddr {
     free_address_at(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
