@@ -29,15 +29,9 @@ const INTS: &[Int] = &[
     int("NETLINK_GET_STRICT_CHK", SOL_NETLINK, 12),
 ];
 const TABLES: &[&[Int]] = &[sockopt::SOCKET_INTS, INTS];
-/// Protocols whose sockets hold nothing in the kernel but what is read here: routes, sockets, audit, events of devices,
-/// and generic.
-const PROTOCOLS: &[i32] = &[
-    libc::NETLINK_ROUTE,
-    libc::NETLINK_SOCK_DIAG,
-    libc::NETLINK_AUDIT,
-    libc::NETLINK_KOBJECT_UEVENT,
-    libc::NETLINK_GENERIC,
-];
+/// Protocols whose sockets hold nothing in the kernel but what is read here: routes, sockets, audit, and events of devices.
+const PROTOCOLS: &[i32] =
+    &[libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG, libc::NETLINK_AUDIT, libc::NETLINK_KOBJECT_UEVENT];
 /// Groups that are looked at; the kernel's families have some tens.
 const MAX_GROUPS: usize = 1024;
 

@@ -275,6 +275,7 @@ const X32_BIT: u32 = 0x4000_0000;
 const TCP_ULP: u32 = 31;
 /// The key management of IPsec, by netlink and by a family of its own (`linux/netlink.h`, `linux/socket.h`).
 const NETLINK_XFRM: u32 = 6;
+const NETLINK_GENERIC: u32 = libc::NETLINK_GENERIC as u32;
 const PF_KEY: u32 = 15;
 /// A socket's own policy of it (`linux/in.h`, `linux/in6.h`).
 const IP_IPSEC_POLICY: u32 = 16;
@@ -294,6 +295,7 @@ const F_SETOWN_EX: u32 = 15;
 const FIOASYNC: u32 = 0x5452;
 const FIOSETOWN: u32 = 0x8901;
 const SIOCSPGRP: u32 = 0x8902;
+const SIOCETHTOOL: u32 = 0x8946;
 
 fn stmt(code: u32, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt: 0, jf: 0, k }
@@ -385,7 +387,7 @@ pub fn program() -> Vec<sock_filter> {
         jump(BPF_JSET, libc::SHM_HUGETLB as u32, 1, 0),
         trace(Notice::Segment),
         errno(libc::ENOMEM),
-        // fcntl and ioctl: only what has to do with signals.
+        // fcntl and ioctl: what has to do with signals. Offloads and rings of a device are what its driver knows nothing of.
         jump(BPF_JEQ, libc::SYS_fcntl as u32, 0, 9),
         load(argument(1)),
         jump(BPF_JEQ, libc::F_SETFL as u32, 0, 2),
@@ -396,13 +398,15 @@ pub fn program() -> Vec<sock_filter> {
         jump(BPF_JEQ, F_SETOWN_EX, 1, 0),
         allow,
         trace(Notice::SignalOwner),
-        jump(BPF_JEQ, libc::SYS_ioctl as u32, 0, 6),
+        jump(BPF_JEQ, libc::SYS_ioctl as u32, 0, 8),
         load(argument(1)),
-        jump(BPF_JEQ, FIOASYNC, 3, 0),
-        jump(BPF_JEQ, FIOSETOWN, 2, 0),
-        jump(BPF_JEQ, SIOCSPGRP, 1, 0),
+        jump(BPF_JEQ, FIOASYNC, 4, 0),
+        jump(BPF_JEQ, FIOSETOWN, 3, 0),
+        jump(BPF_JEQ, SIOCSPGRP, 2, 0),
+        jump(BPF_JEQ, SIOCETHTOOL, 2, 0),
         allow,
         trace(Notice::SignalOwner),
+        errno(libc::EOPNOTSUPP),
         // setsockopt(…, SOL_TCP, TCP_ULP): this kernel has no such protocol, the program is told; nor IPsec (below).
         jump(BPF_JEQ, libc::SYS_setsockopt as u32, 0, 15),
         load(argument(1)),
@@ -420,13 +424,15 @@ pub fn program() -> Vec<sock_filter> {
         errno(libc::ENOENT),
         trace(Notice::SocketOption),
         errno(libc::ENOPROTOOPT),
-        // socket: IPsec, whose policies and keys are the kernel's, is one that it was built without.
-        jump(BPF_JEQ, libc::SYS_socket as u32, 0, 8),
+        // socket: IPsec, whose policies and keys are the kernel's, is one that it was built without. So is generic netlink, by which
+        // all kinds of the kernel's own state are set (IPVS, tunnels, what a device can do) that nothing lists for all of them.
+        jump(BPF_JEQ, libc::SYS_socket as u32, 0, 9),
         load(argument(0)),
-        jump(BPF_JEQ, PF_KEY, 3, 0),
-        jump(BPF_JEQ, libc::AF_NETLINK as u32, 0, 3),
+        jump(BPF_JEQ, PF_KEY, 4, 0),
+        jump(BPF_JEQ, libc::AF_NETLINK as u32, 0, 4),
         load(argument(2)),
-        jump(BPF_JEQ, NETLINK_XFRM, 2, 1),
+        jump(BPF_JEQ, NETLINK_XFRM, 3, 0),
+        jump(BPF_JEQ, NETLINK_GENERIC, 2, 1),
         errno(libc::EAFNOSUPPORT),
         allow,
         errno(libc::EPROTONOSUPPORT),
@@ -543,6 +549,17 @@ mod tests {
         }
         let ulp = verdict(libc::SYS_setsockopt, [3, libc::SOL_TCP as u64, u64::from(TCP_ULP), 0, 0, 0]);
         assert_eq!(ulp, libc::SECCOMP_RET_ERRNO | libc::ENOENT as u32);
+    }
+
+    #[test]
+    fn r3_there_is_no_generic_netlink_and_no_ethtool() {
+        let generic =
+            verdict(libc::SYS_socket, [libc::AF_NETLINK as u64, 3, NETLINK_GENERIC.into(), 0, 0, 0]);
+        assert_eq!(generic, libc::SECCOMP_RET_ERRNO | libc::EPROTONOSUPPORT as u32);
+        let ioctl = |number: u32| verdict(libc::SYS_ioctl, [3, number.into(), 0, 0, 0, 0]);
+        assert_eq!(ioctl(SIOCETHTOOL), libc::SECCOMP_RET_ERRNO | libc::EOPNOTSUPP as u32);
+        assert_eq!(ioctl(SIOCSPGRP), libc::SECCOMP_RET_TRACE | Notice::SignalOwner as u32);
+        assert_eq!(ioctl(SIOCETHTOOL + 1), libc::SECCOMP_RET_ALLOW);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 // object: a netlink socket for routes that stays open between requests, bound, and one that was never used
 // status: captured
-// note: kept as soon as answers are read to their end; protocols route, sock_diag, audit, uevent and generic
+// note: kept as soon as answers are read to their end; protocols route, sock_diag, audit and uevent
 #include "object.h"
 
 #include <linux/netlink.h>
