@@ -680,12 +680,13 @@ impl Core {
     fn write(&self, link: &Arc<Link>) {
         let mut state = self.state.lock();
         while state.over.is_none() && state.feed(link.number).is_some() {
-            if state.several() && state.may_send(link.number) {
+            // Also what is left to the only link: where one of two has just been lost, whoever has put it there found this thread writing.
+            if state.may_send(link.number) {
                 self.send(&mut state, link);
             } else {
                 self.beat_if_due(&mut state, link);
                 // While that was on its way there was nobody to be told that there is more.
-                if !(state.several() && state.may_send(link.number)) {
+                if !state.may_send(link.number) {
                     link.write.wait_for(&mut state, self.config.beat() / 2);
                 }
             }
