@@ -240,7 +240,8 @@ fn create<T: Value>(
 /// returns how many. Waits up to `patience` for a moment without any transaction, in which nothing else begins one;
 /// `None` if there was none. Commit first: a transaction of this very thread would be waited for.
 ///
-/// ```
+// A process of its own: examples that share one have objects that nothing marked leads to.
+/// ```standalone_crate
 /// use std::time::Duration;
 /// use outlive_replicated::{collect_garbage, commit, Ref};
 ///
