@@ -164,7 +164,12 @@ fn survey(workload: &mut Workload) -> Result<Vec<String>, Failed> {
     let survey = workload.survey();
     workload.thaw()?;
     run(workload, Duration::from_millis(20));
-    let refused = survey?.refused.into_iter();
+    let survey = match survey {
+        // Not by name for each, as where a terminal holds for a moment more than can be written again.
+        Err(Error::NotNow(why)) => return Ok(vec![why.to_string()]),
+        other => other?,
+    };
+    let refused = survey.refused.into_iter();
     Ok(refused.map(|refusal| format!("{}: {}", refusal.what, refusal.advice)).collect())
 }
 
