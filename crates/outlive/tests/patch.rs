@@ -312,9 +312,12 @@ fn hooks_of_a_patch_are_called_in_a_workload_and_backtraces_pass_through_its_fun
     done(workload.patch(&backup, &["revert"]));
     assert_eq!(workload.ask(b"?"), expect(5));
     // What a hook must not do is told, nothing is switched, and the workload goes on.
-    for (flag, word) in
-        [("WAITS", "hooks must not wait"), ("FAULTS", "signal 11"), ("EMPTIES", "would have to see, madvise")]
-    {
+    for (flag, word) in [
+        ("WAITS", "hooks must not wait"),
+        ("FAULTS", "signal 11"),
+        ("EMPTIES", "would have to see, madvise"),
+        ("FORKS", "would have to see, fork"),
+    ] {
         let flags = format!("-DFIXED -D{flag}");
         let bad = made.patch_with(&flags, "keys", &format!("{flag}.opatch"), &["value"]);
         let said = refused(&workload.patch(&backup, &["apply", path(&bad), "--trust", path(&trust)]), 5);

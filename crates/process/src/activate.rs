@@ -27,7 +27,7 @@ use crate::object::{attributes, file, inotify, mqueue, signal, signal_owner};
 use crate::shell::{Shell, ShellProcess, clone_call, run_in, run_unchecked, send, wait_stop};
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::remote::{Batch, Remote, interrupted_sequence};
+use crate::sys::remote::{Batch, Remote};
 use crate::sys::{seccomp, task, uffd};
 use crate::tree::{Known, Process, Running, Thread, Workload};
 
@@ -658,14 +658,9 @@ fn restore_thread(
     }
     batch.call(libc::SYS_set_robust_list, &[thread.robust_list.0, thread.robust_list.1]);
     batch.call(libc::SYS_set_tid_address, &[thread.clear_tid]);
-    let mut registers = crate::capture::unpack(&thread.registers);
+    let registers = crate::capture::unpack(&thread.registers);
+    // No sequence is under way (`capture_thread`): the kernel looks at the area when it is registered.
     if let Some(rseq) = &thread.rseq {
-        // The kernel looks at the area when it is registered and would forget a sequence that is under way.
-        if let Some(abort) =
-            interrupted_sequence(&process.memory, rseq.address, registers.rip).attempt(what)?
-        {
-            registers.rip = abort;
-        }
         batch.call(
             libc::SYS_rseq,
             &[rseq.address, u64::from(rseq.size), u64::from(rseq.flags), u64::from(rseq.signature)],

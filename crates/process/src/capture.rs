@@ -22,7 +22,7 @@ use crate::sharing;
 use crate::space::PageData;
 use crate::sys::bpf::threads::{Lister, ThreadSeen};
 use crate::sys::ptrace::{self, Registers as RawRegisters, Tid};
-use crate::sys::remote::Remote;
+use crate::sys::remote::{Remote, leave_sequence};
 use crate::sys::{proc, task};
 use crate::tree::genealogy::{self, Member};
 use crate::tree::waits::{self, Clock};
@@ -381,7 +381,12 @@ fn capture_thread(
     let signalled = matches!(thread.running, Running::Signalled(_));
     let kept = seen.map(|seen| seen.restart);
     let stopped_at = ptrace::registers(tid).attempt(what)?;
-    let registers = waits::look(tid, &stopped_at, thread, process, signalled, clock, kept).attempt(what)?;
+    let mut registers =
+        waits::look(tid, &stopped_at, thread, process, signalled, clock, kept).attempt(what)?;
+    // Later calls of this checkpoint may make the kernel forget a sequence, and the host that takes over knows of none.
+    if let Some(space) = &process.space {
+        leave_sequence(tid, &space.memory, &mut registers).attempt(what)?;
+    }
     let deadline = thread.waiting.and_then(|waiting| waiting.deadline);
     let mut pending = pending_signals(tid, false)?;
     if signalled {

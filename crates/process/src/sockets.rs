@@ -1,7 +1,7 @@
 //! Building the kernel objects of a shell before it comes to life: sockets first, silently, then everything else.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use outlive_fault::{Point, point};
@@ -20,6 +20,7 @@ use crate::object::tcp::{self, Connection, Injector, PeerAck, RawSegment, Restor
 use crate::object::unix::Role;
 use crate::shell::{Shell, run_in};
 use crate::standing_in::StandIns;
+use crate::sys::datagram::canonical;
 use crate::sys::remote::Batch;
 use crate::sys::task;
 
@@ -243,13 +244,5 @@ fn is_not_accepted(object: &Object) -> bool {
         Role::Waiting { .. } => true,
         Role::Listening { waiting, .. } => !waiting.is_empty(),
         _ => false,
-    }
-}
-
-/// IPv4 addresses seen through an IPv6 socket are the same connection's.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V6(ip) => SocketAddr::new(ip.to_canonical(), address.port()),
-        IpAddr::V4(_) => address,
     }
 }

@@ -788,7 +788,7 @@ fn call_hooks(caller: &mut dyn Caller, region: &Region, when: When) -> Result<()
         let returned = caller.call(&[Call::Function(*address, [0; 3])])?;
         if returned.first().is_some_and(|result| *result == WAITS) {
             return Err(Error::unfit(
-                "a hook of the patch waited for something, and was left there: hooks must not wait",
+                "a hook of the patch did not return (it waits for something, or takes too long), and was left there: hooks must not wait",
             ));
         }
     }

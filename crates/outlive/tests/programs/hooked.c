@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -27,6 +28,8 @@ __attribute__((noinline)) int value(void) { return 100 * (4 + unit) + depth(); }
 void outlive_patch_before(void) { nanosleep(&(struct timespec){.tv_sec = 1}, NULL); }
 #elif defined FAULTS
 void outlive_patch_before(void) { *(volatile int *)16 = 1; }
+#elif defined FORKS
+void outlive_patch_before(void) { if (syscall(SYS_fork) == 0) _exit(0); }
 #elif defined EMPTIES
 static char page[4096] __attribute__((aligned(4096)));
 void outlive_patch_before(void) { madvise(page, sizeof page, MADV_DONTNEED); }

@@ -115,10 +115,10 @@ impl Descriptors {
     /// Of the connections that the workload has closed to itself those stay that wait to be accepted.
     fn forget_accepted(&mut self) -> Result<()> {
         let mut waiting = Vec::new();
-        for (server, client) in std::mem::take(&mut self.closed_to_itself) {
-            let waits = self.tcp.waits(server, client);
+        for (server, client) in &self.closed_to_itself {
+            let waits = self.tcp.waits(*server, *client);
             if waits.attempt(|| format!("look up the connection from {client} to {server}"))? {
-                waiting.push((server, client));
+                waiting.push((*server, *client));
             }
         }
         self.closed_to_itself = waiting;
@@ -296,14 +296,10 @@ impl Descriptors {
 
 /// Both ends, the far one first, of a connection whose other end may be the workload's as well.
 fn own_ends(socket: BorrowedFd<'_>) -> Option<(SocketAddr, SocketAddr)> {
-    let address = |of_peer| Some(canonical(datagram::address_of(&datagram::name(socket, of_peer).ok()??)?));
+    let address =
+        |of_peer| Some(datagram::canonical(datagram::address_of(&datagram::name(socket, of_peer).ok()??)?));
     let (near, far) = (address(false)?, address(true)?);
     (near.ip() == far.ip() || far.ip().is_loopback()).then_some((far, near))
-}
-
-/// IPv4 addresses seen through an IPv6 socket are IPv4's.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Whether a connection goes on after its last descriptor is closed: it does until the peer has acknowledged all data and

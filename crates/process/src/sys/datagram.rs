@@ -138,6 +138,14 @@ pub fn address_of(bytes: &[u8]) -> Option<SocketAddr> {
     }
 }
 
+/// IPv4 addresses seen through an IPv6 socket are the same connection's.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V6(ip) => SocketAddr::new(ip.to_canonical(), address.port()),
+        IpAddr::V4(_) => address,
+    }
+}
+
 /// A name of the socket or of its peer as the kernel writes it; none if it is not connected.
 pub fn name(fd: BorrowedFd<'_>, of_peer: bool) -> io::Result<Option<Vec<u8>>> {
     let mut buffer = [0u8; 128];

@@ -66,6 +66,8 @@ const INTERPRETER: &[u8] = &[
     0x0f, 0x05,                               // 60 syscall
     0xcc,                                     // 62 int3, if all else fails
 ];
+/// Offset of the instruction that makes a call.
+const CALL: u64 = 0x20;
 /// Offset of the instruction after the last call, where the tracee stands when the batch has ended.
 const END: u64 = 0x62;
 
@@ -89,7 +91,7 @@ pub enum Returned {
     Done,
     /// It waited for something, and was left where it was.
     Waits,
-    /// It was about to make a system call that the supervisor would have had to see, by its number.
+    /// It was about to make a system call that the supervisor would have had to see, or that makes or ends a thread, by its number.
     Calls(u64),
     /// By this signal.
     Faults(i32),
@@ -110,6 +112,15 @@ const FAULTS: u64 = {
 /// Between looks at a thread that calls a function: at first it is over within microseconds.
 const LOOK: Duration = Duration::from_micros(5);
 const LOOK_MOST: Duration = Duration::from_millis(1);
+/// Of these the filter tells nothing: the tracer follows what they make by events.
+const MAKE_OR_END: [i64; 6] = [
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
 /// Looks in a row at which a thread sleeps that nobody else runs to wake.
 const ASLEEP: u32 = 3;
 
@@ -126,6 +137,8 @@ pub struct Remote<'a> {
     /// These have come meanwhile, which cannot be kept out: they are to come again.
     to_be_stopped: bool,
     to_be_trapped: Option<Whom>,
+    /// A trap of the program's own that it was stopped before it got.
+    own_trap: Option<SignalInfo>,
     /// SIGTRAP was ignored before a single step or a breakpoint.
     ignores_traps: bool,
     /// Threads and processes that calls of ours made; they are stopped at birth.
@@ -147,14 +160,8 @@ impl<'a> Remote<'a> {
 
     fn begin_with(tid: Tid, memory: &'a File, suspended: bool) -> io::Result<Self> {
         let mut saved = ptrace::registers(tid)?;
-        // The kernel takes a thread that it sees elsewhere for one that has left its restartable sequence (`rseq(2)`), and would not
-        // send it to where an interrupted one goes on. No such sequence makes system calls; one that cannot be read is none.
-        if (saved.orig_rax as i64) < 0
-            && let Some(rseq) = ptrace::rseq(tid)?
-            && let Ok(Some(abort)) = interrupted_sequence(memory, rseq.address, saved.rip)
-        {
-            saved.rip = abort;
-        }
+        // The kernel takes a thread that it sees elsewhere for one that has left its sequence, and forgets that.
+        leave_sequence(tid, memory, &mut saved)?;
         let mask = ptrace::signal_mask(tid)?;
         ptrace::set_signal_mask(tid, ALL_BUT_TRAPS)?;
         let stopped_with = ptrace::signal_info(tid).ok();
@@ -171,6 +178,7 @@ impl<'a> Remote<'a> {
             suspended,
             to_be_stopped: false,
             to_be_trapped: None,
+            own_trap: None,
             ignores_traps: false,
             born: Vec::new(),
         })
@@ -179,6 +187,7 @@ impl<'a> Remote<'a> {
     pub fn end(mut self) -> io::Result<Vec<Tid>> {
         // Whatever becomes of that, the rest is put back.
         let ignored = self.ignore_traps_again();
+        let trapped = self.give_back_trap();
         if self.suspended {
             ptrace::suspend_seccomp(self.tid, false)?;
         }
@@ -196,7 +205,56 @@ impl<'a> Remote<'a> {
             Some(Whom::Process) => kill(Pid::from_raw(self.tid), Signal::SIGTRAP)?,
             None => {}
         }
-        ignored.map(|()| self.born)
+        ignored.and(trapped).map(|()| self.born)
+    }
+
+    /// Puts a trap of the program's own back where it was: nobody but the thread itself may send one as from the kernel. Nor can the thread
+    /// let it come yet; so the call ends without our trap.
+    fn give_back_trap(&mut self) -> io::Result<()> {
+        let Some(info) = self.own_trap.take() else { return Ok(()) };
+        let mut batch = Batch::new();
+        batch.call(libc::SYS_getpid, &[]);
+        batch.call(libc::SYS_gettid, &[]);
+        let own = self.run_all(&mut batch)?;
+        let [pid, tid] = own[..] else { return Err(io::Error::other("a call is missing")) };
+        self.memory.write_all_at(&info, PAYLOAD)?;
+        let mut regs = self.saved;
+        (regs.rip, regs.rax, regs.orig_rax) =
+            (WORKSPACE.start + CALL, libc::SYS_rt_tgsigqueueinfo as u64, u64::MAX);
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10] = [pid as u64, tid as u64, libc::SIGTRAP as u64, PAYLOAD];
+        ptrace::set_signal_mask(self.tid, !0)?;
+        ptrace::set_registers(self.tid, &regs)?;
+        // Its beginning and its end.
+        for _ in 0..2 {
+            loop {
+                ptrace::resume_to_call(self.tid)?;
+                match ptrace::wait_for(self.tid, true)? {
+                    Some(Event::Stopped(Stop::Syscall)) => break,
+                    Some(Event::Stopped(Stop::Signal(libc::SIGSTOP))) => self.to_be_stopped = true,
+                    Some(Event::Stopped(_)) => {}
+                    Some(Event::Exited(_) | Event::Killed(_)) | None => return Err(self.died()),
+                }
+            }
+        }
+        match ptrace::registers(self.tid)?.rax as i64 {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(-error as i32)),
+        }
+    }
+
+    fn died(&self) -> io::Error {
+        io::Error::other(format!("thread {} died while it worked for us", self.tid))
+    }
+
+    /// What to make of a trap: it is ours, it is to come again, or it was on its way before the thread has left `start`.
+    fn is_our_trap(&mut self, start: u64) -> io::Result<bool> {
+        let info = ptrace::signal_info(self.tid)?;
+        match Whom::of(&info) {
+            Some(whom) => self.to_be_trapped = Some(whom),
+            None if ptrace::registers(self.tid)?.rip == start => self.own_trap = Some(info),
+            None => return Ok(true),
+        }
+        Ok(false)
     }
 
     fn ignore_traps_again(&mut self) -> io::Result<()> {
@@ -219,7 +277,7 @@ impl<'a> Remote<'a> {
         regs.orig_rax = u64::MAX;
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
         ptrace::set_registers(self.tid, &regs)?;
-        self.run_until_trap(true)?;
+        self.run_until_trap(instruction, true)?;
         Ok(ptrace::registers(self.tid)?.rax as i64)
     }
 
@@ -253,7 +311,7 @@ impl<'a> Remote<'a> {
         regs.r13 = u64::from(batch.stop_on_failure);
         regs.orig_rax = u64::MAX;
         ptrace::set_registers(self.tid, &regs)?;
-        self.run_until_trap(false)?;
+        self.run_until_trap(WORKSPACE.start, false)?;
         let regs = ptrace::registers(self.tid)?;
         if regs.rip != WORKSPACE.start + END {
             return Err(io::Error::other(format!("batch stopped at {:#x}, not at its end", regs.rip)));
@@ -289,19 +347,19 @@ impl<'a> Remote<'a> {
         // A fault's signal that is blocked is forced on a program, and what it does on it is reset.
         ptrace::set_signal_mask(self.tid, ALL_BUT_TRAPS & !FAULTS)?;
         ptrace::set_registers(self.tid, &regs)?;
-        let outcome = self.await_return(limit);
+        let outcome = self.await_return(address, limit);
         ptrace::set_signal_mask(self.tid, ALL_BUT_TRAPS)?;
         let outcome = outcome?;
         ptrace::set_xstate(self.tid, &extended)?;
         Ok(outcome)
     }
 
-    fn await_return(&mut self, limit: Duration) -> io::Result<Returned> {
+    fn await_return(&mut self, start: u64, limit: Duration) -> io::Result<Returned> {
         let deadline = Instant::now() + limit;
         let (mut rest, mut asleep) = (LOOK, 0);
         // Why it does not come to its end, once that is known.
         let mut ended = None;
-        ptrace::resume(self.tid, 0)?;
+        ptrace::resume_to_call(self.tid)?;
         loop {
             let Some(event) = ptrace::wait_for(self.tid, false)? else {
                 thread::sleep(rest);
@@ -317,13 +375,10 @@ impl<'a> Remote<'a> {
             };
             match event {
                 Event::Stopped(Stop::Signal(libc::SIGTRAP)) => {
-                    let is_sent = code(&ptrace::signal_info(self.tid)?) <= 0;
-                    if !is_sent && ptrace::registers(self.tid)?.rip == WORKSPACE.start + END + 1 {
-                        return Ok(ended.unwrap_or(Returned::Done));
-                    }
-                    if is_sent {
-                        self.to_be_trapped = Some(Whom::Process);
-                    } else {
+                    if self.is_our_trap(start)? {
+                        if ptrace::registers(self.tid)?.rip == WORKSPACE.start + END + 1 {
+                            return Ok(ended.unwrap_or(Returned::Done));
+                        }
                         ended.get_or_insert(Returned::Faults(libc::SIGTRAP));
                         self.go_to_end()?;
                     }
@@ -333,10 +388,14 @@ impl<'a> Remote<'a> {
                     ended.get_or_insert(Returned::Faults(signal));
                     self.go_to_end()?;
                 }
-                Event::Stopped(Stop::Seccomp(_)) => {
+                Event::Stopped(stop @ (Stop::Seccomp(_) | Stop::Syscall)) => {
                     let number = ptrace::registers(self.tid)?.orig_rax;
-                    ended.get_or_insert(Returned::Calls(number));
-                    self.go_to_end()?;
+                    if ended.is_none() && (stop != Stop::Syscall || MAKE_OR_END.contains(&(number as i64))) {
+                        ended = Some(Returned::Calls(number));
+                    }
+                    if ended.is_some() {
+                        self.go_to_end()?;
+                    }
                 }
                 Event::Stopped(_) => {
                     if ended.is_some() {
@@ -344,10 +403,10 @@ impl<'a> Remote<'a> {
                     }
                 }
                 Event::Exited(_) | Event::Killed(_) => {
-                    return Err(io::Error::other(format!("thread {} died while it worked for us", self.tid)));
+                    return Err(self.died());
                 }
             }
-            ptrace::resume(self.tid, 0)?;
+            ptrace::resume_to_call(self.tid)?;
         }
     }
 
@@ -388,7 +447,7 @@ impl<'a> Remote<'a> {
         memory.read_exact_at(&mut code, WORKSPACE.start).is_ok() && code == INTERPRETER
     }
 
-    fn run_until_trap(&mut self, stepping: bool) -> io::Result<()> {
+    fn run_until_trap(&mut self, start: u64, stepping: bool) -> io::Result<()> {
         let go_on = |tid| if stepping { ptrace::step(tid) } else { ptrace::resume(tid, 0) };
         go_on(self.tid)?;
         loop {
@@ -397,11 +456,8 @@ impl<'a> Remote<'a> {
                     if !stepping && ptrace::registers(self.tid)?.rip == WORKSPACE.start + END {
                         return Ok(());
                     }
-                    match code(&ptrace::signal_info(self.tid)?) {
-                        // A step or a breakpoint, and not what somebody has sent.
-                        1.. => return Ok(()),
-                        libc::SI_TKILL => self.to_be_trapped = Some(Whom::Thread),
-                        _ => self.to_be_trapped = Some(Whom::Process),
+                    if self.is_our_trap(start)? {
+                        return Ok(());
                     }
                     go_on(self.tid)?;
                 }
@@ -416,16 +472,29 @@ impl<'a> Remote<'a> {
                 // A pending interrupt, or the filter's notice of a call that is ours: neither says anything.
                 Some(Event::Stopped(_)) => go_on(self.tid)?,
                 Some(Event::Exited(_) | Event::Killed(_)) | None => {
-                    return Err(io::Error::other(format!("thread {} died while it worked for us", self.tid)));
+                    return Err(self.died());
                 }
             }
         }
     }
 }
 
-/// Where a thread must go on that was in the middle of a restartable sequence, as the kernel would have sent it there
-/// (`rseq(2)`: `struct rseq` has the descriptor's address at 8; `struct rseq_cs` has start, length and abort at 8, 16, 24).
-pub fn interrupted_sequence(memory: &File, area: u64, ip: u64) -> io::Result<Option<u64>> {
+/// Sends a stopped thread that is in the middle of a restartable sequence to where an interrupted one goes on, as the kernel may do at
+/// any time. It would not do so once somebody else has changed the thread's registers, or elsewhere.
+pub fn leave_sequence(tid: Tid, memory: &File, registers: &mut Registers) -> io::Result<()> {
+    // No such sequence makes system calls; one that cannot be read is none.
+    if (registers.orig_rax as i64) < 0
+        && let Some(rseq) = ptrace::rseq(tid)?
+        && let Ok(Some(abort)) = abort_of(memory, rseq.address, registers.rip)
+    {
+        registers.rip = abort;
+    }
+    Ok(())
+}
+
+/// Where a sequence is continued that this instruction is in the middle of (`rseq(2)`: `struct rseq` has the descriptor's address at 8;
+/// `struct rseq_cs` has start, length and abort at 8, 16, 24).
+fn abort_of(memory: &File, area: u64, ip: u64) -> io::Result<Option<u64>> {
     let word = |at: u64| -> io::Result<u64> {
         let mut bytes = [0u8; 8];
         memory.read_exact_at(&mut bytes, at)?;
@@ -439,9 +508,15 @@ pub fn interrupted_sequence(memory: &File, area: u64, ip: u64) -> io::Result<Opt
     Ok((ip.wrapping_sub(start) < length).then_some(abort))
 }
 
-/// `si_code` of sigaction(2), the third word.
-fn code(info: &SignalInfo) -> i32 {
-    info[8..].first_chunk().map_or(libc::SI_USER, |code| i32::from_ne_bytes(*code))
+impl Whom {
+    /// By `si_code` of sigaction(2), the third word; `None` if nobody has sent it.
+    fn of(info: &SignalInfo) -> Option<Self> {
+        match info[8..].first_chunk().map_or(libc::SI_USER, |code| i32::from_ne_bytes(*code)) {
+            1.. => None,
+            libc::SI_TKILL => Some(Self::Thread),
+            _ => Some(Self::Process),
+        }
+    }
 }
 
 fn word_at(row: &[u8], offset: usize) -> u64 {

@@ -1,4 +1,4 @@
-//! Names of the system calls that the filter knows ([`super::seccomp`]).
+//! Names of the system calls that the filter knows ([`super::seccomp`]), and of those that make or end threads.
 
 const NAMES: &[(i64, &str)] = &[
     (libc::SYS_acct, "acct"),
@@ -12,6 +12,8 @@ const NAMES: &[(i64, &str)] = &[
     (libc::SYS_chmod, "chmod"),
     (libc::SYS_chown, "chown"),
     (libc::SYS_chroot, "chroot"),
+    (libc::SYS_clone, "clone"),
+    (libc::SYS_clone3, "clone3"),
     (libc::SYS_clock_adjtime, "clock_adjtime"),
     (libc::SYS_clock_settime, "clock_settime"),
     (libc::SYS_close, "close"),
@@ -19,12 +21,15 @@ const NAMES: &[(i64, &str)] = &[
     (libc::SYS_delete_module, "delete_module"),
     (libc::SYS_execve, "execve"),
     (libc::SYS_execveat, "execveat"),
+    (libc::SYS_exit, "exit"),
+    (libc::SYS_exit_group, "exit_group"),
     (libc::SYS_fanotify_init, "fanotify_init"),
     (libc::SYS_fchdir, "fchdir"),
     (libc::SYS_fchmodat, "fchmodat"),
     (libc::SYS_fchownat, "fchownat"),
     (libc::SYS_fcntl, "fcntl"),
     (libc::SYS_finit_module, "finit_module"),
+    (libc::SYS_fork, "fork"),
     (libc::SYS_fsconfig, "fsconfig"),
     (libc::SYS_fsmount, "fsmount"),
     (libc::SYS_fsopen, "fsopen"),
@@ -137,6 +142,7 @@ const NAMES: &[(i64, &str)] = &[
     (libc::SYS_unlinkat, "unlinkat"),
     (libc::SYS_unshare, "unshare"),
     (libc::SYS_userfaultfd, "userfaultfd"),
+    (libc::SYS_vfork, "vfork"),
 ];
 
 /// As the manual has it; a number where the filter does not know the call.

@@ -46,6 +46,11 @@ int main(void) {
         area = &own;
         CHECK(!syscall(SYS_rseq, area, sizeof *area, 0, RSEQ_SIG));
     }
+    // With a timer of its own a process is asked about itself after its threads were.
+    timer_t timer;
+    struct sigevent silent = {.sigev_notify = SIGEV_NONE};
+    struct itimerspec long_time = {.it_value.tv_sec = 100000};
+    CHECK(!timer_create(CLOCK_MONOTONIC, &silent, &timer) && !timer_settime(timer, 0, &long_time, 0));
     ready();
     while (go_on())
         for (int i = 0; i < 30; i++) CHECK(go_through(area));
