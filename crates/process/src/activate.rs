@@ -689,6 +689,11 @@ fn restore_thread(
             if is_sent_again(signal) && (index > 0 || !thread.delivering) {
                 continue;
             }
+            if signal.number() == libc::SIGTRAP {
+                // Calls of ours would meet it.
+                remote.give_trap(signal.info());
+                continue;
+            }
             let info = batch.bytes(&signal.info());
             let ids = [state.pid as u64, thread.tid as u64];
             batch.call(libc::SYS_rt_tgsigqueueinfo, &[ids[0], ids[1], signal.number() as u64, info]);

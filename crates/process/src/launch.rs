@@ -374,10 +374,12 @@ fn prepare_mounts(scratch: &[String]) -> Result<()> {
     let noexec = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     nix::mount::mount(Some("devpts"), "/dev/pts", Some("devpts"), noexec, Some(options.as_str()))
         .attempt(|| "give the workload its own /dev/pts".into())?;
-    // Names of its own message queues, where there is a place for them.
+    // Names of its own message queues, where there is a place for them: to look at. Nothing would tell of a queue that is made or opened
+    // there; `mq_open` does not go by it.
     if Path::new(QUEUES).is_dir() {
-        nix::mount::mount(Some("mqueue"), QUEUES, Some("mqueue"), noexec, none)
-            .attempt(|| format!("give the workload its own {QUEUES}"))?;
+        let what = || format!("give the workload its own {QUEUES}");
+        nix::mount::mount(Some("mqueue"), QUEUES, Some("mqueue"), noexec, none).attempt(what)?;
+        make_read_only(QUEUES).attempt(what)?;
     }
     // A new pid namespace needs its own /proc; the old one is under it and shows nothing.
     let flags = flags | MsFlags::MS_NOEXEC;

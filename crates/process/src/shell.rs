@@ -345,11 +345,7 @@ impl Shell {
         if signal != 0 {
             // So it does what it did to the workload's process. One born in a batch has it blocked.
             ptrace::set_signal_mask(process.host, 0).attempt(what)?;
-            nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(process.host),
-                nix::sys::signal::Signal::try_from(signal).attempt(what)?,
-            )
-            .attempt(what)?;
+            task::signal_thread(process.host, signal).attempt(what)?;
         }
         let resume = |signal| match ptrace::resume(process.host, signal) {
             // SIGKILL does not wait for that.

@@ -127,10 +127,14 @@ impl Descriptors {
 
     /// Remembers a connection that is being closed: when its other end is not accepted yet, nothing else tells of it.
     fn note_closed_to_itself(&mut self, ends: (SocketAddr, SocketAddr)) {
-        // What cannot be looked up now is looked up by the next checkpoint, which says so. At the bound all that is known waits, and
-        // one of them is enough to refuse.
-        if self.closed_to_itself.len() >= CLOSED_TO_ITSELF && self.forget_accepted().is_err() {
-            return;
+        // What cannot be looked up now is looked up by the next checkpoint, which says so. One that waits is enough to refuse: as long as the
+        // first does, no more are remembered.
+        if self.closed_to_itself.len() >= CLOSED_TO_ITSELF {
+            let first = self.closed_to_itself.first().copied();
+            let waits = first.is_some_and(|(server, client)| self.tcp.waits(server, client).unwrap_or(true));
+            if waits || self.forget_accepted().is_err() {
+                return;
+            }
         }
         if self.closed_to_itself.len() < CLOSED_TO_ITSELF {
             self.closed_to_itself.push(ends);
@@ -299,7 +303,8 @@ fn own_ends(socket: BorrowedFd<'_>) -> Option<(SocketAddr, SocketAddr)> {
     let address =
         |of_peer| Some(datagram::canonical(datagram::address_of(&datagram::name(socket, of_peer).ok()??)?));
     let (near, far) = (address(false)?, address(true)?);
-    (near.ip() == far.ip() || far.ip().is_loopback()).then_some((far, near))
+    let is_own = near.ip() == far.ip() || near.ip().is_loopback() || far.ip().is_loopback();
+    is_own.then_some((far, near))
 }
 
 /// Whether a connection goes on after its last descriptor is closed: it does until the peer has acknowledged all data and

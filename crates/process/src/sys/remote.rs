@@ -79,7 +79,7 @@ const SIGNAL_SET: u64 = 8;
 const IGNORES: [u64; 4] = [libc::SIG_IGN as u64, 0, 0, 0];
 
 /// Whom somebody has sent a signal to that a batch has met. Which of the process's threads takes it is not for us to say.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whom {
     Thread,
     Process,
@@ -136,9 +136,8 @@ pub struct Remote<'a> {
     suspended: bool,
     /// These have come meanwhile, which cannot be kept out: they are to come again.
     to_be_stopped: bool,
-    to_be_trapped: Option<Whom>,
-    /// A trap of the program's own that it was stopped before it got.
-    own_trap: Option<SignalInfo>,
+    /// Of the thread and of its process, which it was not to get from us.
+    traps: [Option<SignalInfo>; 2],
     /// SIGTRAP was ignored before a single step or a breakpoint.
     ignores_traps: bool,
     /// Threads and processes that calls of ours made; they are stopped at birth.
@@ -177,8 +176,7 @@ impl<'a> Remote<'a> {
             stopped_with,
             suspended,
             to_be_stopped: false,
-            to_be_trapped: None,
-            own_trap: None,
+            traps: [None; 2],
             ignores_traps: false,
             born: Vec::new(),
         })
@@ -187,7 +185,7 @@ impl<'a> Remote<'a> {
     pub fn end(mut self) -> io::Result<Vec<Tid>> {
         // Whatever becomes of that, the rest is put back.
         let ignored = self.ignore_traps_again();
-        let trapped = self.give_back_trap();
+        let trapped = self.give_back_traps();
         if self.suspended {
             ptrace::suspend_seccomp(self.tid, false)?;
         }
@@ -199,46 +197,90 @@ impl<'a> Remote<'a> {
         if self.to_be_stopped {
             task::signal_thread(self.tid, libc::SIGSTOP)?;
         }
-        match self.to_be_trapped {
-            Some(Whom::Thread) => task::signal_thread(self.tid, libc::SIGTRAP)?,
-            // By the number of any thread of it (`kill_pid_info`, kernel/signal.c).
-            Some(Whom::Process) => kill(Pid::from_raw(self.tid), Signal::SIGTRAP)?,
-            None => {}
-        }
         ignored.and(trapped).map(|()| self.born)
     }
 
-    /// Puts a trap of the program's own back where it was: nobody but the thread itself may send one as from the kernel. Nor can the thread
-    /// let it come yet; so the call ends without our trap.
-    fn give_back_trap(&mut self) -> io::Result<()> {
-        let Some(info) = self.own_trap.take() else { return Ok(()) };
+    /// For the thread to get when it goes on, which is about to receive nothing else.
+    pub fn give_trap(&mut self, info: SignalInfo) {
+        self.stopped_with = None;
+        self.traps[Whom::Thread as usize].get_or_insert(info);
+    }
+
+    /// Puts the program's own traps back where they were, with all that is said of them: nobody but the thread itself may send one as from
+    /// the kernel. Nor is it to get them yet, so these calls end without our trap.
+    ///
+    /// Where the thread is about to receive a signal it has to stay in that very stop. None that the kernel makes is behind such a one
+    /// (`dequeue_synchronous_signal`, kernel/signal.c): those are sent again without what was said of them.
+    fn give_back_traps(&mut self) -> io::Result<()> {
+        let traps = std::mem::take(&mut self.traps);
+        if traps.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        if self.stopped_with.as_ref().is_some_and(|info| code(info) >> 8 != libc::PTRACE_EVENT_STOP) {
+            if traps[Whom::Thread as usize].is_some() {
+                task::signal_thread(self.tid, libc::SIGTRAP)?;
+            }
+            if traps[Whom::Process as usize].is_some() {
+                self.trap_process()?;
+            }
+            return Ok(());
+        }
         let mut batch = Batch::new();
         batch.call(libc::SYS_getpid, &[]);
         batch.call(libc::SYS_gettid, &[]);
         let own = self.run_all(&mut batch)?;
         let [pid, tid] = own[..] else { return Err(io::Error::other("a call is missing")) };
-        self.memory.write_all_at(&info, PAYLOAD)?;
-        let mut regs = self.saved;
-        (regs.rip, regs.rax, regs.orig_rax) =
-            (WORKSPACE.start + CALL, libc::SYS_rt_tgsigqueueinfo as u64, u64::MAX);
-        [regs.rdi, regs.rsi, regs.rdx, regs.r10] = [pid as u64, tid as u64, libc::SIGTRAP as u64, PAYLOAD];
+        // What has come meanwhile may be the same signal once more.
+        let traps = traps.iter().zip(std::mem::take(&mut self.traps)).map(|(one, other)| one.or(other));
+        let (pid, tid, trap) = (pid as u64, tid as u64, libc::SIGTRAP as u64);
         ptrace::set_signal_mask(self.tid, !0)?;
-        ptrace::set_registers(self.tid, &regs)?;
-        // Its beginning and its end.
-        for _ in 0..2 {
-            loop {
-                ptrace::resume_to_call(self.tid)?;
-                match ptrace::wait_for(self.tid, true)? {
-                    Some(Event::Stopped(Stop::Syscall)) => break,
-                    Some(Event::Stopped(Stop::Signal(libc::SIGSTOP))) => self.to_be_stopped = true,
-                    Some(Event::Stopped(_)) => {}
-                    Some(Event::Exited(_) | Event::Killed(_)) | None => return Err(self.died()),
-                }
+        for (info, whom) in traps.zip([Whom::Thread, Whom::Process]) {
+            let Some(info) = info else { continue };
+            if whom == Whom::Process && tid != pid {
+                // Only a first thread may say to its process who has sent one (`do_rt_sigqueueinfo`, kernel/signal.c).
+                self.trap_process()?;
+                continue;
+            }
+            self.memory.write_all_at(&info, PAYLOAD)?;
+            let mut regs = self.saved;
+            (regs.rip, regs.orig_rax) = (WORKSPACE.start + CALL, u64::MAX);
+            (regs.rax, [regs.rdi, regs.rsi, regs.rdx, regs.r10]) = match whom {
+                Whom::Thread => (libc::SYS_rt_tgsigqueueinfo as u64, [pid, tid, trap, PAYLOAD]),
+                Whom::Process => (libc::SYS_rt_sigqueueinfo as u64, [pid, trap, PAYLOAD, 0]),
+            };
+            ptrace::set_registers(self.tid, &regs)?;
+            // Its beginning and its end.
+            for _ in 0..2 {
+                self.go_to_stop(Stop::Syscall)?;
+            }
+            let result = ptrace::registers(self.tid)?.rax as i64;
+            if result != 0 {
+                return Err(io::Error::from_raw_os_error(-result as i32));
             }
         }
-        match ptrace::registers(self.tid)?.rax as i64 {
-            0 => Ok(()),
-            error => Err(io::Error::from_raw_os_error(-error as i32)),
+        // Only from a stop like the first does the kernel look at a call that is to be started again.
+        ptrace::interrupt(self.tid)?;
+        self.go_to_stop(Stop::Interrupt)
+    }
+
+    /// By the number of any thread of it (`kill_pid_info`, kernel/signal.c).
+    fn trap_process(&self) -> io::Result<()> {
+        kill(Pid::from_raw(self.tid), Signal::SIGTRAP).map_err(io::Error::from)
+    }
+
+    fn go_to_stop(&mut self, wanted: Stop) -> io::Result<()> {
+        loop {
+            if wanted == Stop::Syscall {
+                ptrace::resume_to_call(self.tid)?
+            } else {
+                ptrace::resume(self.tid, 0)?
+            }
+            match ptrace::wait_for(self.tid, true)? {
+                Some(Event::Stopped(stop)) if stop == wanted => return Ok(()),
+                Some(Event::Stopped(Stop::Signal(libc::SIGSTOP))) => self.to_be_stopped = true,
+                Some(Event::Stopped(_)) => {}
+                Some(Event::Exited(_) | Event::Killed(_)) | None => return Err(self.died()),
+            }
         }
     }
 
@@ -246,14 +288,15 @@ impl<'a> Remote<'a> {
         io::Error::other(format!("thread {} died while it worked for us", self.tid))
     }
 
-    /// What to make of a trap: it is ours, it is to come again, or it was on its way before the thread has left `start`.
+    /// Whether a trap is ours. It is not if somebody has sent it, or if it was on its way before the thread has left `start`.
     fn is_our_trap(&mut self, start: u64) -> io::Result<bool> {
         let info = ptrace::signal_info(self.tid)?;
-        match Whom::of(&info) {
-            Some(whom) => self.to_be_trapped = Some(whom),
-            None if ptrace::registers(self.tid)?.rip == start => self.own_trap = Some(info),
-            None => return Ok(true),
-        }
+        let whom = match code(&info) {
+            1.. if ptrace::registers(self.tid)?.rip != start => return Ok(true),
+            1.. | libc::SI_TKILL => Whom::Thread,
+            _ => Whom::Process,
+        };
+        self.traps[whom as usize].get_or_insert(info);
         Ok(false)
     }
 
@@ -332,8 +375,11 @@ impl<'a> Remote<'a> {
     ) -> io::Result<Returned> {
         // Below what a leaf function may have there; a function finds the stack as a call leaves it (System V ABI, x86-64, 3.2.2).
         let stack = (self.saved.rsp.wrapping_sub(RED_ZONE) & !15).wrapping_sub(8);
-        let mut byte = [0];
-        if self.memory.read_exact_at(&mut byte, stack.wrapping_sub(ROOM_FOR_FUNCTIONS)).is_err() {
+        // A page that guards a stack can be read through `/proc`, and what is below it is another's.
+        let maps = std::fs::read_to_string(proc::path(self.tid, "maps"))?;
+        let maps = proc::parse_maps(&maps).ok_or_else(|| io::Error::other("unreadable mappings"))?;
+        let own = maps.iter().find(|line| line.write && (line.start..line.end).contains(&self.saved.rsp));
+        if own.is_none_or(|own| stack.saturating_sub(ROOM_FOR_FUNCTIONS) < own.start) {
             return Ok(Returned::NoRoom);
         }
         let ignored = proc::status(self.tid)?.ignored;
@@ -394,6 +440,9 @@ impl<'a> Remote<'a> {
                         ended = Some(Returned::Calls(number));
                     }
                     if ended.is_some() {
+                        // A filter of the program's own would see a call of no number, and may kill for it.
+                        ptrace::suspend_seccomp(self.tid, true)?;
+                        self.suspended = true;
                         self.go_to_end()?;
                     }
                 }
@@ -500,23 +549,19 @@ fn abort_of(memory: &File, area: u64, ip: u64) -> io::Result<Option<u64>> {
         memory.read_exact_at(&mut bytes, at)?;
         Ok(u64::from_ne_bytes(bytes))
     };
-    let descriptor = word(area + 8)?;
+    let descriptor = word(area.wrapping_add(8))?;
     if descriptor < PAGE_SIZE {
         return Ok(None);
     }
-    let (start, length, abort) = (word(descriptor + 8)?, word(descriptor + 16)?, word(descriptor + 24)?);
+    // The program may have written anything there.
+    let [start, length, abort] = [8, 16, 24].map(|offset| word(descriptor.wrapping_add(offset)));
+    let (start, length, abort) = (start?, length?, abort?);
     Ok((ip.wrapping_sub(start) < length).then_some(abort))
 }
 
-impl Whom {
-    /// By `si_code` of sigaction(2), the third word; `None` if nobody has sent it.
-    fn of(info: &SignalInfo) -> Option<Self> {
-        match info[8..].first_chunk().map_or(libc::SI_USER, |code| i32::from_ne_bytes(*code)) {
-            1.. => None,
-            libc::SI_TKILL => Some(Self::Thread),
-            _ => Some(Self::Process),
-        }
-    }
+/// `si_code` of sigaction(2), the third word.
+fn code(info: &SignalInfo) -> i32 {
+    info[8..].first_chunk().map_or(libc::SI_USER, |code| i32::from_ne_bytes(*code))
 }
 
 fn word_at(row: &[u8], offset: usize) -> u64 {

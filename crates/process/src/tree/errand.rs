@@ -26,7 +26,8 @@ pub enum Errand {
     Function { at: u64, arguments: [u64; 3] },
 }
 
-/// How long a function may take. It stands for a workload that hangs: a backup that waits for it takes over long before.
+/// How long a function may take, with all of the workload standing: well within what a tracer may take for one piece of work (`HANGS` in
+/// crates/epoch/src/pulse.rs), after which it counts as dead.
 const FUNCTION_LIMIT: Duration = Duration::from_secs(2);
 
 impl Errand {

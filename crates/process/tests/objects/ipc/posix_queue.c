@@ -33,6 +33,9 @@ static void take(mqd_t queue) {
 }
 
 int main(void) {
+    // Where there is a place for their names, it is to look at: nothing tells of what is made there.
+    CHECK(open("/dev/mqueue/made", O_CREAT | O_RDWR, 0600) == -1);
+    if (errno != EROFS) CHECK_EQUAL(errno, ENOENT);
     struct mq_attr about = {.mq_maxmsg = ROOM, .mq_msgsize = LONGEST};
     umask(0);
     mqd_t queue = mq_open("/object", O_RDWR | O_CREAT | O_EXCL | O_NONBLOCK, 0640, &about);
