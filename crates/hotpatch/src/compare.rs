@@ -3,10 +3,10 @@
 //! Two items are the same if their bytes are, outside of relocated fields, and each relocation means the same: the same
 //! named thing, or, for what has no name (strings, constants, jump tables), the same content.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 
-use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Register};
+use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, Register};
 use object::elf;
 
 use crate::lines::{Lines, are_lines_of_one_place};
@@ -45,12 +45,21 @@ pub struct Pair<'a> {
     pub unclear: Vec<usize>,
     /// Of both objects, once they were needed.
     lines: OnceCell<(Lines, Lines)>,
+    /// Functions of the new build that were found to differ only in the numbers of their lines.
+    only_moved: RefCell<BTreeSet<usize>>,
 }
 
 impl<'a> Pair<'a> {
     pub fn new(old: &'a Unit, new: &'a Unit) -> Self {
         let partners = vec![None; new.items.len()];
-        let mut pair = Self { old, new, partners, unclear: Vec::new(), lines: OnceCell::new() };
+        let mut pair = Self {
+            old,
+            new,
+            partners,
+            unclear: Vec::new(),
+            lines: OnceCell::new(),
+            only_moved: RefCell::default(),
+        };
         let named: HashMap<(&str, bool), usize> = old
             .items
             .iter()
@@ -98,6 +107,11 @@ impl<'a> Pair<'a> {
                 }
             }
         }
+    }
+
+    /// Whether a function that was compared differs only in the numbers of its lines, and so counts as the same.
+    pub fn has_only_moved(&self, item: usize) -> bool {
+        self.only_moved.borrow().contains(&item)
     }
 
     /// What became of an item.
@@ -161,6 +175,7 @@ impl<'a> Pair<'a> {
             return None;
         }
         if a.kind == Kind::Code && self.only_lines_differ(old, new) {
+            self.only_moved.borrow_mut().insert(new);
             return None;
         }
         Some(if a.kind == Kind::Code { "its code is another" } else { "its content is another" }.to_owned())
@@ -235,14 +250,18 @@ impl<'a> Pair<'a> {
             if range.clone().all(|at| a.bytes[at] == b.bytes[at] || relocated(at)) {
                 continue;
             }
+            // Lines are passed on or stored. What is computed with or compared to is a number that means something.
+            let is_moved = matches!(y.mnemonic(), Mnemonic::Mov | Mnemonic::Push);
+            if let Some(numbers) = immediates(x, y).filter(|_| is_moved) {
+                let (was, is) = self.lines.get_or_init(|| (Lines::parse(self.old), Lines::parse(self.new)));
+                let leaves = ours[at + 1..].iter().find(|next| next.flow_control() != FlowControl::Next);
+                let to = leaves.map_or(x.ip(), Instruction::ip);
+                if are_lines_of_one_place((was, old), (is, new), (x.ip(), to), numbers) {
+                    continue;
+                }
+            }
             if range.clone().any(relocated) {
                 return false;
-            }
-            if immediates(x, y).is_some_and(|numbers| {
-                let (was, is) = self.lines.get_or_init(|| (Lines::parse(self.old), Lines::parse(self.new)));
-                are_lines_of_one_place((was, old), (is, new), numbers)
-            }) {
-                continue;
             }
             if x.code() != Code::Mov_r32_imm32 || y.code() != x.code() || x.op0_register() != y.op0_register()
             {

@@ -59,9 +59,43 @@ impl Lines {
     }
 }
 
-/// Whether two numbers are the lines that one place of a function, which is built to equal instructions, was on and is on.
-pub fn are_lines_of_one_place(old: (&Lines, usize), new: (&Lines, usize), numbers: (u64, u64)) -> bool {
+/// Whether two numbers are the lines that one place of a function, which is built to equal instructions, was on and is on: the place of
+/// an instruction, or one from there to the call (inclusive) that it prepares.
+///
+/// Any other line of the function would be no reason: a constant that changed may equal one.
+pub fn are_lines_of_one_place(
+    old: (&Lines, usize),
+    new: (&Lines, usize),
+    (from, to): (u64, u64),
+    numbers: (u64, u64),
+) -> bool {
     let (was, is) = (old.0.of(old.1), new.0.of(new.1));
-    let mut places = was.iter().filter(|(_, line)| *line == numbers.0);
+    let (Some(was_from), Some(is_from)) = (covering(was, from), covering(is, from)) else { return false };
+    let near = was_from.max(is_from)..=to;
+    let mut places = was.iter().filter(|(offset, line)| near.contains(offset) && *line == numbers.0);
     places.any(|(offset, _)| is.contains(&(*offset, numbers.1)))
+}
+
+/// Where the row begins that an offset is in.
+fn covering(rows: &[(u64, u64)], at: u64) -> Option<u64> {
+    rows.iter().map(|(offset, _)| *offset).filter(|offset| *offset <= at).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_lines_at_an_instruction_or_up_to_its_call_are_lines_of_it() {
+        let lines = |rows: &[(u64, u64)]| Lines { rows: HashMap::from([(0, rows.to_vec())]) };
+        let old = lines(&[(0, 10), (8, 12), (8, 13), (20, 14), (40, 15)]);
+        let new = lines(&[(0, 11), (8, 13), (8, 14), (20, 15), (40, 16)]);
+        let is_line = |at, numbers| are_lines_of_one_place((&old, 0), (&new, 0), at, numbers);
+        assert!(is_line((10, 30), (12, 13)), "the row that covers it");
+        assert!(is_line((10, 30), (13, 14)), "another at the same place");
+        assert!(is_line((10, 30), (14, 15)), "the call's");
+        assert!(!is_line((10, 30), (10, 11)), "before");
+        assert!(!is_line((10, 30), (15, 16)), "behind the call");
+        assert!(!is_line((10, 30), (13, 15)), "of two places");
+    }
 }

@@ -97,6 +97,16 @@ pub(super) fn select<'a>(
             };
             selected.fates[unit][item] = fate;
         }
+        let pair = &selected.pairs[unit];
+        let fates = selected.fates[unit].iter().enumerate();
+        let kept = fates.filter(|(item, fate)| **fate == Fate::Kept && pair.has_only_moved(*item));
+        let names: Vec<&str> = kept.map(|(item, _)| pair.new.title(item)).collect();
+        if !names.is_empty() {
+            let (object, names) = (&pair.new.name, names.join(", "));
+            warnings.insert(format!(
+                "in {object} only the numbers of lines (__LINE__) differ, and stay as they were, of: {names}"
+            ));
+        }
     }
     let types = check_types(both, &selected, refusals, warnings)?;
     spread(both, &mut selected, &types, refusals);

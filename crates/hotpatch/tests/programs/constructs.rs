@@ -6,6 +6,7 @@
 //! | `old: TEXT` | what it answers; several in the order of the questions, each with what is in force |
 //! | `new: TEXT` | what it answers patched |
 //! | `switched: NAMES` | the functions whose entries are switched |
+//! | `warned: TEXT` | the builder says this |
 //! | `nothing:` | the two builds do not differ |
 //! | `refused: KIND TEXT` | the patch is refused so, with this text in the reason |
 //! | `allowed:` | with `--allow` of that kind it is built |
@@ -57,6 +58,7 @@ pub fn trials() -> Vec<Trial> {
             build: one("build").unwrap_or_else(|| format!("gcc -O2 -pthread $FLAGS -o program {name}.c")),
             answers,
             switched: one("switched"),
+            warned: one("warned"),
             is_nothing: one("nothing").is_some(),
             refused: one("refused"),
             is_allowed: one("allowed").is_some(),
@@ -71,6 +73,7 @@ struct Construct {
     build: String,
     answers: Vec<(String, String)>,
     switched: Option<String>,
+    warned: Option<String>,
     is_nothing: bool,
     refused: Option<String>,
     is_allowed: bool,
@@ -107,6 +110,9 @@ impl Construct {
             names
         };
         assert_eq!(sorted(&switched.join(",")), sorted(wanted));
+        if let Some(warned) = &self.warned {
+            assert!(made.warnings.iter().any(|warning| warning.contains(warned)), "{:?}", made.warnings);
+        }
         let signed = sign(&made);
         running.patcher().check(&signed).unwrap();
         assert!(running.regions().is_empty(), "a check changed something");

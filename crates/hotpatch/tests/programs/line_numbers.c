@@ -8,13 +8,14 @@
 static volatile int seen;
 APART int report(int line) { seen = line; return line > 0; }
 #ifdef FIXED
-// Three
-
-// lines more.
+// Three lines more.
+#define FIRST 103
 #define LIMIT 8
 #else
+#define FIRST 100
 #define LIMIT 5
 #endif
+#line FIRST
 APART int moved(int x) { return x > 1000 ? report(__LINE__) : x + 1; }
 APART void stored(int x) {
     if (x > 1000)
