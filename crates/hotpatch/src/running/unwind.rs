@@ -4,6 +4,8 @@
 //! Who asks wants to know where the thread is *not*. So nothing is guessed: where a table ends (assembly, code that was made at run
 //! time), what is left of the stack is given out word by word, as if each were a return address.
 
+use std::collections::BTreeMap;
+
 use gimli::{
     BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, EvaluationResult, LittleEndian,
     ParsedEhFrameHdr, Pointer, Register, RegisterRule, UnwindContext, UnwindExpression, UnwindSection, Value,
@@ -298,14 +300,22 @@ impl<'a> Stack<'a> {
     /// All words of a stack from here on, and of the stack that a signal interrupted, where its handler has one of its own (sigaltstack(2)).
     fn words(&mut self, from: u64, take: &mut dyn FnMut(Place) -> bool) -> Result<()> {
         let mapping =
-            self.stack_at(from).ok_or_else(|| Error::unfit("its stack pointer leads to no stack"))?;
-        let (mut next, mut seen) = (vec![(from, mapping)], vec![mapping.start]);
+            self.stack_at(from)?.ok_or_else(|| Error::unfit("its stack pointer leads to no stack"))?;
+        let mut next = vec![(from, mapping)];
+        // The lowest place in each mapping that was begun at: one mapping may have several stacks.
+        let mut begun = BTreeMap::from([(mapping.start, from)]);
+        let mut stacks = 1;
         while let Some((from, mapping)) = next.pop() {
             let mut at = from.next_multiple_of(8);
             // Of the words before: the stack pointer, when this one ends the registers of a signal frame.
             let mut before = [0; BEFORE_SEGMENTS];
             while at < mapping.end {
-                let bytes = self.memory.read(at, (mapping.end - at).min(CHUNK) as usize)?;
+                let length = (mapping.end - at).min(CHUNK) as usize;
+                // What was mapped or could be read may have changed since.
+                let bytes = self
+                    .memory
+                    .read(at, length)
+                    .map_err(|error| Error::unfit(format!("its stack cannot be looked at: {error}")))?;
                 for word in bytes.chunks_exact(8) {
                     let word = u64::from_le_bytes(std::array::from_fn(|index| word[index]));
                     if take(Place::Behind(word)) {
@@ -317,13 +327,14 @@ impl<'a> Stack<'a> {
                     }
                     // A frame that is left over from before leads anywhere, also nowhere.
                     if word == SEGMENTS
-                        && let Some(other) = self.stack_at(before[0])
-                        && !seen.contains(&other.start)
+                        && let Some(other) = self.stack_at(before[0])?
+                        && begun.get(&other.start).is_none_or(|lowest| before[0] < *lowest)
                     {
-                        if seen.len() == MOST_STACKS {
+                        if stacks == MOST_STACKS {
                             return Err(Error::unfit("signals have interrupted it on too many stacks"));
                         }
-                        seen.push(other.start);
+                        stacks += 1;
+                        begun.insert(other.start, before[0]);
                         next.push((before[0], other));
                     }
                     before.rotate_left(1);
@@ -336,10 +347,17 @@ impl<'a> Stack<'a> {
     }
 
     /// What a stack pointer leads to, if that can be a stack.
-    fn stack_at(&self, from: u64) -> Option<&'a Mapping> {
+    fn stack_at(&self, from: u64) -> Result<Option<&'a Mapping>> {
         // A stack that grew since the mappings were read begins below where it did.
-        let mapping = self.mappings.iter().find(|m| from < m.end && m.start <= from.saturating_add(CHUNK))?;
-        (mapping.is_writable && mapping.end - from.min(mapping.end) <= MOST_WORDS).then_some(mapping)
+        let mapping = self.mappings.iter().find(|m| from < m.end && m.start <= from.saturating_add(CHUNK));
+        let Some(mapping) = mapping.filter(|mapping| mapping.is_writable) else { return Ok(None) };
+        // What is not looked at may be what matters.
+        if mapping.end - from > MOST_WORDS {
+            return Err(Error::unfit(
+                "its stack, or one that a signal interrupted, is too large to be looked at",
+            ));
+        }
+        Ok(Some(mapping))
     }
 }
 
@@ -390,47 +408,106 @@ mod tests {
         assert_eq!(is_scanned, 0, "{places:x?}");
     }
 
-    /// Two stacks: on one a handler runs, and the other has what the signal interrupted.
-    #[test]
-    fn where_tables_end_on_a_signal_stack_the_interrupted_one_is_scanned_as_well() {
-        const SIZE: usize = 1 << 16;
-        let map = || -> *mut u64 {
-            let (readable, flags) =
-                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    /// A mapping of this process that goes away again.
+    struct Mapped {
+        at: *mut u64,
+        size: usize,
+    }
+
+    impl Mapped {
+        fn new(size: usize) -> Self {
+            let (writable, flags) = (
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            );
             // SAFETY: a new mapping, between two pages of it that nobody can touch, so that the kernel joins it to no other.
             unsafe {
-                let at = libc::mmap(std::ptr::null_mut(), SIZE + 2 * 4096, libc::PROT_NONE, flags, -1, 0);
+                let at = libc::mmap(std::ptr::null_mut(), size + 2 * 4096, libc::PROT_NONE, flags, -1, 0);
                 assert_ne!(at, libc::MAP_FAILED);
                 let at = at.byte_add(4096);
-                assert_eq!(libc::mprotect(at, SIZE, readable), 0);
-                at.cast()
-            }
-        };
-        let (alternate, main) = (map(), map());
-        let interrupted = main.addr() as u64 + 512;
-        // SAFETY: both are larger than what is written, and nobody else has them.
-        unsafe {
-            main.add(100).write(0x1234);
-            main.add(10).write(0x5678);
-            for (index, word) in [interrupted, 0xabcd, 0x202, SEGMENTS].into_iter().enumerate() {
-                alternate.add(60 + index).write(word);
+                assert_eq!(libc::mprotect(at, size, writable), 0);
+                Self { at: at.cast(), size }
             }
         }
+
+        fn address(&self) -> u64 {
+            self.at.addr() as u64
+        }
+
+        fn put(&self, index: usize, words: &[u64]) {
+            assert!((index + words.len()) * 8 <= self.size);
+            for (offset, word) in words.iter().enumerate() {
+                // SAFETY: in the mapping, which nobody else has.
+                unsafe { self.at.add(index + offset).write(*word) };
+            }
+        }
+    }
+
+    impl Drop for Mapped {
+        fn drop(&mut self) {
+            // SAFETY: mapped above, with the page before it and the one behind, and used no more.
+            unsafe { libc::munmap(self.at.byte_sub(4096).cast(), self.size + 2 * 4096) };
+        }
+    }
+
+    /// All words from here on, by these mappings.
+    fn words(mappings: &[Mapping], from: u64) -> Result<Vec<Place>> {
         let memory = Memory::open(std::process::id().cast_signed()).unwrap();
-        let mappings = memory.mappings().unwrap();
-        let mut stack = Stack { memory: &memory, from: 0, bytes: Vec::new(), mappings: &mappings };
+        let mut stack = Stack { memory: &memory, from: 0, bytes: Vec::new(), mappings };
         let mut places = Vec::new();
         let mut take = |place| {
             places.push(place);
             false
         };
-        stack.words(alternate.addr() as u64 + 128, &mut take).unwrap();
+        stack.words(from, &mut take)?;
+        Ok(places)
+    }
+
+    fn mappings() -> Vec<Mapping> {
+        Memory::open(std::process::id().cast_signed()).unwrap().mappings().unwrap()
+    }
+
+    /// Two stacks: on one a handler runs, and the other has what the signal interrupted.
+    #[test]
+    fn where_tables_end_on_a_signal_stack_the_interrupted_one_is_scanned_as_well() {
+        let (alternate, main) = (Mapped::new(1 << 16), Mapped::new(1 << 16));
+        main.put(100, &[0x1234]);
+        main.put(10, &[0x5678]);
+        alternate.put(60, &[main.address() + 512, 0xabcd, 0x202, SEGMENTS]);
+        let places = words(&mappings(), alternate.address() + 128).unwrap();
         assert!(places.contains(&Place::At(0xabcd)), "it was interrupted there, and not behind it");
         assert!(places.contains(&Place::Behind(0x1234)), "what called it is on the other stack");
         assert!(!places.contains(&Place::Behind(0x5678)), "below its pointer a stack holds nothing");
-        for at in [alternate, main] {
-            // SAFETY: mapped above, with the page before it, and used no more.
-            unsafe { libc::munmap(at.byte_sub(4096).cast(), SIZE + 2 * 4096) };
+    }
+
+    #[test]
+    fn an_interrupted_stack_that_lies_lower_in_the_same_mapping_is_scanned_as_well() {
+        let both = Mapped::new(1 << 16);
+        both.put(100, &[0x1234]);
+        both.put(10, &[0x5678]);
+        both.put(4060, &[both.address() + 512, 0xabcd, 0x202, SEGMENTS]);
+        let places = words(&mappings(), both.address() + 4000 * 8).unwrap();
+        assert!(places.contains(&Place::Behind(0x1234)), "what the signal interrupted");
+        assert!(!places.contains(&Place::Behind(0x5678)), "below its pointer a stack holds nothing");
+    }
+
+    #[test]
+    fn an_interrupted_stack_that_is_not_looked_at_is_no_frame_that_was_left_over() {
+        let alternate = Mapped::new(1 << 16);
+        let from = alternate.address() + 128;
+        let interrupt = |at: u64| alternate.put(60, &[at, 0xabcd, 0x202, SEGMENTS]);
+        // The page before is mapped, and not writable.
+        for nowhere in [8, alternate.address() - 8] {
+            interrupt(nowhere);
+            words(&mappings(), from).unwrap();
         }
+        let large = Mapped::new(MOST_WORDS as usize + (1 << 16));
+        interrupt(large.address() + 512);
+        assert!(matches!(words(&mappings(), from), Err(Error::Unfit(_))));
+        let gone = Mapped::new(1 << 16);
+        interrupt(gone.address() + 512);
+        let before = mappings();
+        drop(gone);
+        assert!(matches!(words(&before, from), Err(Error::Unfit(_))), "it can be tried again");
     }
 }
