@@ -35,7 +35,7 @@ use crate::sys::ptrace::Tid;
 use crate::unit::{PAD_LEN, PAD_OPEN, PAD_TAKEN};
 use link::Plan;
 use memory::Memory;
-use modules::{Module, Scope};
+use modules::{Exports, Module, Scope};
 use region::{Gates, HEAD, Off, Switched};
 use together::{FLAG, GATE, above, avoided_by, gate_code, gate_places, lead_to_gates};
 
@@ -443,7 +443,7 @@ impl<'a> Patcher<'a> {
             let object = data + data_end;
             notes.is_unwindable = register_unwind(&self.memory, modules, caller, table, object)?;
             if !notes.is_unwindable {
-                let warning = "the process's unwinder could not be told (libgcc_s is not loaded): \
+                let warning = "the process's unwinder could not be told (libgcc_s is not loaded, or waited for a thread that stood): \
                                backtraces will end at patched functions";
                 // Once, of however many parts.
                 if !warnings.iter().any(|other| other == warning) {
@@ -846,14 +846,19 @@ fn register_unwind(
     table: u64,
     object: u64,
 ) -> Result<bool> {
-    let unwinder =
-        modules.iter().find_map(|module| Some(module.exports(memory)?.get("__register_frame_info")?.address));
-    let Some(unwinder) = unwinder else { return Ok(false) };
+    let unwinder = modules.iter().find_map(|module| {
+        let exports = module.exports(memory)?;
+        Some((exports.get("__register_frame_info")?.address, may_be_told_again(&exports)))
+    });
+    let Some((unwinder, may_be_told_again)) = unwinder else { return Ok(false) };
     // Where all other threads stand meanwhile, one of them may stand in the unwinder, with its lock.
     for _ in 0..UNWINDER_TRIES {
         let returned = caller.call(&[Call::Function(unwinder, [table, object, 0])])?;
         if returned.first().is_none_or(|result| *result != WAITS) {
             return Ok(true);
+        }
+        if !may_be_told_again {
+            return Ok(false);
         }
         thread::sleep(UNWINDER_REST);
     }
@@ -861,6 +866,15 @@ fn register_unwind(
         "process {} was in its unwinder (of libgcc) each time that it was to be told of the patch's functions: try again",
         memory.pid
     )))
+}
+
+/// Whether an unwinder that was left while it waited to be told of a table is as it was before. That of gcc 12 and older waits for its
+/// lock only, before it does anything. Since gcc 13 it allocates with the lock of its tree held (`btree_insert`,
+/// libgcc/unwind-dw2-btree.h): left there, it waits for itself the next time.
+///
+/// The versions of libgcc's interface are symbols of it, where GNU ld has linked it; an unwinder without them may be any.
+fn may_be_told_again(unwinder: &Exports) -> bool {
+    unwinder.get("GCC_3.0").is_some() && unwinder.get("GCC_13.0.0").is_none()
 }
 
 fn succeeded(what: &str, result: u64) -> Result<()> {

@@ -373,6 +373,15 @@ mod tests {
     }
 
     #[test]
+    fn versions_of_an_interface_are_names_of_it() {
+        let memory = Memory::open(std::process::id().cast_signed()).unwrap();
+        let modules = find(&memory, &memory.mappings().unwrap());
+        let libgcc = modules.iter().find(|module| module.path.contains("libgcc_s")).unwrap();
+        let exports = libgcc.exports(&memory).unwrap();
+        assert!(exports.get("__register_frame_info").is_some() && exports.get("GCC_3.0").is_some());
+    }
+
+    #[test]
     fn notes_of_any_bytes_are_no_trouble() {
         let mut note = vec![4, 0, 0, 0, 3, 0, 0, 0, 3, 0, 0, 0];
         note.extend(b"GNU\0abc\0");
