@@ -126,6 +126,15 @@ impl Stacks {
     }
 }
 
+/// What came of an attempt whose end may have failed as well: of two errors the first is what the other may have come of.
+fn with_end<T>(outcome: Result<T>, end: [Result<()>; 2]) -> Result<T> {
+    end.into_iter().fold(outcome, |outcome, end| match (outcome, end) {
+        (Err(error), Err(later)) => Err(error.with(&later.to_string())),
+        (outcome, Ok(())) => outcome,
+        (Ok(_), Err(error)) => Err(error),
+    })
+}
+
 /// A process whose threads are all to be stopped for a moment.
 pub(super) struct Moment<'a> {
     pub memory: &'a Memory,
@@ -167,9 +176,9 @@ impl Moment<'_> {
         }
         let held = stopped.since.map_or(Duration::ZERO, |since| since.elapsed());
         let late = self.let_go_of_late(&stopped.late);
-        all_back.or_target(|| format!("put back how threads of process {} run", self.memory.pid))?;
-        late?;
-        Ok((outcome?, held))
+        let all_back =
+            all_back.or_target(|| format!("put back how threads of process {} run", self.memory.pid));
+        Ok((with_end(outcome, [all_back, late])?, held))
     }
 
     /// Waits for threads that were asked to stop and have not, and lets them go. Only of a thread that stands can it be seen that a call of it
@@ -377,5 +386,20 @@ impl Moment<'_> {
             Err(Error::Unfit(why)) => Ok(Some(format!("what cannot be told: {why}"))),
             Err(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_failed_says_so_whatever_its_end_says() {
+        let error = |text: &str| Error::unfit(text);
+        let said = |outcome: Result<u8>, end| with_end(outcome, end).map_err(|error| error.to_string());
+        assert_eq!(said(Ok(1), [Ok(()), Ok(())]), Ok(1));
+        assert_eq!(said(Err(error("a")), [Ok(()), Ok(())]), Err("a".to_owned()));
+        assert_eq!(said(Err(error("a")), [Err(error("b")), Err(error("c"))]), Err("a; b; c".to_owned()));
+        assert_eq!(said(Ok(1), [Ok(()), Err(error("c"))]), Err("c".to_owned()));
     }
 }
