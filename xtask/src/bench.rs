@@ -80,7 +80,7 @@ pub enum What {
         #[arg(long, conflicts_with_all = ["package", "cycles_only"])]
         allocator_only: bool,
         /// Run nothing: write the table of what earlier runs have found out
-        #[arg(long, conflicts_with_all = ["package", "cycles_only", "allocator_only"])]
+        #[arg(long, conflicts_with_all = ["package", "cycles_only", "allocator_only", "json"])]
         table_only: bool,
         /// Print the outcome as JSON, as the last line of standard output
         #[arg(long)]

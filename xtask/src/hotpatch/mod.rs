@@ -9,7 +9,7 @@ mod load;
 mod packages;
 mod probe;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -64,6 +64,7 @@ pub fn run(names: &[String], patches: &[String], part: Part, json: bool) -> Resu
     }
     install(&["dpkg-dev", "gcc", "g++", "make", "patch"])?;
     let apt = corpus::prepare_apt(&corpus)?;
+    let mut met: BTreeSet<String> = BTreeSet::new();
     for package in &PACKAGES {
         if part != Part::All || !names.is_empty() && !names.iter().any(|name| name == package.name) {
             continue;
@@ -73,6 +74,7 @@ pub fn run(names: &[String], patches: &[String], part: Part, json: bool) -> Resu
         let mut fixes = if patches.is_empty() { Vec::new() } else { kept_of(&corpus, package.name)? };
         // What is known is kept after each fix: a build that fails later does not take it away.
         tree.run(patches, |fix: Fix| {
+            met.insert(fix.patch.clone());
             match fixes.iter_mut().find(|known| known.patch == fix.patch) {
                 Some(known) => *known = fix,
                 None => fixes.push(fix),
@@ -81,6 +83,8 @@ pub fn run(names: &[String], patches: &[String], part: Part, json: bool) -> Resu
         })
         .with_context(|| package.name.to_owned())?;
     }
+    let unmet: Vec<&str> = patches.iter().filter(|patch| !met.contains(*patch)).map(String::as_str).collect();
+    ensure!(unmet.is_empty(), "no such patch that changes C in {}: {}", names.join(", "), unmet.join(", "));
     let all = kept(&corpus)?;
     let fixes: Vec<&Fix> = all.values().flatten().collect();
     put_table(&root, &all)?;
