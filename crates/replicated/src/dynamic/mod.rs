@@ -178,7 +178,8 @@ pub fn announce_function(name: &str) -> Result<(), NotDeclared> {
     }
 }
 
-/// Makes an object this transaction's own, for a guard through which it is changed. Whether it is in a store.
+/// Makes an object this transaction's own, to change it. Whether it is in a store. Refused while this thread holds a guard
+/// that writes to it: it would wait for itself.
 fn begin<B: Body>(object: &Arc<Shared<B>>) -> Result<bool, WriteError> {
     let tracked = own(object)?;
     if tracked && object.hold.is_written() {

@@ -11,7 +11,7 @@ use crate::object::{Body, Shared};
 use crate::reading::{Reading, read_arc, write_arc};
 use crate::schema::Shape;
 use crate::store::Store;
-use crate::transaction::{WriteError, own, record};
+use crate::transaction::{WriteError, record};
 use crate::wire::{Reader, WireError, Writer};
 
 /// What a [`Sequence`] holds.
@@ -105,7 +105,7 @@ impl Sequence {
 
     /// Adds an element at the end, or in front. Ships the element.
     pub fn push(&self, element: Element, in_front: bool) -> Result<(), WriteError> {
-        own(&self.shared)?;
+        begin(&self.shared)?;
         let mut body = write_arc(&self.shared)?;
         record(&self.shared, |diff| {
             if let Some(diff) = diff {
@@ -123,7 +123,7 @@ impl Sequence {
 
     /// Takes the last element out, or the first.
     pub fn pop(&self, in_front: bool) -> Result<Option<Element>, WriteError> {
-        own(&self.shared)?;
+        begin(&self.shared)?;
         let mut body = write_arc(&self.shared)?;
         Ok(record(&self.shared, |diff| {
             let element = if in_front { body.elements.pop_front() } else { body.elements.pop_back() }?;
@@ -138,7 +138,7 @@ impl Sequence {
 
     /// Puts an element in the place of another; `false` if there is no such place.
     pub fn put(&self, place: usize, element: Element) -> Result<bool, WriteError> {
-        own(&self.shared)?;
+        begin(&self.shared)?;
         let mut body = write_arc(&self.shared)?;
         Ok(record(&self.shared, |diff| {
             let Some(old) = body.elements.get_mut(place) else { return false };
@@ -156,7 +156,7 @@ impl Sequence {
 
     /// Takes everything out.
     pub fn clear(&self) -> Result<(), WriteError> {
-        own(&self.shared)?;
+        begin(&self.shared)?;
         let mut body = write_arc(&self.shared)?;
         record(&self.shared, |diff| {
             if let Some(diff) = diff.filter(|_| !body.elements.is_empty()) {

@@ -12,7 +12,7 @@ use crate::object::{Body, Shared};
 use crate::reading::{Reading, read_arc, write_arc};
 use crate::schema::Shape;
 use crate::store::Store;
-use crate::transaction::{WriteError, own, record};
+use crate::transaction::{WriteError, record};
 use crate::wire::{Reader, WireError, Writer};
 
 /// What a [`Table`] holds.
@@ -102,7 +102,7 @@ impl Table {
 
     /// Puts an element under a key. Ships key and element, or the fields that changed if there was one.
     pub fn put(&self, key: &[u8], element: Element) -> Result<(), WriteError> {
-        own(&self.shared)?;
+        begin(&self.shared)?;
         let mut body = write_arc(&self.shared)?;
         record(&self.shared, |diff| {
             let Some(diff) = diff else { return drop(body.entries.insert(key.into(), element)) };
@@ -134,7 +134,7 @@ impl Table {
 
     /// Takes the element of a key out. Ships the key.
     pub fn remove(&self, key: &[u8]) -> Result<Option<Element>, WriteError> {
-        own(&self.shared)?;
+        begin(&self.shared)?;
         let mut body = write_arc(&self.shared)?;
         Ok(record(&self.shared, |diff| {
             let old = body.entries.remove(key)?;
@@ -151,7 +151,7 @@ impl Table {
 
     /// Takes everything out.
     pub fn clear(&self) -> Result<(), WriteError> {
-        own(&self.shared)?;
+        begin(&self.shared)?;
         let mut body = write_arc(&self.shared)?;
         record(&self.shared, |diff| {
             if let Some(diff) = diff.filter(|_| !body.entries.is_empty()) {

@@ -318,6 +318,38 @@ proptest! {
     }
 }
 
+/// Each of them would wait for the guard of its own thread, for ever.
+#[test]
+fn what_this_thread_writes_to_is_not_changed_past_its_guard() {
+    fn refused<T>(outcome: Result<T, WriteError>) -> bool {
+        matches!(outcome, Err(WriteError::GuardAlive))
+    }
+    let store = Store::new();
+    let table = Table::declare_in(&store, "t", Of::Record(point())).unwrap();
+    let sequence = Sequence::declare_in(&store, "s", Of::Record(point())).unwrap();
+    let _shipped = primary(&store);
+    table.put(b"a", a_point(1)).unwrap();
+    sequence.push(a_point(1), false).unwrap();
+
+    let writing = table.write(b"a").unwrap().unwrap();
+    assert!(refused(table.put(b"a", a_point(2))));
+    assert!(refused(table.remove(b"a")));
+    assert!(refused(table.clear()));
+    assert!(refused(table.write(b"a")));
+    drop(writing);
+    let writing = sequence.write(0).unwrap().unwrap();
+    assert!(refused(sequence.push(a_point(2), false)));
+    assert!(refused(sequence.pop(false)));
+    assert!(refused(sequence.put(0, a_point(2))));
+    assert!(refused(sequence.clear()));
+    assert!(refused(sequence.write(0)));
+    drop(writing);
+
+    table.put(b"a", a_point(2)).unwrap();
+    assert!(sequence.pop(false).unwrap().is_some());
+    commit().unwrap();
+}
+
 /// A primary could not say to its backup what such an array is: what it says of its types has to fit one frame.
 #[test]
 fn an_array_of_too_many_elements_is_refused_when_it_is_declared() {
