@@ -172,7 +172,6 @@ pub(crate) struct Tx {
     /// What values were before it wrote to them.
     remembered: Vec<Box<dyn Remembered>>,
     panicked: bool,
-    broken: Option<String>,
     over: bool,
 }
 
@@ -245,7 +244,6 @@ impl Tx {
             kept: Vec::new(),
             remembered: Vec::new(),
             panicked: false,
-            broken: None,
             over: false,
         })
     }
@@ -742,9 +740,6 @@ pub fn commit_async() -> Result<Commit, CommitError> {
 }
 
 fn submit(tx: &mut Tx) -> Result<Option<u64>, CommitError> {
-    if let Some(broken) = tx.broken.take() {
-        return Err(CommitError::Broken(broken));
-    }
     if tx.panicked {
         return Err(CommitError::Panicked);
     }
