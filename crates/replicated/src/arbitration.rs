@@ -70,6 +70,14 @@ impl Reply {
     }
 }
 
+/// Why a question to all of them was neither granted nor refused.
+pub(crate) fn unsettled(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::NoMajority(why) | Outcome::Unknown(why) => why.to_string(),
+        other => format!("unexpected outcome {other:?}"),
+    }
+}
+
 /// What comes of a question to a seed node: a vote, or why there is none.
 type Answered = (NodeName, Result<Response, String>);
 

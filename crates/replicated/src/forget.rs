@@ -13,7 +13,7 @@ use outlive_cluster::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::arbitration::Arbiter;
+use crate::arbitration::{Arbiter, unsettled};
 use crate::config::Config;
 use crate::inspect::{Heard, Inspection, ask};
 
@@ -202,7 +202,7 @@ pub fn forget(config: &Config, nodes: &[String]) -> Result<Forgot, ForgetError> 
     let arbiter = Arbiter::of(config).map_err(|error| ForgetError::Thread(error.to_string()))?;
     let register = match arbiter.read() {
         Outcome::Read(register) => register,
-        outcome => return Err(ForgetError::NoAnswer(said(&outcome))),
+        outcome => return Err(ForgetError::NoAnswer(unsettled(&outcome))),
     };
     let register = register.ok_or_else(|| ForgetError::NotHeld(config.name.to_string()))?;
     let named = named(config, &register, nodes)?;
@@ -228,7 +228,7 @@ pub fn forget(config: &Config, nodes: &[String]) -> Result<Forgot, ForgetError> 
             Outcome::NoMajority(why) if unsure.is_none() => {
                 return Err(ForgetError::NoAnswer(why.to_string()));
             }
-            outcome => unsure = Some(said(&outcome)),
+            outcome => unsure = Some(unsettled(&outcome)),
         }
     }
     Err(ForgetError::Unknown(unsure.unwrap_or_default()))
@@ -249,13 +249,6 @@ fn told_by(config: &Config, node: &str) -> Option<Forgotten> {
         thread::sleep(AGAIN);
     }
     None
-}
-
-fn said(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::NoMajority(why) | Outcome::Unknown(why) => why.to_string(),
-        other => format!("unexpected outcome {other:?}"),
-    }
 }
 
 /// Whom the register means by these nodes; the primary must be among them.

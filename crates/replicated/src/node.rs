@@ -10,7 +10,7 @@ use outlive_cluster::{Holder, Holding, Incarnation, NodeName, Orphaned, Outcome,
 use parking_lot::Mutex;
 use tracing::{info, warn};
 
-use crate::arbitration::Arbiter;
+use crate::arbitration::{Arbiter, unsettled};
 use crate::config::{Config, WhenExposed};
 use crate::follow::{Followed, follow};
 use crate::forget::Forgotten;
@@ -441,13 +441,6 @@ pub(crate) fn join(core: &Arc<Core>) -> Result<Started, StartError> {
             outcome => patience.say(&format!("the seed nodes do not answer: {}", unsettled(&outcome))),
         }
         thread::sleep(AGAIN);
-    }
-}
-
-fn unsettled(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::NoMajority(why) | Outcome::Unknown(why) => why.to_string(),
-        other => format!("unexpected outcome {other:?}"),
     }
 }
 
