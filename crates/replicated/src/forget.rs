@@ -131,7 +131,9 @@ pub enum ForgetError {
         role: String,
     },
     /// Something answers at the address of one that was named, and does not say whose state it holds.
-    #[error("{node} answers, and does not say what it is ({reason}): end its process first")]
+    #[error(
+        "{node} answers, and does not say what it is ({reason}): end its process first, or correct its address if that is another's"
+    )]
     Answers {
         /// Its node.
         node: String,
@@ -348,6 +350,9 @@ fn watch(arbiter: &Arbiter, granted: Register) -> Forgot {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
     use outlive_cluster::Backup;
 
     use super::*;
@@ -407,6 +412,38 @@ mod tests {
         let lives = ForgetError::Lives { node: "b".into(), role: "backup".into() };
         assert_eq!(is_dead(&named, holds(Some(2))), Err(lives));
         assert!(matches!(is_dead(&named, Life::Unclear("?".into())), Err(ForgetError::Answers { .. })));
+    }
+
+    #[test]
+    fn whoever_closes_the_connection_is_not_taken_for_dead() {
+        let config = config();
+        let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        // As a process does that has taken in as many as it can.
+        thread::spawn(move || listener.incoming().for_each(drop));
+        let life = Life::of(ask(&config, "b", address));
+        assert!(matches!(life, Life::Unclear(_)), "{life:?}");
+        // Neither does one that says something, but not in TLS.
+        let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for mut socket in listener.incoming().flatten() {
+                let _ = socket.write_all(b"220 ready\r\n");
+                let _ = socket.read_to_end(&mut Vec::new());
+            }
+        });
+        let life = Life::of(ask(&config, "b", address));
+        assert!(matches!(life, Life::Unclear(_)), "{life:?}");
+    }
+
+    #[test]
+    fn nobody_at_an_address_and_a_process_that_stands_still_are_silent() {
+        let config = config();
+        let nobody = crate::testing::free_address();
+        assert_eq!(Life::of(ask(&config, "b", nobody)), Life::Silent);
+        // The kernel takes connections in for a process that is stopped.
+        let stopped = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+        assert_eq!(Life::of(ask(&config, "b", stopped.local_addr().unwrap())), Life::Silent);
     }
 
     #[test]

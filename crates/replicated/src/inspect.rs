@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use outlive_stream::connection::Connection;
 use outlive_stream::frame::KindSet;
 use outlive_stream::hello::{Stream, VERSIONS};
+use outlive_stream::tls::HandshakeError;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Node};
@@ -161,7 +162,7 @@ pub fn inspect(config: &Config) -> Vec<(Node, Result<Inspection, NotInspected>)>
 pub(crate) enum Heard {
     /// It does not answer: it is dead, or hangs, or cannot be reached from here.
     Nothing(String),
-    /// It answers with something else.
+    /// Something answers there, and does not say how it is: it may be a process that lives.
     Unclear(String),
     Said(Inspection),
 }
@@ -169,7 +170,11 @@ pub(crate) enum Heard {
 pub(crate) fn ask(config: &Config, node: &str, address: SocketAddr) -> Heard {
     let connection = match config.identity.connect(address, node, HANDSHAKE) {
         Ok(connection) => connection,
-        Err(error) => return Heard::Nothing(text(&error)),
+        Err(error @ (HandshakeError::Unreachable { .. } | HandshakeError::TimedOut { .. })) => {
+            return Heard::Nothing(text(&error));
+        }
+        // Whoever closes a connection or shows a certificate that will not do is there.
+        Err(error) => return Heard::Unclear(text(&error)),
     };
     match answer(config, connection) {
         Err(reason) => Heard::Unclear(reason),
