@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use outlive_cluster::{
-    Holder, Holding, Incarnation, Lacks, NodeName, Orphaned, Outcome, Register, Transition,
+    Holder, Holding, Incarnation, Lacks, NodeName, Orphaned, Outcome, Refused, Register, Transition,
 };
 use serde::{Deserialize, Serialize};
 
@@ -226,6 +226,9 @@ pub fn forget(config: &Config, nodes: &[String]) -> Result<Forgot, ForgetError> 
                 }
                 return Ok(forgot);
             }
+            Outcome::Refused(refused) if unsure.is_some() => {
+                return refused_again(&register, &named, &refused, |node| told_by(config, node));
+            }
             Outcome::Refused(refused) => return Err(ForgetError::Refused(refused.to_string())),
             Outcome::NoMajority(why) if unsure.is_none() => {
                 return Err(ForgetError::NoAnswer(why.to_string()));
@@ -303,6 +306,30 @@ fn word(register: &Register, named: &[Holder]) -> Transition {
     let primary = register.last_primary().map_or(Incarnation(0), |primary| primary.incarnation);
     let dead = named.iter().map(|dead| dead.incarnation).filter(|dead| *dead != primary).collect();
     Transition::Forget { generation: register.generation, primary, dead }
+}
+
+/// What came of a word that is refused after an attempt of unknown outcome: that one may have been granted, and one of those
+/// that were left by it may have gone on, which is why it is refused now. `told` is what a process says without whom it went on.
+fn refused_again(
+    first: &Register,
+    named: &[Holder],
+    refused: &Refused,
+    told: impl FnOnce(&str) -> Option<Forgotten>,
+) -> Result<Forgot, ForgetError> {
+    let left: Vec<_> =
+        first.backups().iter().filter(|backup| !named.contains(&backup.holder)).cloned().collect();
+    let primary = refused.current.as_deref().and_then(Register::primary);
+    let goes_on = primary.filter(|primary| left.iter().any(|left| left.holder == **primary));
+    // One that took over with the word of all that it waited for says nothing: nobody was forgotten then.
+    match goes_on.and_then(|primary| Some((primary, told(primary.node.as_str())?))) {
+        Some((primary, forgotten)) => Ok(Forgot {
+            generation: first.generation.saturating_add(1),
+            forgotten,
+            left: left.iter().map(|left| (left.holder.node.to_string(), left.stopped_at)).collect(),
+            goes_on: Some(primary.node.to_string()),
+        }),
+        None => Err(ForgetError::Unknown(refused.to_string())),
+    }
 }
 
 /// Who goes on after the word was granted.
@@ -444,6 +471,42 @@ mod tests {
         // The kernel takes connections in for a process that is stopped.
         let stopped = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
         assert_eq!(Life::of(ask(&config, "b", stopped.local_addr().unwrap())), Life::Silent);
+    }
+
+    #[test]
+    fn a_word_that_is_refused_after_it_may_have_been_granted_is_not_said_to_be_refused() {
+        let (first, named) = (register(), [holder(1, "a"), holder(2, "b")]);
+        let asked = word(&first, &named);
+        let orphaned = Register::apply(Some(&first), &asked).unwrap();
+        let goes_on = Transition::GoOn { by: Incarnation(3), seen: orphaned.version };
+        let after = Register::apply(Some(&orphaned), &goes_on).unwrap();
+        let refused = Register::apply(Some(&after), &asked).unwrap_err();
+        let forgotten = Forgotten { nodes: nodes(&["a", "b"]), lost_at_most: None };
+        let told = |node: &str| {
+            assert_eq!(node, "c");
+            Some(forgotten.clone())
+        };
+        let forgot = Forgot {
+            generation: orphaned.generation,
+            forgotten: forgotten.clone(),
+            left: vec![("c".into(), Some(9))],
+            goes_on: Some("c".into()),
+        };
+        assert_eq!(refused_again(&first, &named, &refused, told), Ok(forgot));
+        // It took over by itself, or says nothing.
+        let unknown = Err(ForgetError::Unknown(refused.to_string()));
+        assert_eq!(refused_again(&first, &named, &refused, |_| None), unknown);
+
+        let nobody =
+            |_: &str| -> Option<Forgotten> { panic!("nobody is asked who did not go on by this word") };
+        let another = Register { holding: Holding::of(holder(7, "c"), None), ..after.clone() };
+        let dead = Register { holding: Holding::of(holder(2, "b"), None), ..after.clone() };
+        let stopped = Register { holding: Holding::Tombstone, ..after };
+        for current in [another, dead, stopped] {
+            let refused = Register::apply(Some(&current), &asked).unwrap_err();
+            let unknown = Err(ForgetError::Unknown(refused.to_string()));
+            assert_eq!(refused_again(&first, &named, &refused, nobody), unknown, "{current}");
+        }
     }
 
     #[test]
