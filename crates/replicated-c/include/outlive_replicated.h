@@ -281,14 +281,15 @@ struct outlive_config {
     uint32_t wait_when_exposed;
     // How many backups hold a commit before it is acknowledged: one of `outlive_wait_for`.
     uint32_t wait_for;
-    // How many bytes may be on their way to the backup; 0 for 64 MiB.
+    // How many bytes may be on their way to each backup; 0 for 64 MiB. Beyond that commits wait for a backup that is waited
+    // for, and one that is not is let go of.
     size_t unacknowledged;
     // A backup that lives and is slower than this is let go of: milliseconds; 0 for never.
     uint32_t patience_ms;
     // Says in the log which transactions stay open for longer than this: milliseconds; 0 for never.
     uint32_t doctor_ms;
     // Starts anew, from nothing, a program that is lost: the operator's word that whoever held it in this generation is
-    // dead for good, and its backup as well; 0 for no such word.
+    // dead for good, and its backups as well; 0 for no such word.
     uint64_t lost_generation;
 };
 
@@ -317,7 +318,8 @@ struct outlive_started {
 struct outlive_state {
     // What it is.
     enum outlive_role role;
-    // Whether a backup holds all that is acknowledged.
+    // Whether it is the primary, has backups that may take over, and none of them is gone. Also 0 while one of several is
+    // gone and the seed nodes do not know yet, though the others may hold all that is acknowledged.
     int is_protected;
     // In which generation it speaks; 0 before.
     uint64_t generation;
@@ -325,7 +327,7 @@ struct outlive_state {
     uint64_t last;
     // The last commit that may be acknowledged.
     uint64_t acknowledged;
-    // How many replicated functions fail on the backup and are tried again there.
+    // How many replicated functions fail on a backup and are tried again there.
     uint64_t failing;
 };
 
@@ -497,8 +499,9 @@ enum outlive_code outlive_text_get(const struct outlive_static *it, struct outli
 // What was changed through it is part of the thread's transaction.
 enum outlive_code outlive_end(const void *pointer);
 
-// Ends this thread's transaction, and returns when the backup holds it. With nothing changed it waits until what was read
-// may be answered with. If anything in the transaction failed, it is undone, and the code says what failed.
+// Ends this thread's transaction, and returns when as many backups hold it as are waited for. With nothing changed
+// it waits until what was read may be answered with. If anything in the transaction failed, it is undone, and the code says
+// what failed.
 enum outlive_code outlive_commit(void);
 
 // Ends this thread's transaction, and says the commit's number: to be asked for by `outlive_commit_poll`, waited for by
@@ -591,7 +594,7 @@ enum outlive_code outlive_handle_close(const struct outlive_static *it,
 void *outlive_handle_use(const struct outlive_static *it,
                          struct outlive_bytes key);
 
-// Joins the pair, with a configuration of fields. On the primary it returns at once; on a backup when this process has taken
+// Takes part, with a configuration of fields. On the primary it returns at once; on a backup when this process has taken
 // over, and until then whatever changes replicated state waits. How it came about is written to `to`, unless that is NULL.
 //
 // # Safety
@@ -617,10 +620,10 @@ enum outlive_code outlive_start_text(const char *configuration, struct outlive_s
 // `to` can be written.
 enum outlive_code outlive_status(struct outlive_state *to);
 
-// Ends the program as a whole: nothing is acknowledged any more, and its backup does not take over.
+// Ends the program as a whole: nothing is acknowledged any more, and no backup takes over.
 enum outlive_code outlive_stop(void);
 
-// Hands this primary's place over to its backup, for maintenance or for a newer version of the program; this process is to
+// Hands this primary's place over to a backup, for maintenance or for a newer version of the program; this process is to
 // end then.
 enum outlive_code outlive_hand_over(void);
 

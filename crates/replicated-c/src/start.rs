@@ -52,14 +52,15 @@ pub struct outlive_config {
     pub wait_when_exposed: u32,
     /// How many backups hold a commit before it is acknowledged: one of `outlive_wait_for`.
     pub wait_for: u32,
-    /// How many bytes may be on their way to the backup; 0 for 64 MiB.
+    /// How many bytes may be on their way to each backup; 0 for 64 MiB. Beyond that commits wait for a backup that is waited
+    /// for, and one that is not is let go of.
     pub unacknowledged: usize,
     /// A backup that lives and is slower than this is let go of: milliseconds; 0 for never.
     pub patience_ms: u32,
     /// Says in the log which transactions stay open for longer than this: milliseconds; 0 for never.
     pub doctor_ms: u32,
     /// Starts anew, from nothing, a program that is lost: the operator's word that whoever held it in this generation is
-    /// dead for good, and its backup as well; 0 for no such word.
+    /// dead for good, and its backups as well; 0 for no such word.
     pub lost_generation: u64,
 }
 
@@ -126,7 +127,8 @@ pub enum outlive_role {
 pub struct outlive_state {
     /// What it is.
     pub role: outlive_role,
-    /// Whether a backup holds all that is acknowledged.
+    /// Whether it is the primary, has backups that may take over, and none of them is gone. Also 0 while one of several is
+    /// gone and the seed nodes do not know yet, though the others may hold all that is acknowledged.
     pub is_protected: c_int,
     /// In which generation it speaks; 0 before.
     pub generation: u64,
@@ -134,7 +136,7 @@ pub struct outlive_state {
     pub last: u64,
     /// The last commit that may be acknowledged.
     pub acknowledged: u64,
-    /// How many replicated functions fail on the backup and are tried again there.
+    /// How many replicated functions fail on a backup and are tried again there.
     pub failing: u64,
 }
 
@@ -260,7 +262,7 @@ unsafe fn start(config: Config, to: *mut outlive_started) -> Result<Code, Failur
     Ok(Code::OUTLIVE_OK)
 }
 
-/// Joins the pair, with a configuration of fields. On the primary it returns at once; on a backup when this process has taken
+/// Takes part, with a configuration of fields. On the primary it returns at once; on a backup when this process has taken
 /// over, and until then whatever changes replicated state waits. How it came about is written to `to`, unless that is NULL.
 ///
 /// # Safety
@@ -345,7 +347,7 @@ pub unsafe extern "C" fn outlive_status(to: *mut outlive_state) -> outlive_code 
     })
 }
 
-/// Ends the program as a whole: nothing is acknowledged any more, and its backup does not take over.
+/// Ends the program as a whole: nothing is acknowledged any more, and no backup takes over.
 #[unsafe(no_mangle)]
 pub extern "C" fn outlive_stop() -> outlive_code {
     code(|| {
@@ -354,7 +356,7 @@ pub extern "C" fn outlive_stop() -> outlive_code {
     })
 }
 
-/// Hands this primary's place over to its backup, for maintenance or for a newer version of the program; this process is to
+/// Hands this primary's place over to a backup, for maintenance or for a newer version of the program; this process is to
 /// end then.
 #[unsafe(no_mangle)]
 pub extern "C" fn outlive_hand_over() -> outlive_code {

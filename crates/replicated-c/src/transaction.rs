@@ -69,8 +69,9 @@ fn begin_commit() -> Result<Commit, Failure> {
     Ok(commit_async()?)
 }
 
-/// Ends this thread's transaction, and returns when the backup holds it. With nothing changed it waits until what was read
-/// may be answered with. If anything in the transaction failed, it is undone, and the code says what failed.
+/// Ends this thread's transaction, and returns when as many backups hold it as are waited for. With nothing changed
+/// it waits until what was read may be answered with. If anything in the transaction failed, it is undone, and the code says
+/// what failed.
 #[unsafe(no_mangle)]
 pub extern "C" fn outlive_commit() -> outlive_code {
     code(|| {
