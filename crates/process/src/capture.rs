@@ -226,11 +226,13 @@ impl Workload {
             if let Some(filters) = &filters {
                 process.filters.clone_from(filters);
             }
-            let interval_timers = if process.uses_timers {
-                Some(with_leader(process, posix_timer::capture_intervals)?)
-            } else {
-                None
-            };
+            let mut interval_timers = None;
+            if process.ask_intervals > 0 {
+                let timers = with_leader(process, posix_timer::capture_intervals)?;
+                let none = timers.iter().all(|(left, interval)| (*left, *interval) == (0, 0));
+                process.ask_intervals = if none { process.ask_intervals - 1 } else { posix_timer::ASKED_ON };
+                interval_timers = Some(timers);
+            }
             if process.posix_timers.is_some() {
                 let mut waiting = pending.clone();
                 for thread in &threads {

@@ -31,7 +31,7 @@ use crate::error::{Attempt, Error, Result};
 use crate::launch::{Container, PRIVATE_DIRECTORIES, Program};
 use crate::object::attributes::OwnAttributes;
 use crate::object::descriptor::Surroundings;
-use crate::object::posix_timer::{Cadence, PosixTimer};
+use crate::object::posix_timer::{self, Cadence, PosixTimer};
 use crate::object::scratch::Scratch;
 use crate::object::seccomp_filter::{Filter, Filters};
 use crate::object::signal::SignalStack;
@@ -163,7 +163,8 @@ pub(crate) struct Process {
     pub individual: bool,
     /// What can be changed through `/proc`, as last seen.
     pub adjusted: Adjusted,
-    pub uses_timers: bool,
+    /// In so many more checkpoints it is asked for its interval timers ([`posix_timer::ASKED_ON`]).
+    pub ask_intervals: u8,
     /// POSIX timers as last captured; `None` until one is made.
     pub posix_timers: Option<Vec<PosixTimer>>,
     /// Of periodic ones, how far they have been received.
@@ -264,7 +265,7 @@ impl Process {
             attributes_changed: true,
             individual: state.threads.iter().any(|thread| thread.own.is_some()),
             adjusted: Adjusted::default(),
-            uses_timers: state.interval_timers.is_some(),
+            ask_intervals: if state.interval_timers.is_some() { posix_timer::ASKED_ON } else { 0 },
             posix_timers,
             cadences,
             timer_makers: Vec::new(),
@@ -644,7 +645,7 @@ impl Workload {
                     attributes_changed: true,
                     individual: false,
                     adjusted: Adjusted::default(),
-                    uses_timers: false,
+                    ask_intervals: 0,
                     posix_timers: None,
                     cadences: HashMap::new(),
                     timer_makers: Vec::new(),
@@ -696,7 +697,7 @@ impl Workload {
             process.actions_changed = true;
             process.attributes_changed = true;
             process.individual = false;
-            process.uses_timers = false;
+            // Interval timers go on in the new program (execve(2)), those of timer_create(2) do not.
             process.posix_timers = None;
             process.timer_makers.clear();
             process.cadences.clear();

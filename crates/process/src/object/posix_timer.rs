@@ -367,6 +367,11 @@ fn seek(remote: &mut Remote<'_>, timer: &PosixTimer, event: &[u8]) -> io::Result
     Err(io::Error::other(format!("timer id {} is taken", timer.id)))
 }
 
+/// Of a process that has called `setitimer` or `alarm` and has no such timer, so many checkpoints ask again: the call is noticed
+/// before it is made, and a thread that is stopped there makes it before it can be stopped once more. Asking takes a call by the
+/// process itself, a tenth of a small checkpoint.
+pub const ASKED_ON: u8 = 3;
+
 /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: (left, interval) in microseconds.
 pub fn capture_intervals(remote: &mut Remote<'_>) -> io::Result<[(u64, u64); 3]> {
     let mut batch = Batch::new();

@@ -85,7 +85,7 @@ impl Workload {
                             process.cadences.insert(id, first);
                         }
                     }
-                    _ => process.uses_timers = true,
+                    _ => process.ask_intervals = posix_timer::ASKED_ON,
                 }
             }
             Notice::PagesDropped => {
