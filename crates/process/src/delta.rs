@@ -157,8 +157,7 @@ impl Cache {
     }
 
     fn encode_page<'a>(&mut self, whose: Whose, address: u64, page: &'a [u8], encoded: &mut Encoded<'a>) {
-        let known = self.take(whose, address);
-        let mask = known.as_ref().map_or(WHOLE, |known| difference(&known[..], page));
+        let mask = self.update(whose, address, page);
         if mask.count_ones() >= NEARLY_ALL {
             encoded.push_bytes(&WHOLE.to_le_bytes());
             encoded.parts.push(Part::Page(page));
@@ -170,17 +169,27 @@ impl Cache {
                 }
             }
         }
-        let mut known = known.unwrap_or_else(|| Box::new([0; PAGE]));
-        known.copy_from_slice(page);
-        self.put(whose, address, known);
     }
 
-    fn take(&mut self, whose: Whose, address: u64) -> Option<Box<[u8; PAGE]>> {
-        if let Some(page) = self.recent.get_mut(&whose).and_then(|pages| pages.remove(&address)) {
-            self.count -= 1;
-            return Some(page);
+    /// Remembers a page, and gives what of it differs from what was remembered.
+    fn update(&mut self, whose: Whose, address: u64, page: &[u8]) -> u64 {
+        if let Some(known) = self.recent.get_mut(&whose).and_then(|pages| pages.get_mut(&address)) {
+            return renew(known, page);
         }
-        self.older.get_mut(&whose)?.remove(&address)
+        let older = self.older.get_mut(&whose).and_then(|pages| pages.remove(&address));
+        let (known, mask) = match older {
+            Some(mut known) => {
+                let mask = renew(&mut known, page);
+                (known, mask)
+            }
+            None => {
+                let mut known = Box::new([0; PAGE]);
+                known.copy_from_slice(page);
+                (known, WHOLE)
+            }
+        };
+        self.put(whose, address, known);
+        mask
     }
 
     fn put(&mut self, whose: Whose, address: u64, page: Box<[u8; PAGE]>) {
@@ -217,10 +226,27 @@ fn addresses(runs: &[Run]) -> impl Iterator<Item = u64> {
     ranges.flat_map(|range| (range.start..range.end).step_by(PAGE))
 }
 
-/// Which blocks differ.
+/// Makes a page what it is now, and gives what of it differs.
+fn renew(known: &mut [u8; PAGE], page: &[u8]) -> u64 {
+    let mask = difference(known, page);
+    if mask.count_ones() >= NEARLY_ALL {
+        known.copy_from_slice(page);
+        return mask;
+    }
+    let mut left = mask;
+    while left != 0 {
+        let at = left.trailing_zeros() as usize * BLOCK;
+        known[at..at + BLOCK].copy_from_slice(&page[at..at + BLOCK]);
+        left &= left - 1;
+    }
+    mask
+}
+
+/// Which blocks differ. Of arrays the comparison is a few instructions; of slices it is a call for each.
 fn difference(known: &[u8], page: &[u8]) -> u64 {
-    let blocks = known.chunks_exact(BLOCK).zip(page.chunks_exact(BLOCK));
-    blocks.enumerate().fold(0, |mask, (index, (known, block))| mask | u64::from(known != block) << index)
+    let (known, page) = (known.as_chunks::<BLOCK>().0, page.as_chunks::<BLOCK>().0);
+    let blocks = known.iter().zip(page).enumerate();
+    blocks.fold(0, |mask, (index, (known, block))| mask | u64::from(known != block) << index)
 }
 
 /// Reads the next page of an encoding: gives each of its parts with its offset in the page. `None` if it is cut off.
