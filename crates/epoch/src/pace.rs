@@ -5,15 +5,17 @@
 //! all it was asked (no further output for a moment) loses nothing by standing still, so that a lone request
 //! waits for one small checkpoint only.
 //!
-//! Whether it has done all is guessed from what it said in epochs before: whoever is answered asks again. Where less has
-//! come so far, more is waited for, at most as long as a checkpoint takes: so the wait never costs more than the
-//! checkpoint that it may spare.
+//! Whether it has done all is guessed from what it said in epochs before, and from what has just been let go: whoever is answered
+//! asks again. Where less has come so far, more is waited for, at most as long as a checkpoint takes: so the wait never costs
+//! more than the checkpoint that it may spare. Where as much has come, hardly anything is waited for.
 
 use std::time::{Duration, Instant};
 
 /// Without new output for this long the workload is taken to have finished what it was asked: several times what a
 /// server takes between two replies of a busy loop (tens of microseconds), well below a checkpoint's cost.
 const QUIET: Duration = Duration::from_micros(120);
+/// The same where as much has been said as is usual: what comes beyond that comes with little between.
+const QUIET_AFTER_ALL: Duration = Duration::from_micros(30);
 /// Of what an epoch usually says, this part is forgotten with each that says less: a few epochs until a client that has
 /// left is no longer waited for.
 const FADING: u64 = 4;
@@ -39,6 +41,11 @@ pub struct Pace {
     /// What it had said at the last checkpoint, and how much came in the epoch before it, fading.
     said_then: u64,
     usual: u64,
+    /// Of the epoch that runs: what it had said at the commit before it, and how many frames that let go.
+    said_at_commit: u64,
+    answered: u64,
+    /// How much usually comes after a commit, fading as above.
+    returns: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +68,9 @@ impl Pace {
             said: (0, now),
             said_then: 0,
             usual: 0,
+            said_at_commit: 0,
+            answered: 0,
+            returns: 0,
         }
     }
 
@@ -95,9 +105,28 @@ impl Pace {
         self.output_since = None;
         self.ended = now;
         self.paused = paused;
-        let said = self.said.0.saturating_sub(self.said_then);
+        let has_said = self.said.0.saturating_sub(self.said_then);
+        self.usual = faded(self.usual, has_said);
+        self.returns = faded(self.returns, has_said.saturating_sub(self.said_at_commit));
         self.said_then = self.said.0;
-        self.usual = said.max(self.usual - self.usual.div_ceil(FADING));
+        (self.said_at_commit, self.answered) = (0, 0);
+    }
+
+    /// What had been held is committed, and so many frames of it have left; `said` counts what the workload has sent.
+    pub fn committed(&mut self, said: u64, answered: u64) {
+        self.said_at_commit = said.saturating_sub(self.said_then);
+        self.answered = answered;
+    }
+
+    /// How much is to be expected of the epoch that runs.
+    fn expected(&self) -> u64 {
+        self.usual.max(self.said_at_commit + self.answered.min(self.returns))
+    }
+
+    /// How much has to have been said, of what `said` counts, for the next checkpoint to come sooner than [`Pace::next`] says.
+    pub fn awaited(&self, said: u64) -> Option<u64> {
+        let all = self.said_then + self.expected();
+        ((self.payload || self.soon) && said < all).then_some(all)
     }
 
     /// When to take the next checkpoint, given that none is on its way. `said` counts what the workload has sent.
@@ -107,7 +136,11 @@ impl Pace {
         }
         let at = if self.payload || self.soon {
             let has_said = said.saturating_sub(self.said_then);
-            let patience = if has_said < self.usual { QUIET.max(self.paused) } else { QUIET };
+            let patience = match self.expected() {
+                0 => QUIET,
+                expected if has_said < expected => QUIET.max(self.paused),
+                _ => QUIET_AFTER_ALL,
+            };
             let quiet = self.said.1 + patience;
             let share = self.paused * (1000 - self.max_pause_permille) / self.max_pause_permille;
             quiet.min(self.ended + share)
@@ -121,6 +154,11 @@ impl Pace {
         };
         if at <= now { Next::Now } else { Next::At(at) }
     }
+}
+
+/// The most of late: what there was before counts less with each epoch that has less.
+fn faded(before: u64, now: u64) -> u64 {
+    now.max(before - before.div_ceil(FADING))
 }
 
 #[cfg(test)]
@@ -159,7 +197,9 @@ mod tests {
         pace.taken(begun, pause);
         pace.payload_waiting();
         assert_eq!(pace.next(begun, 70), Next::At(begun + pause));
-        assert_eq!(pace.next(begun, 100), Next::At(begun + QUIET));
+        assert_eq!(pace.awaited(70), Some(100));
+        assert_eq!(pace.next(begun, 100), Next::At(begun + QUIET_AFTER_ALL));
+        assert_eq!(pace.awaited(100), None);
         // They have left: one reply an epoch is soon what is usual.
         let mut output = 70;
         for _ in 0..20 {
@@ -168,7 +208,37 @@ mod tests {
             output += 1;
             pace.payload_waiting();
         }
-        assert_eq!(pace.next(begun, output), Next::At(begun + QUIET));
+        assert_eq!(pace.next(begun, output), Next::At(begun + QUIET_AFTER_ALL));
+    }
+
+    /// Twenty and thirty clients, each of whom is answered in every other epoch, would each wait for two checkpoints.
+    #[test]
+    fn clients_who_are_answered_in_turn_become_one_group() {
+        let begun = Instant::now();
+        let mut pace = pace(begun);
+        let pause = Duration::from_millis(1);
+        pace.payload_waiting();
+        pace.next(begun, 20);
+        pace.taken(begun, pause);
+        // The thirty others have been answered while the twenty were committed, and those are about to ask again.
+        pace.committed(50, 20);
+        pace.payload_waiting();
+        assert_eq!(pace.next(begun, 50), Next::At(begun + pause));
+        assert_eq!(pace.awaited(50), Some(70));
+        assert_eq!(pace.next(begun, 70), Next::At(begun + QUIET_AFTER_ALL));
+        pace.taken(begun, pause);
+        // All fifty are answered at once, and fewer come back each time: they are waited for less and less.
+        let mut said = 70;
+        for _ in 0..20 {
+            pace.committed(said, 50);
+            pace.payload_waiting();
+            said += 5;
+            pace.next(begun, said);
+            pace.taken(begun, pause);
+        }
+        pace.committed(said, 50);
+        pace.payload_waiting();
+        assert_eq!(pace.next(begun, said + 5), Next::At(begun + QUIET_AFTER_ALL));
     }
 
     #[test]

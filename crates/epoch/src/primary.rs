@@ -289,7 +289,14 @@ impl<'a> Primary<'a> {
             Phase::Joining { .. } | Phase::Protected { .. }
                 if self.outstanding.is_none() && !self.pressed =>
             {
-                let at = match self.pace.next(now, self.said()) {
+                let mut said = self.said();
+                let awaited = self.pace.awaited(said);
+                if let Some(awaited) = awaited {
+                    self.pump.tell_when_said(awaited);
+                    // It may have come between the two.
+                    said = self.said();
+                }
+                let at = match self.pace.next(now, said) {
                     Next::Now => now,
                     Next::At(at) => at,
                 };
@@ -301,8 +308,7 @@ impl<'a> Primary<'a> {
 
     /// A number that grows with what the workload says.
     fn said(&self) -> u64 {
-        let stats = self.pump.stats();
-        stats.held_frames + stats.sent_frames
+        self.pump.stats().said_frames
     }
 
     fn handle(&mut self, event: Event) -> Result<Option<End>> {
@@ -335,6 +341,8 @@ impl<'a> Primary<'a> {
                     link.beat();
                 }
             }
+            // It is awake, and looks again.
+            Said::SaidEnough => {}
             // The workload's own sends block when its queue is full; an epoch frees it.
             Said::PressureHigh => self.pace.wanted(),
             Said::PressureLow => {}
@@ -403,7 +411,10 @@ impl<'a> Primary<'a> {
         self.engine.status.figures().commit.push(done.resumed.elapsed().as_micros() as f64);
         match &self.phase {
             Phase::Protected { .. } => {
+                let before = self.pump.stats().sent_frames;
                 self.pump.acknowledged(done.id.epoch, at)?;
+                let stats = self.pump.stats();
+                self.pace.committed(stats.said_frames, stats.sent_frames - before);
                 point(Point::PrimaryReleased);
                 self.log.append(&done.output).attempt(|| "write the workload's output".into())?;
                 point(Point::PrimaryLogged);

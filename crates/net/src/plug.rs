@@ -216,6 +216,11 @@ impl Plug {
         self.frames.range(before as usize..).map(|held| &*held.frame)
     }
 
+    /// Whether payload of the epoch that runs is held, as was signalled.
+    pub fn holds_payload(&self) -> bool {
+        self.mode == Mode::Holding && self.payload_signalled
+    }
+
     /// The backup holds everything up to the end of `epoch`, and said so to a message sent at `at`.
     pub fn committed(&mut self, epoch: u64, at: Moment) -> Result<Signals, PlugError> {
         self.must_hold()?;

@@ -30,6 +30,8 @@ pub enum Event {
     AckWaiting,
     /// Something the kernel says alone is held: an answered heartbeat is wanted.
     KernelWaiting,
+    /// As many frames have been said as [`Pump::tell_when_said`] asked for.
+    SaidEnough,
     /// Stop the workload; let it run again.
     PressureHigh,
     PressureLow,
@@ -124,6 +126,8 @@ pub struct Stats {
     pub own_mac_frames: u64,
     /// Releases put off because the last acknowledgement was too old.
     pub stale: u64,
+    /// Frames that the workload has said, whether they are held, have left or were refused.
+    pub said_frames: u64,
     /// Frames that a device refused: lost, as on a network.
     pub refused_frames: u64,
     /// Incoming frames that the observer wanted lost.
@@ -176,6 +180,12 @@ impl Pump {
     pub fn close_input(&self) -> InputClosed {
         self.shared.gate().close();
         InputClosed { shared: self.shared.clone() }
+    }
+
+    /// Asks for [`Event::SaidEnough`], once, when the workload has said `frames` since the start. It may have been said already:
+    /// [`Pump::stats`] tells. Another number takes the place of this one.
+    pub fn tell_when_said(&self, frames: u64) {
+        self.shared.tell_when_said(frames);
     }
 
     /// Shows every frame that the running epoch has said and that is held, with its virtio header, in order; what the

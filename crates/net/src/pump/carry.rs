@@ -22,6 +22,11 @@ use crate::{Announcer, InnerTap, Moment, Port, namespace};
 /// A device that fails to be read (somebody set it down, or deleted it) is tried again after this long.
 const RETRY_DEVICE: Duration = Duration::from_millis(100);
 
+/// While payload is held that the engine knows of, and more of it comes, the workload's device is read this often and not at every
+/// frame: a wake-up for each of fifty replies displaces a server that is writing them, and costs more than reading them does. Short
+/// against a checkpoint, and long against what a server takes from one reply to the next.
+const GATHER: Duration = Duration::from_micros(50);
+
 /// The workload's MAC seen from outside is reported at most this often.
 const REPORT_OWN_MAC: Duration = Duration::from_millis(10);
 
@@ -36,6 +41,8 @@ pub(super) struct Shared {
     wake: EventFd,
     stop: AtomicBool,
     counters: Counters,
+    /// So many frames said are to be told.
+    awaited: AtomicU64,
     inner_health: Health,
     outer_health: Health,
 }
@@ -58,6 +65,7 @@ pub(super) struct Output {
 struct Counters {
     sent_frames: AtomicU64,
     sent_bytes: AtomicU64,
+    said_frames: AtomicU64,
     received_frames: AtomicU64,
     received_bytes: AtomicU64,
     foreign_frames: AtomicU64,
@@ -120,6 +128,7 @@ impl Shared {
             wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             stop: AtomicBool::new(false),
             counters: Counters::default(),
+            awaited: AtomicU64::new(u64::MAX),
             inner_health: Health::default(),
             outer_health: Health::default(),
             config,
@@ -142,9 +151,16 @@ impl Shared {
         let mut reports = OwnMacReports::default();
         let mut idle_since = None;
         while !self.stop.load(Ordering::Acquire) {
-            let moved = self.carry_input(&mut buffer, &mut reports) + self.carry_output();
+            let taken = self.carry_input(&mut buffer, &mut reports);
+            let said = self.carry_output();
+            let moved = taken + said;
             self.announce_due();
             self.report_failures();
+            if said > 0 && said < BATCH_FRAMES && self.output().plug.holds_payload() {
+                idle_since = None;
+                self.sleep(Some(GATHER));
+                continue;
+            }
             if moved > 0 {
                 idle_since = None;
                 continue;
@@ -157,22 +173,24 @@ impl Shared {
                 }
                 idle_since = None;
             }
-            self.sleep();
+            self.sleep(None);
         }
     }
 
-    /// Sleeps until a device has something that there is room for, or somebody wakes the pump.
-    fn sleep(&self) {
+    /// Sleeps until a device has something that there is room for, or somebody wakes the pump. With a time to gather for, what the
+    /// workload says meanwhile does not end it.
+    fn sleep(&self, gather: Option<Duration>) {
         let (inner_failed, outer_failed) = (self.inner_health.has_failed(), self.outer_health.has_failed());
         // A device that failed would end every sleep at once, one without room as well: the wake-up, waited for
         // twice, takes its place.
         let wake = self.wake.as_fd();
-        let inner = if !inner_failed && self.output().plug.has_room() { self.inner.as_fd() } else { wake };
+        let listens = gather.is_none() && !inner_failed;
+        let inner = if listens && self.output().plug.has_room() { self.inner.as_fd() } else { wake };
         let outer = if !outer_failed && self.gate().has_room() { self.port.as_fd() } else { wake };
         let mut wanted = [wake, inner, outer].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         let announcement = self.announcer().next_at().map(|next| next.since(Moment::now()));
         let retry = (inner_failed || outer_failed).then_some(RETRY_DEVICE);
-        let timeout = announcement.into_iter().chain(retry).min().map(TimeSpec::from);
+        let timeout = announcement.into_iter().chain(retry).chain(gather).min().map(TimeSpec::from);
         // EINTR only means to look again. Nothing else can fail with valid descriptors but memory (poll(2)), and
         // then looking again is all there is to do, too.
         let _ = ppoll(&mut wanted, timeout, None);
@@ -276,6 +294,7 @@ impl Shared {
             sent_bytes: read(&counters.sent_bytes),
             held_frames,
             held_bytes,
+            said_frames: read(&counters.said_frames),
             received_frames: read(&counters.received_frames),
             received_bytes: read(&counters.received_bytes),
             foreign_frames: read(&counters.foreign_frames),
@@ -284,6 +303,17 @@ impl Shared {
             refused_frames: read(&counters.refused_frames),
             dropped_frames: read(&counters.dropped_frames),
         }
+    }
+
+    pub(super) fn tell_when_said(&self, frames: u64) {
+        self.awaited.store(frames, Ordering::Relaxed);
+    }
+
+    /// Whether what was waited for has been said; once.
+    fn has_said_enough(&self) -> bool {
+        let awaited = self.awaited.load(Ordering::Relaxed);
+        self.counters.said_frames.load(Ordering::Relaxed) >= awaited
+            && self.awaited.compare_exchange(awaited, u64::MAX, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Takes up to a batch of frames from the workload, and lets pass what may.
@@ -298,6 +328,9 @@ impl Shared {
             self.release(signals);
         } else {
             self.report(signals);
+        }
+        if taken > 0 && self.has_said_enough() {
+            (self.watchers.notify)(Event::SaidEnough);
         }
         taken
     }
@@ -321,6 +354,7 @@ impl Shared {
             };
             let Output { plug, buffer, .. } = output;
             let frame = &buffer[..length];
+            add(&self.counters.said_frames, 1);
             self.watchers.observer.outgoing(frame);
             if plug.passes() {
                 self.send(frame);
