@@ -8,6 +8,7 @@ pub mod activate;
 mod calls;
 pub mod capture;
 pub mod checkpoint;
+mod crew;
 pub mod delta;
 pub mod descriptors;
 pub mod error;

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crate::checkpoint::{MemoryDelta, Pid, Run};
+use crate::crew::Crew;
 use crate::error::{Attempt, Result};
 use crate::object::file::FileKey;
 use crate::object::memory::{self, Advice, Backing, Mapped, Mapping, intersect, normalise, subtract};
@@ -27,6 +28,29 @@ const SPARSE: u64 = 64;
 const LARGE: u64 = 1024;
 /// Little is less than one page of so many.
 const FEW: u64 = 4;
+
+/// Page tables of so many pages are one piece of a scan: 128 MiB, 50 µs.
+const PIECE: u64 = 1 << 15;
+const MOST_PIECES: u64 = 256;
+/// Pages of one piece of what is copied: some 30 µs.
+const COPIED_PIECE: u64 = 32;
+
+/// A part of a scan, in which little is or not.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    range: Range,
+    sparse: bool,
+}
+
+impl Piece {
+    fn take_written(self, pagemap: &File) -> io::Result<Vec<Range>> {
+        if self.sparse {
+            pagemap::take_written_sparse(pagemap, self.range)
+        } else {
+            pagemap::take_written(pagemap, self.range)
+        }
+    }
+}
 
 /// A mapping with little in it, so that only pages that exist are asked about.
 #[derive(Debug, Clone, Copy)]
@@ -88,8 +112,8 @@ struct Copied {
 pub struct Space {
     pub(crate) tracker: Tracker,
     host: Tid,
-    pub(crate) memory: File,
-    pagemap: File,
+    pub(crate) memory: Arc<File>,
+    pagemap: Arc<File>,
     maps: File,
     /// `/proc/PID/maps` as of the last checkpoint, and what it means.
     text: Vec<u8>,
@@ -171,8 +195,8 @@ impl Space {
         Ok(Self {
             tracker,
             host,
-            memory,
-            pagemap: proc::open(host, "pagemap")?,
+            memory: Arc::new(memory),
+            pagemap: Arc::new(proc::open(host, "pagemap")?),
             maps: proc::open(host, "maps")?,
             text: Vec::new(),
             layout: Vec::new(),
@@ -391,18 +415,34 @@ impl Space {
         Ok(pagemap::populated(&self.pagemap, range)?.iter().map(Range::pages).sum())
     }
 
+    /// Whether looking at all of it is worth more than one processor.
+    pub fn is_large(&self) -> bool {
+        weight(&self.layout).saturating_sub(self.sparse.iter().map(|sparse| sparse.range.pages()).sum())
+            >= 2 * PIECE
+    }
+
     /// What was written since the last call, protected again.
     fn take_written(&mut self) -> io::Result<Vec<Range>> {
         let mut written = Vec::new();
-        let mut from = EVERYTHING.start;
-        for sparse in &mut self.sparse {
-            written.extend(pagemap::take_written(&self.pagemap, Range::new(from, sparse.range.start))?);
-            let here = pagemap::take_written_sparse(&self.pagemap, sparse.range)?;
-            sparse.written += here.iter().map(Range::pages).sum::<u64>();
+        let sparse: Vec<Range> = self.sparse.iter().map(|sparse| sparse.range).collect();
+        // What has been mapped since the last checkpoint has no weight, and is in a piece all the same.
+        let pieces = cut(&self.layout, &sparse);
+        let found: Vec<io::Result<Vec<Range>>> = if self.is_large() {
+            let pagemap = Arc::clone(&self.pagemap);
+            Crew::shared().run(pieces.clone(), move |piece| piece.take_written(&pagemap))
+        } else {
+            pieces.iter().map(|piece| piece.take_written(&self.pagemap)).collect()
+        };
+        let mut sparse = self.sparse.iter_mut();
+        for (piece, found) in pieces.iter().zip(found) {
+            let here = found?;
+            if piece.sparse
+                && let Some(sparse) = sparse.next()
+            {
+                sparse.written += here.iter().map(Range::pages).sum::<u64>();
+            }
             written.extend(here);
-            from = sparse.range.end;
         }
-        written.extend(pagemap::take_written(&self.pagemap, Range::new(from, EVERYTHING.end))?);
         // Counted again when enough has been written for it to have filled.
         let mut at = 0;
         while let Some(sparse) = self.sparse.get(at).copied() {
@@ -548,9 +588,9 @@ impl Space {
 
         let mut runs = Vec::new();
         self.take_live(&written, &mut runs, data);
-        let mut residue = Vec::new();
-        self.copy_stopped(&content, &mut residue).attempt(what)?;
-        push_runs(&content, residue, &mut runs, data);
+        for (ranges, bytes) in self.copy_stopped(content.clone()).attempt(what)? {
+            push_runs(&ranges, bytes, &mut runs, data);
+        }
 
         // Emptied pages of anonymous memory are zero. (Of a file's they are the file's again: those are in `dropped`.)
         let anonymous: Vec<Range> = self
@@ -574,24 +614,17 @@ impl Space {
         self.layout = layout;
     }
 
-    /// Copies ranges that must all exist. What the process itself may not read (PROT_NONE with content) is read
-    /// through `/proc/PID/mem`, which does not ask.
-    fn copy_stopped(&self, ranges: &[Range], into: &mut Vec<u8>) -> io::Result<()> {
-        let start = into.len();
-        let mut done = task::copy_memory(self.host, ranges, into).unwrap_or_default();
-        debug_assert_eq!(into.len(), start + done);
-        for range in ranges {
-            let len = range.len() as usize;
-            if done >= len {
-                done -= len;
-                continue;
-            }
-            let at = into.len();
-            into.resize(at + len - done, 0);
-            self.memory.read_exact_at(&mut into[at..], range.start + done as u64)?;
-            done = 0;
+    /// Copies ranges that must all exist.
+    fn copy_stopped(&self, ranges: Vec<Range>) -> io::Result<Vec<(Vec<Range>, Vec<u8>)>> {
+        let pages: u64 = ranges.iter().map(Range::pages).sum();
+        if !self.is_large() || pages < 2 * COPIED_PIECE {
+            let bytes = copy_all(self.host, &self.memory, &ranges)?;
+            return Ok(vec![(ranges, bytes)]);
         }
-        Ok(())
+        let parts = parts(&ranges, COPIED_PIECE.max(pages / MOST_PIECES));
+        let (host, memory) = (self.host, Arc::clone(&self.memory));
+        let copied = Crew::shared().run(parts.clone(), move |part| copy_all(host, &memory, part));
+        parts.into_iter().zip(copied).map(|(part, bytes)| Ok((part, bytes?))).collect()
     }
 
     /// Uses what the live round copied and nothing has touched since.
@@ -687,6 +720,77 @@ impl Space {
         }
         (left < pages).then_some((runs, data))
     }
+}
+
+/// Pages that may exist.
+fn weight(layout: &[Mapping]) -> u64 {
+    layout.iter().filter(|mapping| mapping.protection != 0).map(|mapping| mapping.range.pages()).sum()
+}
+
+/// All addresses, in order, cut where there is much.
+fn cut(layout: &[Mapping], sparse: &[Range]) -> Vec<Piece> {
+    let size = PIECE.max(weight(layout) / MOST_PIECES);
+    let mut pieces = Vec::new();
+    let mut from = EVERYTHING.start;
+    let mut mappings = layout.iter().filter(|mapping| mapping.protection != 0).peekable();
+    for next in sparse.iter().copied().chain([Range::new(EVERYTHING.end, EVERYTHING.end)]) {
+        let mut weight = 0;
+        while let Some(mapping) = mappings.next_if(|mapping| mapping.range.start < next.start) {
+            let end = mapping.range.end.min(next.start).max(from);
+            let mut left = Range::new(mapping.range.start.max(from), end);
+            while weight + left.pages() >= size {
+                left.start += (size - weight) * PAGE_SIZE;
+                pieces.push(Piece { range: Range::new(from, left.start), sparse: false });
+                (from, weight) = (left.start, 0);
+            }
+            weight += left.pages();
+        }
+        pieces.push(Piece { range: Range::new(from, next.start), sparse: false });
+        pieces.push(Piece { range: next, sparse: true });
+        from = next.end;
+    }
+    pieces.retain(|piece| !piece.range.is_empty());
+    pieces
+}
+
+/// Sorted ranges in parts of about so many pages each.
+fn parts(ranges: &[Range], pages: u64) -> Vec<Vec<Range>> {
+    let mut parts: Vec<Vec<Range>> = Vec::new();
+    let mut room = 0;
+    for range in ranges {
+        let mut left = *range;
+        while !left.is_empty() {
+            if room == 0 {
+                parts.push(Vec::new());
+                room = pages;
+            }
+            let taken = Range::new(left.start, left.end.min(left.start + room * PAGE_SIZE));
+            room -= taken.pages();
+            left.start = taken.end;
+            parts.last_mut().into_iter().for_each(|part| part.push(taken));
+        }
+    }
+    parts
+}
+
+/// Copies ranges of a process that stands still. What the process itself may not read (PROT_NONE with content) is read through
+/// `/proc/PID/mem`, which does not ask.
+fn copy_all(host: Tid, memory: &File, ranges: &[Range]) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut done = task::copy_memory(host, ranges, &mut bytes).unwrap_or_default();
+    debug_assert_eq!(bytes.len(), done);
+    for range in ranges {
+        let len = range.len() as usize;
+        if done >= len {
+            done -= len;
+            continue;
+        }
+        let at = bytes.len();
+        bytes.resize(at + len - done, 0);
+        memory.read_exact_at(&mut bytes[at..], range.start + done as u64)?;
+        done = 0;
+    }
+    Ok(bytes)
 }
 
 /// Copies as many whole pages from the start of a range as can be read.
@@ -816,6 +920,52 @@ mod tests {
             runs.iter().map(|run| (run.address, run.pages, run.zero)).collect();
         assert_eq!(shape, [(0x10000, 1, true), (0x11000, 2, false), (0x13000, 1, true)]);
         assert_eq!(data.len(), 2 * page);
+    }
+
+    fn mapping(range: Range, protection: u32) -> Mapping {
+        Mapping {
+            range,
+            protection,
+            shared: false,
+            grows_down: false,
+            heap: false,
+            advice: Advice::default(),
+            backing: Backing::Anonymous,
+        }
+    }
+
+    #[test]
+    fn the_pieces_of_a_scan_are_all_addresses_and_of_like_weight() {
+        let gib = |from: u64, to: u64| Range::new(from << 30, to << 30);
+        let layout = [
+            mapping(gib(1, 2), 3),
+            mapping(gib(4, 5), 3),
+            // Reserved, and with little in it.
+            mapping(gib(1000, 60_000), 0),
+            mapping(gib(70_000, 80_000), 3),
+        ];
+        let sparse = [gib(70_000, 79_000)];
+        for (layout, sparse) in
+            [(&layout[..], &sparse[..]), (&layout[..], &[]), (&layout[..2], &[]), (&[], &[])]
+        {
+            let pieces = cut(layout, sparse);
+            assert_eq!(pieces[0].range.start, EVERYTHING.start);
+            assert!(pieces.windows(2).all(|two| two[0].range.end == two[1].range.start), "{pieces:?}");
+            assert_eq!(pieces.last().unwrap().range.end, EVERYTHING.end);
+            let found: Vec<Range> =
+                pieces.iter().filter(|piece| piece.sparse).map(|piece| piece.range).collect();
+            assert_eq!(found, sparse);
+            assert!(pieces.len() as u64 <= MOST_PIECES + 2 + 2 * sparse.len() as u64, "{}", pieces.len());
+        }
+        assert_eq!(cut(&layout[..2], &[]).len(), 17, "2 GiB in 128 MiB each, and what is above");
+    }
+
+    #[test]
+    fn what_is_copied_is_cut_into_parts() {
+        let pages = |from: u64, to: u64| Range::new(from * PAGE_SIZE, to * PAGE_SIZE);
+        let cut = parts(&[pages(1, 2), pages(5, 12), pages(20, 21)], 4);
+        assert_eq!(cut, [vec![pages(1, 2), pages(5, 8)], vec![pages(8, 12)], vec![pages(20, 21)]]);
+        assert!(parts(&[], 4).is_empty());
     }
 
     #[test]

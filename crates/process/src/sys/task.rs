@@ -122,6 +122,15 @@ pub fn copy_memory(pid: Tid, ranges: &[Range], into: &mut Vec<u8>) -> io::Result
     Ok(copied)
 }
 
+/// That of the calling thread, if it is a real-time one.
+pub fn realtime_priority() -> Option<i32> {
+    let mut param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `param` is live and exclusively borrowed for the duration of the call.
+    let result = unsafe { libc::sched_getparam(0, &raw mut param) };
+    // It is 0 for all others (sched(7)).
+    (result == 0 && param.sched_priority > 0).then_some(param.sched_priority)
+}
+
 /// Makes the calling thread a real-time one: as a normal task the tracer is preempted by the threads it resumes.
 pub fn become_realtime(priority: i32) -> io::Result<()> {
     let param = libc::sched_param { sched_priority: priority };

@@ -130,7 +130,7 @@ pub(crate) fn look(
     };
     let caller = Caller {
         tid,
-        memory: process.space.as_ref().map(|space| &space.memory).or(opened.as_ref()),
+        memory: process.space.as_ref().map(|space| &*space.memory).or(opened.as_ref()),
         process: process.pidfd.as_fd(),
         now: clock.now,
         interrupted: thread.stopped_at.unwrap_or(clock.now),
