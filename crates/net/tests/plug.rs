@@ -216,3 +216,41 @@ fn a_flood_of_datagrams_raises_pressure_and_loses_none() {
     workload.pump.acknowledged(2, Moment::now()).unwrap();
     assert_eq!(workload.pump.stats().sent_frames, 5000);
 }
+
+#[test]
+fn as_much_as_was_asked_for_is_told_once() {
+    let host = host();
+    let workload = Workload::start_with(&host, config(quiet_network(), plugged()));
+    let socket = workload.namespace.enter(|| UdpSocket::bind((workload_ip(false), 0)).unwrap()).unwrap();
+    let said = || workload.pump.stats().said_frames;
+    let (before, deadline) = (said(), Moment::now() + PATIENCE);
+    let say = |datagrams: u64| {
+        let wanted = said() + datagrams;
+        for number in 0..datagrams {
+            socket.send_to(&number.to_be_bytes(), "224.0.0.251:9").unwrap();
+            // Some one by one, some in one go.
+            while number % 7 == 0 && said() < wanted - datagrams + number {
+                assert!(Moment::now() < deadline);
+            }
+        }
+        while said() < wanted {
+            assert!(Moment::now() < deadline);
+        }
+    };
+    let told = || {
+        // The pump tells after it has counted.
+        std::thread::sleep(Duration::from_millis(20));
+        workload.events.try_iter().filter(|event| *event == Event::SaidEnough).count()
+    };
+    workload.pump.tell_when_said(before + 30);
+    say(29);
+    assert_eq!((told(), said()), (0, before + 29));
+    say(1);
+    assert_eq!(told(), 1);
+    say(20);
+    assert_eq!(told(), 0, "once");
+    workload.cut(1);
+    workload.pump.tell_when_said(before + 10);
+    say(1);
+    assert_eq!(told(), 1, "also what had been said before it was asked for");
+}
