@@ -52,6 +52,9 @@ pub enum What {
         /// Requests of each round, natively and protected
         #[arg(long, default_value_t = 100_000)]
         requests: u64,
+        /// Connections, each with one request at a time
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        clients: u32,
         /// Values that the protected Redis holds besides
         #[arg(long, default_value = "1G", value_parser = demo::parse_size)]
         resident: u64,
@@ -144,18 +147,18 @@ pub fn run(what: &What) -> Result<bool> {
             }
             Ok(outcome.is_good())
         }
-        What::Epoch { rounds, requests, resident, json } => {
+        What::Epoch { rounds, requests, clients, resident, json } => {
             if rounds == 0 || requests == 0 {
                 bail!("a measurement takes at least one round of one request");
             }
             let cluster = Cluster::start("bench", &program)?;
-            let costs = measure_epoch(&cluster, rounds, requests, resident, &say);
+            let costs = measure_epoch(&cluster, rounds, (requests, clients), resident, &say);
             if costs.is_err() {
                 eprint!("{}", cluster.tails());
             }
             let costs = costs?;
             let command = format!(
-                "cargo xtask bench epoch --rounds {rounds} --requests {requests} --resident {}M",
+                "cargo xtask bench epoch --rounds {rounds} --requests {requests} --clients {clients} --resident {}M",
                 resident >> 20
             );
             write_section("epoch", &epoch_section(&command, &costs))?;
@@ -193,7 +196,7 @@ struct Round {
 fn measure_epoch(
     cluster: &Cluster,
     rounds: usize,
-    requests: u64,
+    load: (u64, u32),
     resident: u64,
     say: &dyn Fn(&str),
 ) -> Result<Costs> {
@@ -224,8 +227,8 @@ fn measure_epoch(
     for number in 1..=rounds {
         // Side by side in time: what else the machine does hits both.
         let round = Round {
-            native_rps: throughput(cluster.client(), native, requests)?,
-            protected_rps: throughput(cluster.client(), protected, requests)?,
+            native_rps: throughput(cluster.client(), native, load)?,
+            protected_rps: throughput(cluster.client(), protected, load)?,
         };
         say(&format!(
             "round {number} of {rounds}: {:.0} requests a second natively, {:.0} protected",
@@ -262,10 +265,10 @@ fn measure_epoch(
     })
 }
 
-/// Requests a second of `redis-benchmark` with 50 connections, one request at a time on each.
-fn throughput(client: &Host, address: Ipv4Addr, requests: u64) -> Result<f64> {
+/// Requests a second of `redis-benchmark`: so many, over so many connections with one request at a time on each.
+fn throughput(client: &Host, address: Ipv4Addr, (requests, connections): (u64, u32)) -> Result<f64> {
     let line = format!(
-        "redis-benchmark -h {address} -p {REDIS_PORT} -t set -c 50 -P 1 -n {requests} -r 100000 --csv"
+        "redis-benchmark -h {address} -p {REDIS_PORT} -t set -c {connections} -P 1 -n {requests} -r 100000 --csv"
     );
     let output = client.exec_within(BENCHMARK_LIMIT, line.split(' '))?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -356,8 +359,8 @@ fn epoch_section(command: &str, costs: &Costs) -> String {
     }
     format!(
         "## Epochs\n\n\
-         `{command}`: the same Redis on the same machine, natively and protected in turn; `redis-benchmark` with 50 \
-         connections that set one value at a time, then {LONE_REQUESTS} lone requests on one connection.\n\n\
+         `{command}`: the same Redis on the same machine, natively and protected in turn; `redis-benchmark`, each \
+         of whose connections (50 unless the command says otherwise) sets one value at a time, then {LONE_REQUESTS} lone requests on one connection.\n\n\
          | figure | value |\n|---|---|\n\
          | throughput, protected over native (median) | {} |\n\
          | one request at a time, native, p50 / p99 / max | {} |\n\
