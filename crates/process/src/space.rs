@@ -1,5 +1,7 @@
 //! The memory of one process: which pages changed since the last checkpoint, and their content.
 
+mod pieces;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
@@ -17,6 +19,7 @@ use crate::sys::ptrace::Tid;
 use crate::sys::remote::WORKSPACE;
 use crate::sys::task;
 use crate::sys::uffd::Tracker;
+use pieces::{COPIED_PIECE, MOST_PIECES, PIECE, cut, parts, weight};
 
 /// All of a process's addresses but the first page, which cannot be mapped.
 const EVERYTHING: Range = Range { start: PAGE_SIZE, end: USER_END };
@@ -28,29 +31,6 @@ const SPARSE: u64 = 64;
 const LARGE: u64 = 1024;
 /// Little is less than one page of so many.
 const FEW: u64 = 4;
-
-/// Page tables of so many pages are one piece of a scan: 128 MiB, 50 µs.
-const PIECE: u64 = 1 << 15;
-const MOST_PIECES: u64 = 256;
-/// Pages of one piece of what is copied: some 30 µs.
-const COPIED_PIECE: u64 = 32;
-
-/// A part of a scan, in which little is or not.
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    range: Range,
-    sparse: bool,
-}
-
-impl Piece {
-    fn take_written(self, pagemap: &File) -> io::Result<Vec<Range>> {
-        if self.sparse {
-            pagemap::take_written_sparse(pagemap, self.range)
-        } else {
-            pagemap::take_written(pagemap, self.range)
-        }
-    }
-}
 
 /// A mapping with little in it, so that only pages that exist are asked about.
 #[derive(Debug, Clone, Copy)]
@@ -118,6 +98,8 @@ pub struct Space {
     /// `/proc/PID/maps` as of the last checkpoint, and what it means.
     text: Vec<u8>,
     pub(crate) layout: Vec<Mapping>,
+    /// Pages that may exist in it.
+    weight: u64,
     /// The objects that are mapped.
     pub(crate) objects: Vec<Mapped>,
     /// What was written to objects through shared mappings since this was last taken, by offset.
@@ -177,6 +159,7 @@ impl Unborn {
     pub fn open(self, host: Tid) -> io::Result<Space> {
         let mut space = Space::new(host, self.tracker, proc::open_memory(host)?, self.scratch)?;
         // Inherited: what of it is gone by the next checkpoint may have been written before.
+        space.weight = weight(&self.layout);
         space.layout = self.layout;
         space.sparse = self.sparse;
         space.advised = self.advised;
@@ -200,6 +183,7 @@ impl Space {
             maps: proc::open(host, "maps")?,
             text: Vec::new(),
             layout: Vec::new(),
+            weight: 0,
             objects: Vec::new(),
             touched: Vec::new(),
             suspects: HashSet::new(),
@@ -417,17 +401,17 @@ impl Space {
 
     /// Whether looking at all of it is worth more than one processor.
     pub fn is_large(&self) -> bool {
-        weight(&self.layout).saturating_sub(self.sparse.iter().map(|sparse| sparse.range.pages()).sum())
-            >= 2 * PIECE
+        self.weight.saturating_sub(self.sparse.iter().map(|sparse| sparse.range.pages()).sum()) >= 2 * PIECE
     }
 
     /// What was written since the last call, protected again.
     fn take_written(&mut self) -> io::Result<Vec<Range>> {
         let mut written = Vec::new();
         let sparse: Vec<Range> = self.sparse.iter().map(|sparse| sparse.range).collect();
+        let is_large = self.is_large();
         // What has been mapped since the last checkpoint has no weight, and is in a piece all the same.
-        let pieces = cut(&self.layout, &sparse);
-        let found: Vec<io::Result<Vec<Range>>> = if self.is_large() {
+        let pieces = cut(if is_large { &self.layout } else { &[] }, &sparse);
+        let found: Vec<io::Result<Vec<Range>>> = if is_large {
             let pagemap = Arc::clone(&self.pagemap);
             Crew::shared().run(pieces.clone(), move |piece| piece.take_written(&pagemap))
         } else {
@@ -562,6 +546,7 @@ impl Space {
         self.sparse.retain(|sparse| {
             layout.mappings.iter().any(|mapping| mapping.range.intersect(&sparse.range).is_some())
         });
+        self.weight = weight(&layout.mappings);
         self.layout = layout.mappings;
         self.objects = layout.objects;
         self.text = text;
@@ -722,57 +707,6 @@ impl Space {
     }
 }
 
-/// Pages that may exist.
-fn weight(layout: &[Mapping]) -> u64 {
-    layout.iter().filter(|mapping| mapping.protection != 0).map(|mapping| mapping.range.pages()).sum()
-}
-
-/// All addresses, in order, cut where there is much.
-fn cut(layout: &[Mapping], sparse: &[Range]) -> Vec<Piece> {
-    let size = PIECE.max(weight(layout) / MOST_PIECES);
-    let mut pieces = Vec::new();
-    let mut from = EVERYTHING.start;
-    let mut mappings = layout.iter().filter(|mapping| mapping.protection != 0).peekable();
-    for next in sparse.iter().copied().chain([Range::new(EVERYTHING.end, EVERYTHING.end)]) {
-        let mut weight = 0;
-        while let Some(mapping) = mappings.next_if(|mapping| mapping.range.start < next.start) {
-            let end = mapping.range.end.min(next.start).max(from);
-            let mut left = Range::new(mapping.range.start.max(from), end);
-            while weight + left.pages() >= size {
-                left.start += (size - weight) * PAGE_SIZE;
-                pieces.push(Piece { range: Range::new(from, left.start), sparse: false });
-                (from, weight) = (left.start, 0);
-            }
-            weight += left.pages();
-        }
-        pieces.push(Piece { range: Range::new(from, next.start), sparse: false });
-        pieces.push(Piece { range: next, sparse: true });
-        from = next.end;
-    }
-    pieces.retain(|piece| !piece.range.is_empty());
-    pieces
-}
-
-/// Sorted ranges in parts of about so many pages each.
-fn parts(ranges: &[Range], pages: u64) -> Vec<Vec<Range>> {
-    let mut parts: Vec<Vec<Range>> = Vec::new();
-    let mut room = 0;
-    for range in ranges {
-        let mut left = *range;
-        while !left.is_empty() {
-            if room == 0 {
-                parts.push(Vec::new());
-                room = pages;
-            }
-            let taken = Range::new(left.start, left.end.min(left.start + room * PAGE_SIZE));
-            room -= taken.pages();
-            left.start = taken.end;
-            parts.last_mut().into_iter().for_each(|part| part.push(taken));
-        }
-    }
-    parts
-}
-
 /// Copies ranges of a process that stands still. What the process itself may not read (PROT_NONE with content) is read through
 /// `/proc/PID/mem`, which does not ask.
 fn copy_all(host: Tid, memory: &File, ranges: &[Range]) -> io::Result<Vec<u8>> {
@@ -920,52 +854,6 @@ mod tests {
             runs.iter().map(|run| (run.address, run.pages, run.zero)).collect();
         assert_eq!(shape, [(0x10000, 1, true), (0x11000, 2, false), (0x13000, 1, true)]);
         assert_eq!(data.len(), 2 * page);
-    }
-
-    fn mapping(range: Range, protection: u32) -> Mapping {
-        Mapping {
-            range,
-            protection,
-            shared: false,
-            grows_down: false,
-            heap: false,
-            advice: Advice::default(),
-            backing: Backing::Anonymous,
-        }
-    }
-
-    #[test]
-    fn the_pieces_of_a_scan_are_all_addresses_and_of_like_weight() {
-        let gib = |from: u64, to: u64| Range::new(from << 30, to << 30);
-        let layout = [
-            mapping(gib(1, 2), 3),
-            mapping(gib(4, 5), 3),
-            // Reserved, and with little in it.
-            mapping(gib(1000, 60_000), 0),
-            mapping(gib(70_000, 80_000), 3),
-        ];
-        let sparse = [gib(70_000, 79_000)];
-        for (layout, sparse) in
-            [(&layout[..], &sparse[..]), (&layout[..], &[]), (&layout[..2], &[]), (&[], &[])]
-        {
-            let pieces = cut(layout, sparse);
-            assert_eq!(pieces[0].range.start, EVERYTHING.start);
-            assert!(pieces.windows(2).all(|two| two[0].range.end == two[1].range.start), "{pieces:?}");
-            assert_eq!(pieces.last().unwrap().range.end, EVERYTHING.end);
-            let found: Vec<Range> =
-                pieces.iter().filter(|piece| piece.sparse).map(|piece| piece.range).collect();
-            assert_eq!(found, sparse);
-            assert!(pieces.len() as u64 <= MOST_PIECES + 2 + 2 * sparse.len() as u64, "{}", pieces.len());
-        }
-        assert_eq!(cut(&layout[..2], &[]).len(), 17, "2 GiB in 128 MiB each, and what is above");
-    }
-
-    #[test]
-    fn what_is_copied_is_cut_into_parts() {
-        let pages = |from: u64, to: u64| Range::new(from * PAGE_SIZE, to * PAGE_SIZE);
-        let cut = parts(&[pages(1, 2), pages(5, 12), pages(20, 21)], 4);
-        assert_eq!(cut, [vec![pages(1, 2), pages(5, 8)], vec![pages(8, 12)], vec![pages(20, 21)]]);
-        assert!(parts(&[], 4).is_empty());
     }
 
     #[test]
