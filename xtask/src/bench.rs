@@ -429,7 +429,7 @@ mod tests {
             assert!(Instant::now() < deadline, "{}", redis.tail());
             thread::sleep(Duration::from_millis(10));
         }
-        assert!(throughput(&client, host.address(), 1000).unwrap() > 0.0);
+        assert!(throughput(&client, host.address(), (1000, 50)).unwrap() > 0.0);
     }
 
     #[test]
