@@ -126,10 +126,15 @@ pub fn scan(pagemap: &File, within: Range, query: Query) -> io::Result<Vec<(Rang
                 _ => found.push((range, region.categories)),
             }
         }
-        if arg.walk_end <= start {
+        // A scan that comes to its end may say that it stopped where the kernel's own buffer was full last, of 512 ranges (`walk_end` in
+        // `do_pagemap_scan`, fs/proc/task_mmu.c). Going on from there would find what was written again meanwhile a second time, and
+        // out of order.
+        let last = regions[..count as usize].last().map_or(0, |region| region.end);
+        let next = arg.walk_end.max(last);
+        if next <= start {
             break;
         }
-        start = arg.walk_end;
+        start = next;
     }
     Ok(found)
 }
