@@ -289,14 +289,11 @@ impl<'a> Primary<'a> {
             Phase::Joining { .. } | Phase::Protected { .. }
                 if self.outstanding.is_none() && !self.pressed =>
             {
-                let mut said = self.said();
-                let awaited = self.pace.awaited(said);
-                if let Some(awaited) = awaited {
+                if let Some(awaited) = self.pace.awaited(self.said()) {
                     self.pump.tell_when_said(awaited);
-                    // It may have come between the two.
-                    said = self.said();
                 }
-                let at = match self.pace.next(now, said) {
+                // Asked again: what was awaited may have come between the two.
+                let at = match self.pace.next(now, self.said()) {
                     Next::Now => now,
                     Next::At(at) => at,
                 };

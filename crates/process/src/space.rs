@@ -9,10 +9,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crate::checkpoint::{MemoryDelta, Pid, Run};
-use crate::crew::Crew;
 use crate::error::{Attempt, Result};
 use crate::object::file::FileKey;
 use crate::object::memory::{self, Advice, Backing, Mapped, Mapping, intersect, normalise, subtract};
+use crate::pool::Pool;
 use crate::sys::pagemap::{self, PAGE_SIZE, Range, USER_END};
 use crate::sys::proc;
 use crate::sys::ptrace::Tid;
@@ -158,8 +158,8 @@ impl Unborn {
 
     pub fn open(self, host: Tid) -> io::Result<Space> {
         let mut space = Space::new(host, self.tracker, proc::open_memory(host)?, self.scratch)?;
-        // Inherited: what of it is gone by the next checkpoint may have been written before.
         space.weight = weight(&self.layout);
+        // Inherited: what of it is gone by the next checkpoint may have been written before.
         space.layout = self.layout;
         space.sparse = self.sparse;
         space.advised = self.advised;
@@ -413,7 +413,7 @@ impl Space {
         let pieces = cut(if is_large { &self.layout } else { &[] }, &sparse);
         let found: Vec<io::Result<Vec<Range>>> = if is_large {
             let pagemap = Arc::clone(&self.pagemap);
-            Crew::shared().run(pieces.clone(), move |piece| piece.take_written(&pagemap))
+            Pool::shared().run(pieces.clone(), move |piece| piece.take_written(&pagemap))
         } else {
             pieces.iter().map(|piece| piece.take_written(&self.pagemap)).collect()
         };
@@ -608,7 +608,7 @@ impl Space {
         }
         let parts = parts(&ranges, COPIED_PIECE.max(pages / MOST_PIECES));
         let (host, memory) = (self.host, Arc::clone(&self.memory));
-        let copied = Crew::shared().run(parts.clone(), move |part| copy_all(host, &memory, part));
+        let copied = Pool::shared().run(parts.clone(), move |part| copy_all(host, &memory, part));
         parts.into_iter().zip(copied).map(|(part, bytes)| Ok((part, bytes?))).collect()
     }
 

@@ -41,8 +41,6 @@ pub(super) struct Shared {
     wake: EventFd,
     stop: AtomicBool,
     counters: Counters,
-    /// So many frames said are to be told.
-    awaited: AtomicU64,
     inner_health: Health,
     outer_health: Health,
 }
@@ -57,6 +55,8 @@ pub(super) struct Watchers {
 /// What is touched under the lock of the output.
 pub(super) struct Output {
     pub(super) plug: Plug,
+    /// So many frames said are to be told.
+    awaited: u64,
     buffer: Box<[u8]>,
     batch: Vec<Frame>,
 }
@@ -120,6 +120,7 @@ impl Shared {
         Ok(Shared {
             output: Mutex::new(Output {
                 plug,
+                awaited: u64::MAX,
                 buffer: vec![0; MAX_FRAME].into(),
                 batch: Vec::with_capacity(BATCH_FRAMES),
             }),
@@ -128,7 +129,6 @@ impl Shared {
             wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             stop: AtomicBool::new(false),
             counters: Counters::default(),
-            awaited: AtomicU64::new(u64::MAX),
             inner_health: Health::default(),
             outer_health: Health::default(),
             config,
@@ -306,30 +306,28 @@ impl Shared {
     }
 
     pub(super) fn tell_when_said(&self, frames: u64) {
-        self.awaited.store(frames, Ordering::Relaxed);
-    }
-
-    /// Whether what was waited for has been said; once.
-    fn has_said_enough(&self) -> bool {
-        let awaited = self.awaited.load(Ordering::Relaxed);
-        self.counters.said_frames.load(Ordering::Relaxed) >= awaited
-            && self.awaited.compare_exchange(awaited, u64::MAX, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.output().awaited = frames;
     }
 
     /// Takes up to a batch of frames from the workload, and lets pass what may.
     fn carry_output(&self) -> usize {
         let mut signals = Signals::default();
-        let (taken, release) = {
+        let (taken, release, said_enough) = {
             let mut output = self.output();
             let taken = self.take_output(&mut output, &mut signals);
-            (taken, taken > 0 && output.plug.is_exposed() && output.plug.held() > 0)
+            let said_enough =
+                taken > 0 && self.counters.said_frames.load(Ordering::Relaxed) >= output.awaited;
+            if said_enough {
+                output.awaited = u64::MAX;
+            }
+            (taken, taken > 0 && output.plug.is_exposed() && output.plug.held() > 0, said_enough)
         };
         if release {
             self.release(signals);
         } else {
             self.report(signals);
         }
-        if taken > 0 && self.has_said_enough() {
+        if said_enough {
             (self.watchers.notify)(Event::SaidEnough);
         }
         taken

@@ -396,10 +396,10 @@ pub fn normalise(mut ranges: Vec<Range>) -> Vec<Range> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn anonymous(start: u64, end: u64, protection: u32) -> Mapping {
+    pub(crate) fn anonymous(start: u64, end: u64, protection: u32) -> Mapping {
         Mapping {
             range: Range::new(start, end),
             protection,

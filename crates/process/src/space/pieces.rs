@@ -84,30 +84,15 @@ pub fn parts(ranges: &[Range], pages: u64) -> Vec<Vec<Range>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::memory::{Advice, Backing};
-
-    fn mapping(range: Range, protection: u32) -> Mapping {
-        Mapping {
-            range,
-            protection,
-            shared: false,
-            grows_down: false,
-            heap: false,
-            advice: Advice::default(),
-            backing: Backing::Anonymous,
-        }
-    }
+    use crate::object::memory::tests::anonymous;
 
     #[test]
     fn the_pieces_of_a_scan_are_all_addresses_and_of_like_weight() {
         let gib = |from: u64, to: u64| Range::new(from << 30, to << 30);
-        let layout = [
-            mapping(gib(1, 2), 3),
-            mapping(gib(4, 5), 3),
-            // Reserved, and with little in it.
-            mapping(gib(1000, 60_000), 0),
-            mapping(gib(70_000, 80_000), 3),
-        ];
+        let mapping = |from: u64, to: u64, protection| anonymous(from << 30, to << 30, protection);
+        // The third is reserved, and the last may have little in it.
+        let layout = [(1, 2, 3), (4, 5, 3), (1000, 60_000, 0), (70_000, 80_000, 3)]
+            .map(|(from, to, protection)| mapping(from, to, protection));
         let sparse = [gib(70_000, 79_000)];
         for (layout, sparse) in
             [(&layout[..], &sparse[..]), (&layout[..], &[]), (&layout[..2], &[]), (&[], &[])]

@@ -220,7 +220,61 @@ fn merge(ranges: impl Iterator<Item = Range>) -> Vec<Range> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+    use std::os::fd::{FromRawFd, OwnedFd};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::thread;
+
+    use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+
+    use super::super::uffd::{OPEN_FLAGS, Tracker};
     use super::*;
+
+    /// What was written again while a scan of more than 512 ranges came to its end was there twice, and out of order.
+    #[test]
+    fn pages_that_are_written_during_a_scan_are_found_in_order() {
+        const WRITTEN: u64 = 700;
+        let length = NonZeroUsize::new((2 * WRITTEN * PAGE_SIZE) as usize).unwrap();
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: new memory at a place of the kernel's choice.
+        let memory = unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) }.unwrap();
+        // SAFETY: the memory just mapped.
+        unsafe { madvise(memory, length.get(), MmapAdvise::MADV_NOHUGEPAGE) }.unwrap();
+        let start = memory.addr().get() as u64;
+        let all = Range::new(start, start + length.get() as u64);
+        // SAFETY: the call makes a descriptor, which nobody else has.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, OPEN_FLAGS) } as i32;
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: as above.
+        let tracker = Tracker::new(unsafe { OwnedFd::from_raw_fd(fd) }).unwrap();
+        tracker.register(all).unwrap();
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let write = |page: u64| {
+            // SAFETY: a word of the memory above, which is there until all threads have ended; only atomics refer to it.
+            let word = unsafe { AtomicU64::from_ptr((start + 2 * page * PAGE_SIZE) as *mut u64) };
+            word.fetch_add(1, Ordering::Relaxed);
+        };
+        let stop = AtomicBool::new(false);
+        let sorted = thread::scope(|scope| {
+            scope.spawn(|| {
+                // Behind the 512th range.
+                while !stop.load(Ordering::Relaxed) {
+                    (520..WRITTEN).step_by(9).for_each(write);
+                }
+            });
+            let sorted = (0..300).all(|_| {
+                (0..WRITTEN).for_each(write);
+                let found = take_written(&pagemap, all).unwrap();
+                found.windows(2).all(|two| two[0].end <= two[1].start)
+            });
+            stop.store(true, Ordering::Relaxed);
+            sorted
+        });
+        drop(tracker);
+        // SAFETY: mapped above, and used no more.
+        unsafe { munmap(memory, length.get()) }.unwrap();
+        assert!(sorted);
+    }
 
     /// One in 32 pages was left out of a first copy if it was migrated at that moment.
     #[test]

@@ -1,6 +1,6 @@
 //! Threads that help the tracer while the workload stands still, so that what it waits for is done by several processors.
 //!
-//! Work is cut into pieces, which whoever is free takes, the tracer first of all. So nothing waits for a helper that is not awake
+//! Work is cut into pieces, which whoever is free takes, the tracer first of all. So nothing waits for a worker that is not awake
 //! yet, and with one processor the tracer does everything.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,21 +10,20 @@ use std::time::{Duration, Instant};
 
 use crate::sys::task;
 
-/// Helpers besides the tracer. A scan of page tables is as fast as memory is, which a few processors use up.
-const MOST_HELPERS: usize = 3;
-/// How long a helper looks for more work before it sleeps again: more than from what was scanned to what is copied. Not longer:
+/// Workers besides the tracer. A scan of page tables is as fast as memory is, which a few processors use up.
+const MOST_WORKERS: usize = 3;
+/// How long a worker looks for more work before it sleeps again: more than from what was scanned to what is copied. Not longer:
 /// meanwhile it keeps a processor from the workload, which may be asked something, or is to run again.
 const LOOKS: Duration = Duration::from_micros(50);
 /// A piece takes a fraction of this. Whoever has one and is kept from running is waited for without keeping a processor.
 const SPINS: Duration = Duration::from_millis(1);
 
-#[derive(Debug)]
-pub struct Crew {
+pub struct Pool {
     board: Arc<Board>,
-    helpers: usize,
+    workers: usize,
 }
 
-/// What helpers look at.
+/// What workers look at.
 #[derive(Default)]
 struct Board {
     posted: Mutex<Posted>,
@@ -37,12 +36,6 @@ struct Board {
 struct Posted {
     rounds: u64,
     round: Option<Arc<dyn Round>>,
-}
-
-impl std::fmt::Debug for Board {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Board").field("rounds", &self.rounds).finish_non_exhaustive()
-    }
 }
 
 trait Round: Send + Sync {
@@ -84,17 +77,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Crew {
-    /// That of this process. Made by the tracer: helpers have the priority of whoever asks first.
-    pub fn shared() -> &'static Crew {
-        static CREW: OnceLock<Crew> = OnceLock::new();
-        CREW.get_or_init(|| {
+impl Pool {
+    /// That of this process. Made by the tracer: workers have the priority of whoever asks first.
+    pub fn shared() -> &'static Pool {
+        static POOL: OnceLock<Pool> = OnceLock::new();
+        POOL.get_or_init(|| {
             let others = thread::available_parallelism().map_or(0, |all| all.get() - 1);
-            Crew::new(others.min(MOST_HELPERS))
+            Pool::new(others.min(MOST_WORKERS))
         })
     }
 
-    fn new(wanted: usize) -> Crew {
+    fn new(wanted: usize) -> Pool {
         let board = Arc::new(Board::default());
         let priority = task::realtime_priority();
         let start = |_: &usize| {
@@ -106,15 +99,11 @@ impl Crew {
                 }
                 board.help();
             };
-            thread::Builder::new().name("helper".into()).spawn(help).is_ok()
+            // One that cannot be started is one less: the tracer has more to do.
+            thread::Builder::new().name("worker".into()).spawn(help).is_ok()
         };
-        let helpers = (0..wanted).filter(start).count();
-        Crew { board, helpers }
-    }
-
-    /// Whether pieces are done side by side.
-    pub fn helps(&self) -> bool {
-        self.helpers > 0
+        let workers = (0..wanted).filter(start).count();
+        Pool { board, workers }
     }
 
     /// The results of all pieces, in their order.
@@ -126,7 +115,7 @@ impl Crew {
     {
         let results = pieces.iter().map(|_| Mutex::new(None)).collect();
         let round = Arc::new(Pieces { pieces, results, work, next: 0.into(), done: 0.into() });
-        if self.helps() && round.pieces.len() > 1 {
+        if self.workers > 0 && round.pieces.len() > 1 {
             let mut posted = lock(&self.board.posted);
             posted.rounds += 1;
             posted.round = Some(Arc::clone(&round) as Arc<dyn Round>);
@@ -145,7 +134,7 @@ impl Crew {
         }
         lock(&self.board.posted).round = None;
         let again = |(piece, slot): (&T, &Mutex<Option<R>>)| {
-            // A helper that has panicked is one less, and its piece is to be done.
+            // A worker that has panicked is one less, and its piece is to be done.
             lock(slot).take().unwrap_or_else(|| (round.work)(piece))
         };
         round.pieces.iter().zip(&round.results).map(again).collect()
@@ -182,20 +171,20 @@ mod tests {
 
     #[test]
     fn results_come_in_order_whoever_has_done_them() {
-        for helpers in 0..3 {
-            let crew = Crew::new(helpers);
+        for workers in 0..3 {
+            let pool = Pool::new(workers);
             for count in [0, 1, 2, 50] {
-                let squares = crew.run((0..count).collect(), |piece: &u64| piece * piece);
+                let squares = pool.run((0..count).collect(), |piece: &u64| piece * piece);
                 assert_eq!(squares, (0..count).map(|piece| piece * piece).collect::<Vec<_>>());
             }
         }
     }
 
     #[test]
-    fn helpers_take_pieces() {
-        let crew = Crew::new(1);
+    fn workers_take_pieces() {
+        let pool = Pool::new(1);
         let who = || {
-            let pieces = crew.run(vec![Duration::from_millis(20); 4], |piece| {
+            let pieces = pool.run(vec![Duration::from_millis(20); 4], |piece| {
                 thread::sleep(*piece);
                 thread::current().id()
             });
@@ -206,10 +195,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_helper_fails_at_is_done_all_the_same() {
-        let crew = Crew::new(1);
+    fn what_a_worker_fails_at_is_done_all_the_same() {
+        let pool = Pool::new(1);
         let here = thread::current().id();
-        let results = crew.run((0..20).collect(), move |piece: &u64| {
+        let results = pool.run((0..20).collect(), move |piece: &u64| {
             thread::sleep(Duration::from_millis(1));
             assert_eq!(thread::current().id(), here, "this panic is meant");
             *piece
