@@ -238,8 +238,11 @@ mod tests {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: new memory at a place of the kernel's choice.
         let memory = unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) }.unwrap();
-        // SAFETY: the memory just mapped.
-        unsafe { madvise(memory, length.get(), MmapAdvise::MADV_NOHUGEPAGE) }.unwrap();
+        // No fork of another test is to wait until somebody reads that the memory was copied.
+        for advice in [MmapAdvise::MADV_NOHUGEPAGE, MmapAdvise::MADV_DONTFORK] {
+            // SAFETY: the memory just mapped.
+            unsafe { madvise(memory, length.get(), advice) }.unwrap();
+        }
         let start = memory.addr().get() as u64;
         let all = Range::new(start, start + length.get() as u64);
         // SAFETY: the call makes a descriptor, which nobody else has.
